@@ -1,0 +1,314 @@
+"""Content-addressed artifacts: the same inputs give the same key, and nothing is computed twice.
+
+An artifact is a folder `<root>/<kind>/<key>/` of arrays (safetensors), tables (Parquet) and documents (JSON)
+with a `manifest.json` that is written last: the manifest is the commit. A folder without a manifest, or one
+whose files do not match the sizes and digests in it, does not count and is computed again. This holds on a
+local disk and on any pyarrow file system (`s3://bucket/prefix`, `gs://...`).
+"""
+
+import errno
+import io
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import safetensors.numpy
+
+from llmkt_ray.errors import ArtifactError, StorageError
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SAFETENSORS_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
+    "U8": "|u1", "BOOL": "|b1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is and what made it.
+
+    Attributes:
+        kind: the stage that made it, for example "split" or "targets".
+        key: its content key: a digest of `inputs`.
+        inputs: everything that determines the content, JSON values only.
+        files: file name to {"bytes": size, "sha256": hex digest}.
+        versions: package name to version, of what computed it.
+        wall_s: seconds it took to compute.
+        created: UTC time in ISO 8601.
+        notes: facts about the content that are not inputs (counts, certificates, costs), JSON values only.
+    """
+
+    kind: str
+    key: str
+    inputs: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    wall_s: float
+    created: str
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def storage_problem(error: OSError, where: str) -> StorageError:
+    """Returns the error that a user can act on for an `OSError` met while writing to `where`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"no space left while writing {where}; free some space or choose another `storage`, then run again")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StorageError(f"{where} cannot be written ({os.strerror(error.errno)}); choose a `storage` folder that you may write to")
+    return StorageError(f"writing {where} failed: {error}; check the storage, then run again")
+
+
+class FileStore:
+    """Whole files under a root, local or remote, each written atomically.
+
+    Args:
+        root: a folder, or a URI that pyarrow knows (`s3://...`, `gs://...`, `file://...`).
+
+    Raises:
+        StorageError: the URI is not understood.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        try:
+            if "://" in self.root:
+                self._fs, self._base = pafs.FileSystem.from_uri(self.root)
+            else:
+                self._fs, self._base = pafs.LocalFileSystem(), str(Path(self.root).absolute())
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StorageError(f"storage {self.root!r} is not a folder or a known URI: {error}") from error
+        self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Returns the path of `name` as the file system knows it."""
+        return f"{self._base}/{name}"
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Writes `data` as file `name`; a reader sees the whole file or none.
+
+        Raises:
+            StorageError: the disk is full, read-only, or fails otherwise.
+        """
+        path = self.path(name)
+        try:
+            if not self.is_local:
+                with self._fs.open_output_stream(path) as stream:
+                    stream.write(data)
+                return
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+            try:
+                with open(partial, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.replace(partial, target)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_problem(error, path) from error
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """Returns the content of file `name`, or None where there is none."""
+        try:
+            with self._fs.open_input_stream(self.path(name)) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def exists(self, name: str) -> bool:
+        """Says whether a file or folder `name` is there."""
+        return bool(self._fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+
+    def list(self, folder: str, recursive: bool = False) -> list[str]:
+        """Returns the names of the files below `folder`, sorted, relative to the root; partial files left out."""
+        selector = pafs.FileSelector(self.path(folder), recursive=recursive, allow_not_found=True)
+        names = (
+            info.path[len(self._base) :].lstrip("/")
+            for info in self._fs.get_file_info(selector)
+            if info.type == pafs.FileType.File
+        )
+        return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
+
+    def delete(self, name: str) -> None:
+        """Deletes file or folder `name`; absent is fine."""
+        info = self._fs.get_file_info(self.path(name))
+        if info.type == pafs.FileType.Directory:
+            self._fs.delete_dir(info.path)
+        elif info.type == pafs.FileType.File:
+            self._fs.delete_file(info.path)
+
+
+class ArtifactStore:
+    """Artifacts of all kinds under one root.
+
+    Args:
+        root: a folder or a URI, see `FileStore`.
+        cache: a local folder for memory-mapped copies when `root` is remote.
+    """
+
+    def __init__(self, root: str | Path, cache: str | Path | None = None) -> None:
+        self.files = FileStore(root)
+        self.root = self.files.root
+        self._cache = Path(cache) if cache else None
+        self._verified: set[str] = set()
+
+    def __reduce__(self) -> tuple[type["ArtifactStore"], tuple[str, Path | None]]:
+        return (ArtifactStore, (self.root, self._cache))
+
+    def save(
+        self,
+        kind: str,
+        key: str,
+        *,
+        inputs: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray] | None = None,
+        tables: Mapping[str, pa.Table] | None = None,
+        documents: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+        notes: Mapping[str, Any] | None = None,
+        wall_s: float = 0.0,
+    ) -> Manifest:
+        """Writes one artifact and returns its manifest; all `arrays` go into one file `arrays.safetensors`.
+
+        Raises:
+            StorageError: the disk is full or read-only; nothing that counts as an artifact is left behind.
+            ArtifactError: a name is not a plain file name.
+        """
+        payload: dict[str, bytes] = {}
+        if arrays:
+            contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            payload["arrays.safetensors"] = safetensors.numpy.save(contiguous)
+        for name, table in (tables or {}).items():
+            sink = io.BytesIO()
+            pq.write_table(table, sink, compression="zstd")
+            payload[f"{_plain(name)}.parquet"] = sink.getvalue()
+        for name, document in (documents or {}).items():
+            payload[f"{_plain(name)}.json"] = json.dumps(document, indent=1, sort_keys=True).encode()
+        manifest = Manifest(
+            kind=kind,
+            key=key,
+            inputs=dict(inputs),
+            files={n: {"bytes": len(d), "sha256": sha256(d).hexdigest()} for n, d in payload.items()},
+            versions=dict(versions or {}),
+            wall_s=round(wall_s, 3),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            notes=dict(notes or {}),
+        )
+        folder = f"{_plain(kind)}/{_plain(key)}"
+        for name, data in payload.items():
+            self.files.write_bytes(f"{folder}/{name}", data)
+        self.files.write_bytes(f"{folder}/{MANIFEST}", json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+        return manifest
+
+    def find(self, kind: str, key: str) -> Manifest | None:
+        """Returns the manifest of a whole and unharmed artifact, or None: then it is to be computed (again)."""
+        try:
+            manifest = self.manifest(kind, key)
+            for name in manifest.files:
+                self._checked_bytes(manifest, name)
+        except ArtifactError:
+            return None
+        return manifest
+
+    def manifest(self, kind: str, key: str) -> Manifest:
+        """Returns the manifest of an artifact.
+
+        Raises:
+            ArtifactError: there is none, or it is not a manifest.
+        """
+        folder = f"{_plain(kind)}/{_plain(key)}"
+        data = self.files.read_bytes(f"{folder}/{MANIFEST}")
+        if data is None:
+            raise ArtifactError(f"artifact {folder} is not in {self.root}; run the study again to compute it")
+        try:
+            return Manifest(**json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"the manifest of {folder} is damaged ({error}); delete the folder and run again") from error
+
+    def arrays(self, kind: str, key: str) -> dict[str, np.ndarray]:
+        """Returns an artifact's arrays, read-only and memory-mapped.
+
+        Raises:
+            ArtifactError: the artifact is missing or damaged.
+        """
+        manifest = self.manifest(kind, key)
+        return _map_safetensors(self._local_file(manifest, "arrays.safetensors"))
+
+    def table(self, kind: str, key: str, name: str) -> pa.Table:
+        """Returns table `name` of an artifact.
+
+        Raises:
+            ArtifactError: the artifact is missing or damaged.
+        """
+        return pq.read_table(pa.BufferReader(self._checked_bytes(self.manifest(kind, key), f"{name}.parquet")))
+
+    def document(self, kind: str, key: str, name: str) -> Any:
+        """Returns document `name` of an artifact.
+
+        Raises:
+            ArtifactError: the artifact is missing or damaged.
+        """
+        return json.loads(self._checked_bytes(self.manifest(kind, key), f"{name}.json"))
+
+    def _checked_bytes(self, manifest: Manifest, name: str) -> bytes:
+        file = f"{manifest.kind}/{manifest.key}/{name}"
+        if name not in manifest.files:
+            raise ArtifactError(f"artifact {manifest.kind}/{manifest.key} has no file {name!r}; it has {sorted(manifest.files)}")
+        data = self.files.read_bytes(file)
+        if data is None or sha256(data).hexdigest() != manifest.files[name]["sha256"]:
+            raise ArtifactError(f"{file} in {self.root} is damaged or half written; run the study again to compute it anew")
+        return data
+
+    def _local_file(self, manifest: Manifest, name: str) -> Path:
+        """Returns a local path of a file whose digest was checked once in this process."""
+        file = f"{manifest.kind}/{manifest.key}/{name}"
+        if self.files.is_local:
+            path = Path(self.files.path(file))
+            if file not in self._verified:
+                self._checked_bytes(manifest, name)
+                self._verified.add(file)
+            return path
+        if self._cache is None:
+            raise ArtifactError(f"{self.root} is remote: a local cache folder is needed to map {file}")
+        cached = FileStore(self._cache)
+        local = f"{manifest.files[name]['sha256']}.safetensors"
+        if not cached.exists(local):
+            cached.write_bytes(local, self._checked_bytes(manifest, name))
+        return Path(cached.path(local))
+
+
+def _plain(name: str) -> str:
+    """Returns `name` if it is a plain file name: text from outside never becomes a path."""
+    if not _NAME.fullmatch(name):
+        raise ArtifactError(f"{name!r} is not a plain name of letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _map_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Maps a safetensors file: an 8-byte little-endian header length, a JSON header, then the raw tensors."""
+    with open(path, "rb") as stream:
+        header_bytes = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(header_bytes))
+    header.pop("__metadata__", None)
+    mapped = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        if begin == end:
+            mapped[name] = np.empty(shape, dtype)
+        else:
+            mapped[name] = np.memmap(path, dtype, mode="r", offset=8 + header_bytes + begin, shape=shape)
+    return mapped

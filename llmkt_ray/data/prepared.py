@@ -1,0 +1,116 @@
+"""A frozen split as flat arrays: what every later stage reads, and the only place that knows which rows are test."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from llmkt_ray.artifacts import ArtifactStore
+
+Part = Literal["train", "valid", "test"]
+PARTS: tuple[Part, ...] = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Interactions as parallel arrays, sorted by user, then by time (or original order where there is none).
+
+    Attributes:
+        user: index of the user, int32 `(n,)`, in [0, n_users).
+        item: index of the item, int32 `(n,)`, in [0, n_items).
+        rating: float32 `(n,)`; 1.0 throughout where the dataset has no ratings.
+        timestamp: seconds since 1970, float64 `(n,)`; NaN throughout where the dataset has none.
+        positive: bool `(n,)`: what ranking models train and are tested on.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    rating: np.ndarray
+    timestamp: np.ndarray
+    positive: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def where(self, keep: np.ndarray) -> "Rows":
+        """Returns the rows for which the bool mask `keep` `(n,)` is true."""
+        return Rows(self.user[keep], self.item[keep], self.rating[keep], self.timestamp[keep], self.positive[keep])
+
+    def positives(self) -> "Rows":
+        """Returns the positive rows only."""
+        return self.where(self.positive)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """One frozen split of one dataset (artifact kind "split").
+
+    Users and items have indices 0..n-1 in the order of their sorted tokens; RecBole's internal ids are made by
+    the bridge and joined by token, never by position.
+
+    Attributes:
+        key: the artifact's key.
+        name: the dataset's name in the study.
+        domain: "movies", "music", "books" or "generic".
+        user_tokens, item_tokens: raw ids as str, `(n_users,)` and `(n_items,)`.
+        train: the train rows that models may learn from (thinned by `train_share`).
+        train_full: all train rows of the split: masks use these whatever the thinning.
+        valid, test: the held-out rows; `test` is read by the final evaluation and by the leak certificate alone.
+        users, items: feature tables with a string column `user_id` / `item_id`, in index order.
+        notes: counts, provenance and warnings of the split, JSON values.
+    """
+
+    key: str
+    name: str
+    domain: str
+    user_tokens: np.ndarray
+    item_tokens: np.ndarray
+    train: Rows
+    train_full: Rows
+    valid: Rows
+    test: Rows
+    users: pa.Table
+    items: pa.Table
+    notes: dict[str, object]
+
+    @property
+    def n_users(self) -> int:
+        """Number of users."""
+        return len(self.user_tokens)
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return len(self.item_tokens)
+
+    @staticmethod
+    def load(store: ArtifactStore, key: str) -> "PreparedData":
+        """Returns a stored split, its arrays memory-mapped.
+
+        Raises:
+            ArtifactError: the artifact is missing or damaged.
+        """
+        arrays = store.arrays("split", key)
+        facts = store.document("split", key, "facts")
+        users, items = store.table("split", key, "users"), store.table("split", key, "items")
+
+        def rows(part: str) -> Rows:
+            return Rows(*(arrays[f"{part}_{column}"] for column in ("user", "item", "rating", "timestamp", "positive")))
+
+        train_full = rows("train")
+        kept = arrays["train_kept"]
+        return PreparedData(
+            key=key,
+            name=facts["name"],
+            domain=facts["domain"],
+            user_tokens=np.asarray(users.column("user_id").to_pylist(), dtype=np.str_),
+            item_tokens=np.asarray(items.column("item_id").to_pylist(), dtype=np.str_),
+            train=train_full if kept.all() else train_full.where(kept),
+            train_full=train_full,
+            valid=rows("valid"),
+            test=rows("test"),
+            users=users,
+            items=items,
+            notes=facts["notes"],
+        )

@@ -1,0 +1,370 @@
+"""The study file: one YAML is one study, as frozen pydantic models with unknown keys forbidden.
+
+Reading here is schema only: types, ranges and what contradicts itself inside the file. Names (models, layers,
+metrics, encoders) and the data are checked afterwards by the stages that own them; `llmkt check` does all three.
+"""
+
+import math
+import os
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from llmkt_ray.errors import StudyError, unknown_name
+from llmkt_ray.seeds import content_key
+
+
+def _as_tuple(value: Any) -> Any:
+    """A single value where a factor may have several levels stands for a tuple of one."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return (value,)
+
+
+class Section(BaseModel):
+    """A part of a study file: frozen, unknown keys forbidden, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class PositiveRule(Section):
+    """Which interactions count as positives (METHOD.md, section 1)."""
+
+    rating_at_least: float | None = None
+    """Smallest rating that is a positive; None: every interaction is one (implicit feedback)."""
+
+
+class FilterRule(Section):
+    """Which users and items stay, counted in interactions before the split; applied until nothing changes."""
+
+    user_min: int = Field(1, ge=1)
+    user_max: int | None = Field(None, ge=1)
+    """Largest number of interactions of a user, exclusive: the paper's [20, 500) is user_min 20, user_max 500."""
+    item_min: int = Field(1, ge=1)
+
+
+class SplitRule(Section):
+    """How interactions are divided into train, validation and test."""
+
+    kind: Literal["random", "leave_one_out", "time", "column"] = "random"
+    ratios: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    """Shares of train, validation and test; used by `random` (per user) and `time` (one global order)."""
+    repetitions: int = Field(1, ge=1, le=100)
+    """Number of splits, each with a seed of its own."""
+
+    @model_validator(mode="after")
+    def _ratios(self) -> Self:
+        if any(not 0 < share < 1 for share in self.ratios) or not math.isclose(sum(self.ratios), 1.0, abs_tol=1e-6):
+            raise ValueError(f"split ratios must each lie in (0, 1) and sum to 1, but got {list(self.ratios)} (sum {sum(self.ratios):g})")
+        return self
+
+
+class DatasetConfig(Section):
+    """One dataset: known by name, or a folder in RecBole's atomic format or of Parquet tables."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    path: str | None = None
+    domain: Literal["movies", "music", "books", "generic"] | None = None
+    """What the items are, for prompts; None: that of the known dataset, or generic."""
+    positive: PositiveRule = PositiveRule()
+    filters: FilterRule = FilterRule()
+    split: SplitRule = SplitRule()
+    train_share: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = (1.0,)
+    """Sparsity factor: shares of each user's train rows that are kept, in (0, 1]; masks use the full train split."""
+
+    @model_validator(mode="after")
+    def _train_share(self) -> Self:
+        for share in self.train_share:
+            if not 0 < share <= 1:
+                raise ValueError(f"train_share must lie in (0, 1], but got {share:g}")
+        return self
+
+
+class ProfileConfig(Section):
+    """One choice of who writes the profiles."""
+
+    llm: Literal["template", "file", "vllm", "vllm-sync", "openai"]
+    name: str | None = None
+    """Label in results; None: derived from llm and model."""
+    path: str | None = None
+    """`file`: a Parquet file with user_id and profile, or a folder with `profiles.parquet` and `manifest.json`."""
+
+    @model_validator(mode="after")
+    def _path(self) -> Self:
+        if self.llm == "file" and not self.path:
+            raise ValueError("profiles with llm 'file' need a `path` to a Parquet file of user_id and profile")
+        if self.llm != "file" and self.path:
+            raise ValueError(f"`path` belongs to llm 'file', not to {self.llm!r}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name of this choice in results and reports."""
+        return self.name or self.llm
+
+
+class EmbeddingConfig(Section):
+    """How profile texts become vectors."""
+
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """A sentence-transformers name or path, or `tfidf_svd` (scikit-learn, no weights)."""
+    dims: int = Field(256, ge=2)
+    """Width of `tfidf_svd`; an encoder with weights has its own."""
+    batch_size: int = Field(64, ge=1)
+
+
+class ReductionConfig(Section):
+    """How embeddings become targets."""
+
+    method: str = "umap"
+    dims: Literal["layer"] | Annotated[int, Field(ge=1)] = "layer"
+    """Width of the target: `layer` is the width of the tapped layer; a number needs a student projection if it differs."""
+    standardize: bool = True
+    n_neighbors: int = Field(15, ge=2)
+    min_dist: float = Field(0.1, ge=0, le=1)
+
+
+class ModelConfig(Section):
+    """One RecBole model with what differs from `training`."""
+
+    name: str = Field(min_length=1)
+    class_path: str | None = None
+    """A class of the user's own, `package.module:Class`: code execution, needs `--allow-code`."""
+    layers: Literal["auto", "all"] | tuple[str, ...] | None = None
+    """Taps by name; None: `transfer.layers`."""
+    epochs: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    hyperparameters: dict[str, Any] = {}
+    """RecBole settings of this model, by RecBole's names."""
+
+
+class ScheduleConfig(Section):
+    """When the transfer loss is on, and what is handed over."""
+
+    kind: Literal["two_phase", "joint", "pretrain", "reversed"] = "two_phase"
+    switch: float = Field(0.5, ge=0, le=1)
+    """Share of the epochs that is phase 1: the first floor(switch * epochs)."""
+    handover: Literal["last", "best_valid"] = "last"
+    optimizer: Literal["keep", "reset"] = "reset"
+    alpha: Literal["constant", "linear", "cosine", "step"] = "constant"
+
+
+class TransferConfig(Section):
+    """The knowledge transfer: where, how strong, which loss (METHOD.md, sections 1 and 5)."""
+
+    layers: Literal["auto", "all"] | tuple[str, ...] | dict[str, Literal["auto", "all"] | tuple[str, ...]] = "auto"
+    alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.3, 0.5, 0.7)
+    claim_alpha: float = Field(0.5, gt=0, le=1)
+    """The prespecified alpha of the claim: control twins run at it, and verdicts are about it."""
+    loss: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("mse",)
+    projection: Literal["none", "student", "legacy_slice"] = "none"
+    balance: Literal["none", "initial"] = "initial"
+    schedule: Annotated[tuple[ScheduleConfig, ...], BeforeValidator(_as_tuple)] = (ScheduleConfig(),)
+
+    @model_validator(mode="after")
+    def _alphas(self) -> Self:
+        if len(set(self.alphas)) != len(self.alphas):
+            raise ValueError(f"alphas must differ from each other, but got {list(self.alphas)}")
+        if 0 in self.alphas:
+            raise ValueError("alpha 0 is the control arm `alpha0`: list it under `controls`, not under `alphas`")
+        if self.alphas and self.claim_alpha not in self.alphas:
+            raise ValueError(f"claim_alpha {self.claim_alpha:g} must be one of the alphas {list(self.alphas)}")
+        return self
+
+
+ARMS = ("baseline", "alpha0", "shuffled")
+"""Control arms of METHOD.md section 4; `treated` is not listed: it is what the alphas make."""
+
+
+class TrainingConfig(Section):
+    """Training settings shared by all models that do not name their own."""
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(2048, ge=1)
+    learning_rate: float = Field(0.001, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    evaluate_every: int = Field(1, ge=1)
+    """Epochs between evaluations on validation."""
+
+
+class EvaluationConfig(Section):
+    """What is measured, and what selects."""
+
+    metrics: tuple[str, ...] = ("NDCG@10", "Recall@10", "Hit@10", "MRR@10")
+    select_on: str = "NDCG@10"
+    protocol: Literal["full"] = "full"
+    references: tuple[str, ...] = ("Pop", "ItemKNN", "EASE")
+    """Models without a layer, trained once a dataset, as lines in the report."""
+    smallest_effect: float = Field(0.02, gt=0, lt=1)
+    """Smallest effect of interest, relative."""
+
+    @model_validator(mode="after")
+    def _selects(self) -> Self:
+        if self.select_on not in self.metrics:
+            raise ValueError(f"select_on {self.select_on!r} must be one of the metrics {list(self.metrics)}")
+        return self
+
+
+class SearchConfig(Section):
+    """How settings are chosen: every level of a grid, or by Optuna inside each cell."""
+
+    kind: Literal["grid", "optuna"] = "grid"
+    sampler: Literal["tpe", "random", "qmc"] = "tpe"
+    trials: int = Field(20, ge=1)
+    """Suggested configurations a cell (optuna)."""
+    round_size: int = Field(4, ge=1)
+    """Suggestions made at once (optuna): they are in the ledger before they start and are told in order."""
+    alpha: tuple[float, float] = (0.05, 0.95)
+    """Range of alpha (optuna)."""
+
+
+class TaskResources(Section):
+    """What one task asks of Ray."""
+
+    cpus: float = Field(1.0, gt=0)
+    gpus: float = Field(0.0, ge=0)
+
+
+class ResourcesConfig(Section):
+    """What trials and profile workers ask of Ray; CPU or GPU is this one setting."""
+
+    trial: TaskResources = TaskResources()
+    profiles: TaskResources = TaskResources()
+    concurrency: int | None = Field(None, ge=1)
+    """Trials at once at the most; None: what the cluster holds."""
+
+
+class StudyConfig(Section):
+    """A whole study."""
+
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(2026, ge=0, lt=2**31)
+    description: str = ""
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    profiles: tuple[ProfileConfig, ...] = (ProfileConfig(llm="template"),)
+    embedding: Annotated[tuple[EmbeddingConfig, ...], BeforeValidator(_as_tuple)] = (EmbeddingConfig(),)
+    reduction: Annotated[tuple[ReductionConfig, ...], BeforeValidator(_as_tuple)] = (ReductionConfig(),)
+    models: tuple[Annotated[ModelConfig, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)], ...] = Field(min_length=1)
+    transfer: TransferConfig = TransferConfig()
+    controls: tuple[Literal[ARMS], ...] = ("baseline", "alpha0", "shuffled")  # type: ignore[valid-type]
+    training: TrainingConfig = TrainingConfig()
+    seeds: int = Field(2, ge=1, le=1000)
+    evaluation: EvaluationConfig = EvaluationConfig()
+    search: SearchConfig = SearchConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    storage: str = "results"
+    """Folder or URI under which `<name>/` (this study's results) and `artifacts/` (shared by all) are kept."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        problems = []
+        for what, names in (
+            ("datasets", [d.name for d in self.datasets]),
+            ("models", [m.name for m in self.models]),
+            ("profiles", [p.label for p in self.profiles]),
+            ("controls", list(self.controls)),
+        ):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                problems.append(f"{what} must have different names, but {', '.join(map(repr, twice))} appear{'s' if len(twice) == 1 else ''} twice")
+        for model in self.models:
+            epochs = model.epochs or self.training.epochs
+            for schedule in self.transfer.schedule:
+                if schedule.kind in ("two_phase", "pretrain", "reversed") and epochs < 2:
+                    problems.append(f"model {model.name!r} has {epochs} epoch, but two phases need at least 2 epochs")
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
+        return self
+
+    @property
+    def key(self) -> str:
+        """The content key of what determines results: storage, resources and description do not."""
+        content = self.model_dump(mode="json", exclude={"storage", "resources", "description", "name"})
+        return content_key(content)
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, which YAML would silently let win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            if isinstance(key, Hashable):
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_study(path: str | os.PathLike[str]) -> StudyConfig:
+    """Reads and validates a study file.
+
+    Raises:
+        StudyError: the file is missing, is not YAML, or has errors of schema; all of them at once.
+    """
+    source = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        near = sorted(p.as_posix() for p in Path(path).parent.glob("*.y*ml"))[:8]
+        hint = f"; study files there: {', '.join(near)}" if near else ""
+        raise StudyError([f"there is no file {source!r}{hint}"], source) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError([f"{source!r} cannot be read: {error}"], source) from error
+    return parse_study(text, source)
+
+
+def parse_study(text: str, source: str = "the study") -> StudyConfig:
+    """Validates the text of a study file.
+
+    Raises:
+        StudyError: not YAML, or errors of schema; all of them at once.
+    """
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise StudyError([f"malformed YAML: {' '.join(str(error).split())}"], source) from error
+    if not isinstance(content, dict):
+        raise StudyError([f"a study is a mapping with `name`, `datasets` and `models`, but got {type(content).__name__}"], source)
+    try:
+        return StudyConfig.model_validate(content)
+    except ValidationError as error:
+        raise StudyError([_sentence(detail) for detail in error.errors()], source) from error
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """Returns one pydantic error as a sentence with the place, the value and what is allowed."""
+    location = [part for part in detail["loc"] if not _is_union_branch(part)]
+    place = ".".join(str(part) for part in location) or "study"
+    if detail["type"] == "extra_forbidden":
+        section = _section_at([str(part) for part in location[:-1] if not isinstance(part, int)])
+        return unknown_name(f"{'.'.join(map(str, location[:-1])) or 'study'}: key", str(location[-1]), section.model_fields)
+    message = detail["msg"].removeprefix("Value error, ")
+    value = detail["input"]
+    shown = f", but got {value!r}" if isinstance(value, str | int | float | bool) and repr(value) not in message and "but got" not in message else ""
+    return f"{place}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _is_union_branch(part: object) -> bool:
+    text = str(part)
+    return isinstance(part, str) and ("[" in text or text in {"int", "str", "constrained-int", "literal"})
+
+
+def _section_at(path: list[str]) -> type[Section]:
+    """Returns the section class that a path of keys leads to (the study itself for an empty path)."""
+    sections: dict[str, type[Section]] = {
+        "datasets": DatasetConfig, "positive": PositiveRule, "filters": FilterRule, "split": SplitRule,
+        "profiles": ProfileConfig, "embedding": EmbeddingConfig, "reduction": ReductionConfig, "models": ModelConfig,
+        "transfer": TransferConfig, "schedule": ScheduleConfig, "training": TrainingConfig,
+        "evaluation": EvaluationConfig, "search": SearchConfig, "resources": ResourcesConfig, "trial": TaskResources,
+    }  # fmt: skip
+    if path[:1] == ["resources"] and len(path) > 1:
+        return TaskResources
+    return sections.get(path[-1], StudyConfig) if path else StudyConfig

@@ -1,0 +1,112 @@
+"""What one trial is, and what comes out of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.seeds import content_key, training_seed
+from llmkt_ray.study import ScheduleConfig, Section
+
+
+class TrialSpec(Section):
+    """One trial: everything that determines its numbers, and labels that say where it stands in the study."""
+
+    study_seed: int
+    dataset: str
+    split_key: str
+    model: str
+    class_path: str | None = None
+    hyperparameters: dict[str, Any] = {}
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    evaluate_every: int = 1
+    arm: str
+    """"baseline", "alpha0", "treated", a control of METHOD.md section 4, or "reference" (Pop, ItemKNN, EASE)."""
+    alpha: float = 0.0
+    layer: str | None = None
+    """Resolved tap name, for example "encoder.mlp_layers.1" or "decoder:input"; None: no transfer."""
+    targets_key: str | None = None
+    loss: str = "mse"
+    projection: str = "none"
+    balance: str = "none"
+    schedule: ScheduleConfig = ScheduleConfig()
+    metrics: tuple[str, ...]
+    select_on: str
+    protocol: str = "full"
+    seed_index: int
+    factors: dict[str, str | int | float | bool | None] = {}
+    """Labels of the cell (llm, encoder, reduction, dims, train_share, split...); not part of the key."""
+
+    @property
+    def key(self) -> str:
+        """The trial's content key: of everything but the labels."""
+        return content_key(self.model_dump(mode="json", exclude={"factors"}))
+
+    @property
+    def seed(self) -> int:
+        """The root of the trial's randomness; equal for all arms of one (dataset, model, seed index)."""
+        return training_seed(self.study_seed, self.dataset, self.model, self.seed_index)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the tapped layer learns to reconstruct (artifact kind "targets").
+
+    Attributes:
+        key: the artifact's key.
+        matrix: float32 `(n_users, d)`, in the index order of `PreparedData.user_tokens`.
+        present: bool `(n_users,)`; False: this user has no profile and stays out of the loss.
+        user_tokens: `(n_users,)`, checked against the split's before use.
+    """
+
+    key: str
+    matrix: np.ndarray
+    present: np.ndarray
+    user_tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrialArtifacts:
+    """What a trial reads, apart from its spec; arrays may be memory-mapped or in Ray's object store."""
+
+    data: PreparedData
+    targets: Targets | None = None
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial gives.
+
+    Attributes:
+        spec: the trial.
+        status: "done" or "failed".
+        valid: metric name to value on validation at the selected epoch, in [0, 1], higher is better.
+        test: the same on test, opened once at the end; empty if failed.
+        best_epoch: the selected epoch (1-based, of phase 2 where there is one), 0 for a reference.
+        converged: False where the best epoch is the last evaluated one: not converged.
+        epochs: one mapping an epoch: epoch, phase, loss_model, loss_transfer, gradient_ratio, `valid_<metric>`
+            (NaN where not evaluated), duration_s.
+        users: arrays over the evaluated test users: "user" (int32 index) and one float64 array a metric.
+        recommended: int32 `(n_evaluated, k)` item indices, best first, for the largest k of the metrics.
+        facts: what was resolved or met on the way (beta, parameters, sampler, path, transfer_steps, warnings...).
+        measures: what may differ between equal runs: wall_s, cpu_s, peak_rss_bytes, host, device, versions.
+        error: kind, message and traceback of a failure; None if done.
+    """
+
+    spec: TrialSpec
+    status: Literal["done", "failed"]
+    valid: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
+    best_epoch: int = 0
+    converged: bool | None = None
+    epochs: tuple[Mapping[str, float | int], ...] = ()
+    users: Mapping[str, np.ndarray] = field(default_factory=dict)
+    recommended: np.ndarray | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    measures: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, str] | None = None
