@@ -135,11 +135,7 @@ class FileStore:
     def list(self, folder: str, recursive: bool = False) -> list[str]:
         """Returns the names of the files below `folder`, sorted, relative to the root; partial files left out."""
         selector = pafs.FileSelector(self.path(folder), recursive=recursive, allow_not_found=True)
-        names = (
-            info.path[len(self._base) :].lstrip("/")
-            for info in self._fs.get_file_info(selector)
-            if info.type == pafs.FileType.File
-        )
+        names = (info.path[len(self._base) :].lstrip("/") for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File)
         return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
 
     def delete(self, name: str) -> None:

@@ -272,7 +272,7 @@ class StudyConfig(Section):
         ):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
-                problems.append(f"{what} must have different names, but {', '.join(map(repr, twice))} appear{'s' if len(twice) == 1 else ''} twice")
+                problems.append(f"{what} must have different names, but {', '.join(map(repr, twice))} appear more than once")
         for model in self.models:
             epochs = model.epochs or self.training.epochs
             for schedule in self.transfer.schedule:
@@ -348,7 +348,8 @@ def _sentence(detail: ErrorDetails) -> str:
         return unknown_name(f"{'.'.join(map(str, location[:-1])) or 'study'}: key", str(location[-1]), section.model_fields)
     message = detail["msg"].removeprefix("Value error, ")
     value = detail["input"]
-    shown = f", but got {value!r}" if isinstance(value, str | int | float | bool) and repr(value) not in message and "but got" not in message else ""
+    told = "but got" in message or repr(value) in message or not isinstance(value, str | int | float | bool)
+    shown = "" if told else f", but got {value!r}"
     return f"{place}: {message[0].lower()}{message[1:]}{shown}"
 
 

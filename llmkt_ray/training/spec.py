@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.seeds import content_key, training_seed
 from llmkt_ray.study import ScheduleConfig, Section
 
@@ -51,23 +52,6 @@ class TrialSpec(Section):
     def seed(self) -> int:
         """The root of the trial's randomness; equal for all arms of one (dataset, model, seed index)."""
         return training_seed(self.study_seed, self.dataset, self.model, self.seed_index)
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What the tapped layer learns to reconstruct (artifact kind "targets").
-
-    Attributes:
-        key: the artifact's key.
-        matrix: float32 `(n_users, d)`, in the index order of `PreparedData.user_tokens`.
-        present: bool `(n_users,)`; False: this user has no profile and stays out of the loss.
-        user_tokens: `(n_users,)`, checked against the split's before use.
-    """
-
-    key: str
-    matrix: np.ndarray
-    present: np.ndarray
-    user_tokens: np.ndarray
 
 
 @dataclass(frozen=True)
