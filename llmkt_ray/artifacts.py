@@ -28,10 +28,11 @@ import safetensors.numpy
 from llmkt_ray.errors import ArtifactError, StorageError
 
 MANIFEST = "manifest.json"
+_WRITE_ATTEMPTS = 5
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SAFETENSORS_DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
-    "U8": "|u1", "BOOL": "|b1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
 }  # fmt: skip
 
 
@@ -60,6 +61,14 @@ class Manifest:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+def below(storage: str, *parts: str) -> str:
+    """Returns the folder or URI `parts` below `storage`; the options of a URI (`?endpoint_override=...`) stay at its end."""
+    if "://" not in storage:
+        return str(Path(storage).absolute().joinpath(*parts))
+    location, mark, options = storage.partition("?")
+    return "/".join((location.rstrip("/"), *parts)) + mark + options
+
+
 def storage_problem(error: OSError, where: str) -> StorageError:
     """Returns the error that a user can act on for an `OSError` met while writing to `where`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -80,12 +89,13 @@ class FileStore:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = str(root)
+        # A relative folder is made absolute here: a worker that gets this root may have another working directory.
+        self.root = str(root) if "://" in str(root) else str(Path(root).absolute())
         try:
             if "://" in self.root:
                 self._fs, self._base = pafs.FileSystem.from_uri(self.root)
             else:
-                self._fs, self._base = pafs.LocalFileSystem(), str(Path(self.root).absolute())
+                self._fs, self._base = pafs.LocalFileSystem(), self.root
         except (pa.ArrowInvalid, OSError) as error:
             raise StorageError(f"storage {self.root!r} is not a folder or a known URI: {error}") from error
         self.is_local = isinstance(self._fs, pafs.LocalFileSystem)
@@ -121,12 +131,18 @@ class FileStore:
             raise storage_problem(error, path) from error
 
     def read_bytes(self, name: str) -> bytes | None:
-        """Returns the content of file `name`, or None where there is none."""
+        """Returns the content of file `name`, or None where there is none.
+
+        Raises:
+            StorageError: it is there but cannot be read, or the storage does not answer.
+        """
         try:
             with self._fs.open_input_stream(self.path(name)) as stream:
                 return bytes(stream.read())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise StorageError(f"reading {self.path(name)} failed: {error}; check the storage, then run again") from error
 
     def exists(self, name: str) -> bool:
         """Says whether a file or folder `name` is there."""
@@ -159,7 +175,7 @@ class ArtifactStore:
         self.files = FileStore(root)
         self.root = self.files.root
         self._cache = Path(cache) if cache else None
-        self._verified: set[str] = set()
+        self._verified: set[tuple[str, str]] = set()
 
     def __reduce__(self) -> tuple[type["ArtifactStore"], tuple[str, Path | None]]:
         return (ArtifactStore, (self.root, self._cache))
@@ -180,12 +196,13 @@ class ArtifactStore:
         """Writes one artifact and returns its manifest; all `arrays` go into one file `arrays.safetensors`.
 
         Raises:
-            StorageError: the disk is full or read-only; nothing that counts as an artifact is left behind.
+            StorageError: the disk is full or read-only; nothing that counts as an artifact is left behind. Or others
+                kept writing different content under this key.
             ArtifactError: a name is not a plain file name.
         """
         payload: dict[str, bytes] = {}
         if arrays:
-            contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
             payload["arrays.safetensors"] = safetensors.numpy.save(contiguous)
         for name, table in (tables or {}).items():
             sink = io.BytesIO()
@@ -204,10 +221,18 @@ class ArtifactStore:
             notes=dict(notes or {}),
         )
         folder = f"{_plain(kind)}/{_plain(key)}"
-        for name, data in payload.items():
-            self.files.write_bytes(f"{folder}/{name}", data)
-        self.files.write_bytes(f"{folder}/{MANIFEST}", json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
-        return manifest
+        # Two processes may compute one key at the same time. Equal content is harmless; where it differs (an LLM's
+        # texts) their files may end up mixed, so what is there is read back, and written again if it is not whole.
+        for _ in range(_WRITE_ATTEMPTS):
+            for name, data in payload.items():
+                self.files.write_bytes(f"{folder}/{name}", data)
+            self.files.write_bytes(f"{folder}/{MANIFEST}", _signed(manifest))
+            found = self.find(kind, key)
+            if found is not None:
+                return found
+        raise StorageError(
+            f"artifact {folder} in {self.root} was damaged {_WRITE_ATTEMPTS} times while it was written; do two studies run on it?"
+        )
 
     def find(self, kind: str, key: str) -> Manifest | None:
         """Returns the manifest of a whole and unharmed artifact, or None: then it is to be computed (again)."""
@@ -223,22 +248,22 @@ class ArtifactStore:
         """Returns the manifest of an artifact.
 
         Raises:
-            ArtifactError: there is none, or it is not a manifest.
+            ArtifactError: there is none, or it is damaged.
         """
         folder = f"{_plain(kind)}/{_plain(key)}"
         data = self.files.read_bytes(f"{folder}/{MANIFEST}")
         if data is None:
             raise ArtifactError(f"artifact {folder} is not in {self.root}; run the study again to compute it")
-        try:
-            return Manifest(**json.loads(data))
-        except (ValueError, TypeError) as error:
-            raise ArtifactError(f"the manifest of {folder} is damaged ({error}); delete the folder and run again") from error
+        manifest = _unsigned(data)
+        if manifest is None or (manifest.kind, manifest.key) != (kind, key):
+            raise ArtifactError(f"the manifest of {folder} in {self.root} is damaged; run the study again to compute it anew")
+        return manifest
 
     def arrays(self, kind: str, key: str) -> dict[str, np.ndarray]:
         """Returns an artifact's arrays, read-only and memory-mapped.
 
         Raises:
-            ArtifactError: the artifact is missing or damaged.
+            ArtifactError: the artifact is missing or damaged, or the storage is remote and there is no cache.
         """
         manifest = self.manifest(kind, key)
         return _map_safetensors(self._local_file(manifest, "arrays.safetensors"))
@@ -271,19 +296,42 @@ class ArtifactStore:
     def _local_file(self, manifest: Manifest, name: str) -> Path:
         """Returns a local path of a file whose digest was checked once in this process."""
         file = f"{manifest.kind}/{manifest.key}/{name}"
+        digest = str(manifest.files.get(name, {}).get("sha256"))
         if self.files.is_local:
-            path = Path(self.files.path(file))
-            if file not in self._verified:
+            if (file, digest) not in self._verified:
                 self._checked_bytes(manifest, name)
-                self._verified.add(file)
-            return path
+                self._verified.add((file, digest))
+            return Path(self.files.path(file))
         if self._cache is None:
             raise ArtifactError(f"{self.root} is remote: a local cache folder is needed to map {file}")
-        cached = FileStore(self._cache)
-        local = f"{manifest.files[name]['sha256']}.safetensors"
-        if not cached.exists(local):
-            cached.write_bytes(local, self._checked_bytes(manifest, name))
+        cached, local = FileStore(self._cache), f"{digest}.safetensors"
+        if (file, digest) not in self._verified:
+            copy = cached.read_bytes(local)
+            if copy is None or sha256(copy).hexdigest() != digest:
+                cached.write_bytes(local, self._checked_bytes(manifest, name))
+            self._verified.add((file, digest))
         return Path(cached.path(local))
+
+
+def _signed(manifest: Manifest) -> bytes:
+    """Returns a manifest as JSON with its own digest in it, so that damage to the manifest is seen too."""
+    content = asdict(manifest)
+    return json.dumps({**content, "manifest_sha256": _digest(content)}, indent=1, sort_keys=True).encode()
+
+
+def _unsigned(data: bytes) -> Manifest | None:
+    """Returns the manifest that `_signed` wrote, or None if a bit of it has changed."""
+    try:
+        content = json.loads(data)
+        if content.pop("manifest_sha256") != _digest(content):
+            return None
+        return Manifest(**content)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _digest(content: Any) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(name: str) -> str:
@@ -305,6 +353,7 @@ def _map_safetensors(path: Path) -> dict[str, np.ndarray]:
         dtype, shape = np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
         if begin == end:
             mapped[name] = np.empty(shape, dtype)
+            mapped[name].flags.writeable = False
         else:
             mapped[name] = np.memmap(path, dtype, mode="r", offset=8 + header_bytes + begin, shape=shape)
     return mapped

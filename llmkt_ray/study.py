@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from llmkt_ray.errors import StudyError, unknown_name
+from llmkt_ray.errors import StudyError
+from llmkt_ray.schema_errors import sentences
 from llmkt_ray.seeds import content_key
 
 
@@ -23,6 +23,11 @@ def _as_tuple(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(value)
     return (value,)
+
+
+def _as_named(value: Any) -> Any:
+    """A plain text where a section is expected stands for its `name`."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 class Section(BaseModel):
@@ -45,6 +50,12 @@ class FilterRule(Section):
     user_max: int | None = Field(None, ge=1)
     """Largest number of interactions of a user, exclusive: the paper's [20, 500) is user_min 20, user_max 500."""
     item_min: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.user_max is not None and self.user_max <= self.user_min:
+            raise ValueError(f"user_max (exclusive) must be above user_min {self.user_min}, but got {self.user_max}: no user would stay")
+        return self
 
 
 class SplitRule(Section):
@@ -73,7 +84,7 @@ class DatasetConfig(Section):
     positive: PositiveRule = PositiveRule()
     filters: FilterRule = FilterRule()
     split: SplitRule = SplitRule()
-    train_share: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = (1.0,)
+    train_share: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = Field((1.0,), min_length=1)
     """Sparsity factor: shares of each user's train rows that are kept, in (0, 1]; masks use the full train split."""
 
     @model_validator(mode="after")
@@ -92,6 +103,12 @@ class ProfileConfig(Section):
     """Label in results; None: derived from llm and model."""
     path: str | None = None
     """`file`: a Parquet file with user_id and profile, or a folder with `profiles.parquet` and `manifest.json`."""
+    declares_split: str | None = None
+    """`file` without a manifest: the split the texts were written from: "column", a split's key or its train digest."""
+    min_coverage: float = Field(0.9, gt=0, le=1)
+    """Smallest share of the users that must have a text; below it the study stops."""
+    full_history: bool = False
+    """Profiles from the full train split where `train_share` thins what models learn from."""
 
     @model_validator(mode="after")
     def _path(self) -> Self:
@@ -99,6 +116,8 @@ class ProfileConfig(Section):
             raise ValueError("profiles with llm 'file' need a `path` to a Parquet file of user_id and profile")
         if self.llm != "file" and self.path:
             raise ValueError(f"`path` belongs to llm 'file', not to {self.llm!r}")
+        if self.llm != "file" and self.declares_split:
+            raise ValueError(f"`declares_split` belongs to llm 'file', not to {self.llm!r}: other engines write from the split themselves")
         return self
 
     @property
@@ -140,7 +159,7 @@ class ModelConfig(Section):
     batch_size: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     weight_decay: float | None = Field(None, ge=0)
-    hyperparameters: dict[str, Any] = {}
+    hyperparameters: dict[str, JsonValue] = {}
     """RecBole settings of this model, by RecBole's names."""
 
 
@@ -159,13 +178,13 @@ class TransferConfig(Section):
     """The knowledge transfer: where, how strong, which loss (METHOD.md, sections 1 and 5)."""
 
     layers: Literal["auto", "all"] | tuple[str, ...] | dict[str, Literal["auto", "all"] | tuple[str, ...]] = "auto"
-    alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.3, 0.5, 0.7)
+    alphas: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_tuple)] = (0.3, 0.5, 0.7)
     claim_alpha: float = Field(0.5, gt=0, le=1)
     """The prespecified alpha of the claim: control twins run at it, and verdicts are about it."""
-    loss: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("mse",)
+    loss: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(("mse",), min_length=1)
     projection: Literal["none", "student", "legacy_slice"] = "none"
     balance: Literal["none", "initial"] = "initial"
-    schedule: Annotated[tuple[ScheduleConfig, ...], BeforeValidator(_as_tuple)] = (ScheduleConfig(),)
+    schedule: Annotated[tuple[ScheduleConfig, ...], BeforeValidator(_as_tuple)] = Field((ScheduleConfig(),), min_length=1)
 
     @model_validator(mode="after")
     def _alphas(self) -> Self:
@@ -223,6 +242,13 @@ class SearchConfig(Section):
     alpha: tuple[float, float] = (0.05, 0.95)
     """Range of alpha (optuna)."""
 
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        low, high = self.alpha
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"the range of alpha must be [low, high] with 0 <= low < high <= 1, but got {list(self.alpha)}")
+        return self
+
 
 class TaskResources(Section):
     """What one task asks of Ray."""
@@ -246,11 +272,11 @@ class StudyConfig(Section):
     name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(2026, ge=0, lt=2**31)
     description: str = ""
-    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
-    profiles: tuple[ProfileConfig, ...] = (ProfileConfig(llm="template"),)
-    embedding: Annotated[tuple[EmbeddingConfig, ...], BeforeValidator(_as_tuple)] = (EmbeddingConfig(),)
-    reduction: Annotated[tuple[ReductionConfig, ...], BeforeValidator(_as_tuple)] = (ReductionConfig(),)
-    models: tuple[Annotated[ModelConfig, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)], ...] = Field(min_length=1)
+    datasets: tuple[Annotated[DatasetConfig, BeforeValidator(_as_named)], ...] = Field(min_length=1)
+    profiles: tuple[ProfileConfig, ...] = Field((ProfileConfig(llm="template"),), min_length=1)
+    embedding: Annotated[tuple[EmbeddingConfig, ...], BeforeValidator(_as_tuple)] = Field((EmbeddingConfig(),), min_length=1)
+    reduction: Annotated[tuple[ReductionConfig, ...], BeforeValidator(_as_tuple)] = Field((ReductionConfig(),), min_length=1)
+    models: tuple[Annotated[ModelConfig, BeforeValidator(_as_named)], ...] = Field(min_length=1)
     transfer: TransferConfig = TransferConfig()
     controls: tuple[Literal[ARMS], ...] = ("baseline", "alpha0", "shuffled")  # type: ignore[valid-type]
     training: TrainingConfig = TrainingConfig()
@@ -258,7 +284,7 @@ class StudyConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
     resources: ResourcesConfig = ResourcesConfig()
-    storage: str = "results"
+    storage: str = Field("results", min_length=1)
     """Folder or URI under which `<name>/` (this study's results) and `artifacts/` (shared by all) are kept."""
 
     @model_validator(mode="after")
@@ -278,13 +304,18 @@ class StudyConfig(Section):
             for schedule in self.transfer.schedule:
                 if schedule.kind in ("two_phase", "pretrain", "reversed") and epochs < 2:
                     problems.append(f"model {model.name!r} has {epochs} epoch, but two phases need at least 2 epochs")
+                elif schedule.kind in ("two_phase", "pretrain") and math.floor(schedule.switch * epochs) < 1:
+                    problems.append(
+                        f"switch {schedule.switch:g} of {epochs} epochs leaves model {model.name!r} without phase 1; "
+                        f"switch must be at least {1 / epochs:g} there"
+                    )
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
 
     @property
     def key(self) -> str:
-        """The content key of what determines results: storage, resources and description do not."""
+        """The content key of what determines results: storage, resources, description and the study's name do not."""
         content = self.model_dump(mode="json", exclude={"storage", "resources", "description", "name"})
         return content_key(content)
 
@@ -295,6 +326,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
@@ -336,36 +369,4 @@ def parse_study(text: str, source: str = "the study") -> StudyConfig:
     try:
         return StudyConfig.model_validate(content)
     except ValidationError as error:
-        raise StudyError([_sentence(detail) for detail in error.errors()], source) from error
-
-
-def _sentence(detail: ErrorDetails) -> str:
-    """Returns one pydantic error as a sentence with the place, the value and what is allowed."""
-    location = [part for part in detail["loc"] if not _is_union_branch(part)]
-    place = ".".join(str(part) for part in location) or "study"
-    if detail["type"] == "extra_forbidden":
-        section = _section_at([str(part) for part in location[:-1] if not isinstance(part, int)])
-        return unknown_name(f"{'.'.join(map(str, location[:-1])) or 'study'}: key", str(location[-1]), section.model_fields)
-    message = detail["msg"].removeprefix("Value error, ")
-    value = detail["input"]
-    told = "but got" in message or repr(value) in message or not isinstance(value, str | int | float | bool)
-    shown = "" if told else f", but got {value!r}"
-    return f"{place}: {message[0].lower()}{message[1:]}{shown}"
-
-
-def _is_union_branch(part: object) -> bool:
-    text = str(part)
-    return isinstance(part, str) and ("[" in text or text in {"int", "str", "constrained-int", "literal"})
-
-
-def _section_at(path: list[str]) -> type[Section]:
-    """Returns the section class that a path of keys leads to (the study itself for an empty path)."""
-    sections: dict[str, type[Section]] = {
-        "datasets": DatasetConfig, "positive": PositiveRule, "filters": FilterRule, "split": SplitRule,
-        "profiles": ProfileConfig, "embedding": EmbeddingConfig, "reduction": ReductionConfig, "models": ModelConfig,
-        "transfer": TransferConfig, "schedule": ScheduleConfig, "training": TrainingConfig,
-        "evaluation": EvaluationConfig, "search": SearchConfig, "resources": ResourcesConfig, "trial": TaskResources,
-    }  # fmt: skip
-    if path[:1] == ["resources"] and len(path) > 1:
-        return TaskResources
-    return sections.get(path[-1], StudyConfig) if path else StudyConfig
+        raise StudyError(sentences(error.errors(), StudyConfig), source) from error

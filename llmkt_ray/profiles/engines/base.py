@@ -1,0 +1,51 @@
+"""The one interface of all engines."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from llmkt_ray.data.leaks import Certificate
+from llmkt_ray.data.prepared import PreparedData
+
+Progress = Callable[[int, int], None]
+"""Called with (users done, users in all) as the work goes on."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an engine gives.
+
+    Attributes:
+        table: rows of `table.SCHEMA`, in any order; `generate` checks that every user has exactly one.
+        certificate: what is known about leaks.
+        notes: facts about the making that are not inputs (warnings, costs), JSON values.
+    """
+
+    table: pa.Table
+    certificate: Certificate
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Writes the profiles of all users of a split."""
+
+    is_llm: bool
+    """Whether a language model wrote the texts."""
+    draws: bool
+    """Whether texts depend on a seed."""
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what determines the texts beside the history: part of the profiles' key, JSON values only.
+
+        Raises:
+            ProfileError: the engine cannot work as configured; found before anything expensive starts.
+        """
+
+    def write(self, data: PreparedData, seed: int, progress: Progress) -> Written:
+        """Writes one row for every user of `data`.
+
+        Raises:
+            ProfileError: not even a row with an error can be written.
+        """

@@ -1,0 +1,186 @@
+"""The folder of one study's results: whose it is, and who is working in it.
+
+`<storage>/<study name>/` holds `study.yaml` (the study as run, with its key), `card.json`, `ledger/`, `checkpoints/`,
+`logs/` and `report.html`. A folder belongs to one study key; one process at a time runs a study in it.
+"""
+
+import json
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from llmkt_ray.artifacts import FileStore, storage_problem
+from llmkt_ray.errors import StorageError
+from llmkt_ray.study import StudyConfig
+
+LOCK, HOLDER, OWNER = "run.lock", "run.json", "study.yaml"
+HEARTBEAT_S = 20.0
+STALE_S = 120.0
+"""On storage without file locks a holder that has not been heard of for this long is taken to be dead."""
+
+
+def study_folder(study: StudyConfig) -> str:
+    """Returns the path or URI of a study's results folder."""
+    return f"{study.storage.rstrip('/')}/{study.name}" if "://" in study.storage else str(Path(study.storage).absolute() / study.name)
+
+
+def artifacts_folder(study: StudyConfig) -> str:
+    """Returns the path or URI of the artifacts, shared by all studies of one storage."""
+    return f"{study.storage.rstrip('/')}/artifacts" if "://" in study.storage else str(Path(study.storage).absolute() / "artifacts")
+
+
+def owner_problem(study: StudyConfig) -> str | None:
+    """Returns why this study may not use its results folder (it holds another study's results), or None."""
+    data = FileStore(study_folder(study)).read_bytes(OWNER)
+    if data is None:
+        return None
+    try:
+        owner = yaml.safe_load(data)
+        key, before = owner["key"], owner["study"]
+    except (yaml.YAMLError, TypeError, KeyError):
+        return f"{study_folder(study)}/{OWNER} is not what a study leaves there; move the folder away or choose another `name` or `storage`"
+    if key == study.key:
+        return None
+    after = study.model_dump(mode="json")
+    changed = [name for name in after if before.get(name) != after[name] and name not in ("storage", "resources", "description")]
+    return (
+        f"the results folder {study_folder(study)} belongs to another study (key {key}, this one is {study.key}; "
+        f"{', '.join(changed) or 'defaults'} changed); give this study another `name` or `storage`, or move the folder away"
+    )
+
+
+def claim(study: StudyConfig) -> None:
+    """Makes the results folder this study's own, if it is nobody's yet.
+
+    Raises:
+        StorageError: it is another study's, or cannot be written.
+    """
+    problem = owner_problem(study)
+    if problem:
+        raise StorageError(problem)
+    files = FileStore(study_folder(study))
+    if not files.exists(OWNER):
+        owner = {"key": study.key, "study": study.model_dump(mode="json")}
+        files.write_bytes(OWNER, yaml.safe_dump(owner, sort_keys=False).encode())
+
+
+def write_problem(root: str | Path) -> str | None:
+    """Returns why `root` cannot be written, or None; leaves nothing behind."""
+    try:
+        files = FileStore(root)
+        there = files.exists("")
+        name = f".probe-{uuid.uuid4().hex[:8]}"
+        files.write_bytes(name, b"0")
+        files.delete(name)
+    except StorageError as error:
+        return str(error)
+    if not there and files.is_local and not any(Path(files.path("")).iterdir()):
+        Path(files.path("")).rmdir()
+    return None
+
+
+def holder(folder: str | Path) -> dict[str, Any] | None:
+    """Returns {host, pid, started, command} of the process that is running the study, or None."""
+    files = FileStore(folder)
+    if files.is_local:
+        if not Path(files.path(LOCK)).exists():
+            return None
+        probe = filelock.FileLock(files.path(LOCK))
+        try:
+            probe.acquire(timeout=0)
+        except filelock.Timeout:
+            return _read_holder(files) or {"host": "unknown host", "pid": "unknown pid", "started": "unknown time"}
+        probe.release()
+        return None
+    found = _read_holder(files)
+    return found if found and _age_s(found) < STALE_S else None
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keeps other runs of the study out for as long as the block lasts.
+
+    On a local disk the lock is the operating system's, so it ends with the process however that ends. Elsewhere it is a
+    file with a heartbeat, which a later run takes over when it has gone silent.
+
+    Raises:
+        StorageError: another process is running this study.
+    """
+    files = FileStore(folder)
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "id": uuid.uuid4().hex}
+    if files.is_local:
+        with _system_lock(files, me):
+            yield
+        return
+    other = holder(folder)
+    if other:
+        raise _busy(folder, other)
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.is_set():
+            files.write_bytes(HOLDER, json.dumps({**me, "alive": _now()}).encode())
+            stop.wait(HEARTBEAT_S)
+
+    beat_once = json.dumps({**me, "alive": _now()}).encode()
+    files.write_bytes(HOLDER, beat_once)
+    thread = threading.Thread(target=beat, name="llmkt-lock", daemon=True)
+    thread.start()
+    try:
+        found = _read_holder(files)
+        if found and found.get("id") != me["id"]:
+            raise _busy(folder, found)
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        files.delete(HOLDER)
+
+
+@contextmanager
+def _system_lock(files: FileStore, me: dict[str, Any]) -> Iterator[None]:
+    path = Path(files.path(LOCK))
+    lock = filelock.FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise _busy(files.root, _read_holder(files) or {}) from error
+    except OSError as error:
+        raise storage_problem(error, str(path)) from error
+    try:
+        files.write_bytes(HOLDER, json.dumps(me).encode())
+        yield
+    finally:
+        files.delete(HOLDER)
+        lock.release()
+
+
+def _busy(folder: str | Path, other: dict[str, Any]) -> StorageError:
+    who = f"process {other.get('pid', 'unknown')} on {other.get('host', 'an unknown host')}, since {other.get('started', 'an unknown time')}"
+    return StorageError(f"this study is being run already in {folder} (by {who}); wait for it or stop it, then run again: finished trials stay")
+
+
+def _read_holder(files: FileStore) -> dict[str, Any] | None:
+    data = files.read_bytes(HOLDER)
+    try:
+        return None if data is None else dict(json.loads(data))
+    except ValueError:
+        return None
+
+
+def _age_s(found: dict[str, Any]) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(str(found.get("alive", found["started"])))).total_seconds()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

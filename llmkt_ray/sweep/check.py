@@ -1,0 +1,158 @@
+"""Everything that is wrong with a study, at once and before anything expensive starts.
+
+The schema has been read by `load_study`; here come the names (models, layers, metrics, losses, encoders, reducers), the
+datasets and profiles, the machine, and the storage, in this order.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.data.check import dataset_problems
+from llmkt_ray.embeddings.encoders import encoder_identity
+from llmkt_ray.embeddings.reducers import REDUCERS
+from llmkt_ray.errors import LlmktError, StudyError, unknown_name
+from llmkt_ray.profiles.generate import profiles_key
+from llmkt_ray.results.folder import holder, owner_problem, study_folder, write_problem
+from llmkt_ray.study import StudyConfig
+from llmkt_ray.sweep.plan import layer_wish, make_plan
+from llmkt_ray.training.bridge.registry import MODELS
+from llmkt_ray.training.layers import probe_layers, resolve_layers
+from llmkt_ray.training.metrics import metric_problem
+from llmkt_ray.transfer.loss import LOSSES
+from llmkt_ray.transfer.taps import Tap
+
+
+def check_study(study: StudyConfig, store: ArtifactStore, *, allow_code: bool = False, local: bool = True) -> None:
+    """Returns if the study can run.
+
+    Args:
+        study: the study.
+        store: its artifacts.
+        allow_code: whether classes by import path may be loaded.
+        local: whether the trials run on this machine, so that its GPUs are the ones that count.
+
+    Raises:
+        StudyError: with every problem found.
+    """
+    problems = list(study_problems(study, store, allow_code=allow_code, local=local))
+    if problems:
+        raise StudyError(dict.fromkeys(problems), f"study {study.name!r}")
+
+
+def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool, local: bool) -> Iterator[str]:
+    """Yields every problem as a sentence."""
+    names = [*_name_problems(study, allow_code=allow_code)]
+    yield from names
+    for dataset in study.datasets:
+        yield from _said(lambda config=dataset: dataset_problems(config))
+    yield from _source_problems(study)
+    if not names:
+        yield from _layer_problems(study)
+    yield from _machine_problems(study, local=local)
+    yield from _storage_problems(study, store)
+
+
+def _name_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
+    for model in study.models:
+        if model.class_path is not None:
+            if not allow_code:
+                yield (
+                    f"model {model.name!r} names a class to import ({model.class_path}): that runs code from there; if you trust it, "
+                    "run again with --allow-code"
+                )
+        elif model.name not in MODELS:
+            yield unknown_name("model", model.name, MODELS)
+        elif MODELS[model.name].is_reference:
+            yield f"model {model.name!r} has no layer to transfer to; list it under `evaluation.references` instead"
+    for name in study.evaluation.references:
+        if name not in MODELS:
+            yield unknown_name("reference", name, [known for known in MODELS if MODELS[known].is_reference])
+        elif not MODELS[name].is_reference:
+            yield f"reference {name!r} is a model that is trained in steps; list it under `models` instead"
+    for metric in study.evaluation.metrics:
+        problem = metric_problem(metric)
+        if problem:
+            yield problem
+    for loss in study.transfer.loss:
+        if loss not in LOSSES:
+            yield unknown_name("loss", loss, LOSSES)
+    for reduction in study.reduction:
+        if reduction.method not in REDUCERS:
+            yield unknown_name("reduction method", reduction.method, REDUCERS)
+    if isinstance(study.transfer.layers, dict):
+        for name in study.transfer.layers:
+            if name not in {model.name for model in study.models}:
+                yield unknown_name("transfer.layers: model", name, [model.name for model in study.models])
+    if study.name == "artifacts":
+        yield "a study cannot be named 'artifacts': that folder holds the artifacts of all studies; choose another `name`"
+
+
+def _source_problems(study: StudyConfig) -> Iterator[str]:
+    """Yields what is wrong with the files of profiles and with the encoders."""
+    for profiles in study.profiles:
+        yield from _said(lambda config=profiles: [profiles_key(config, "check", study.seed)] and [])
+    for embedding in study.embedding:
+        yield from _said(lambda config=embedding: [encoder_identity(config)] and [])
+
+
+def _layer_problems(study: StudyConfig) -> Iterator[str]:
+    """Yields layers that do not exist or do not know the user, and widths that do not fit."""
+    for model in study.models:
+        try:
+            taps = resolve_layers(
+                layer_wish(study, model), probe_layers(model.name, None, model.hyperparameters, model.class_path), model.name
+            )
+        except LlmktError as error:
+            yield str(error)
+            continue
+        for tap in taps:
+            yield from _width_problems(study, model.name, tap)
+
+
+def _width_problems(study: StudyConfig, model: str, tap: Tap) -> Iterator[str]:
+    for reduction in study.reduction:
+        dims = tap.width if reduction.dims == "layer" else reduction.dims
+        if dims != tap.width and study.transfer.projection == "none" and "relational" not in study.transfer.loss and "cka" not in study.transfer.loss:
+            yield (
+                f"reduction {reduction.method!r} makes targets of {dims} dims, but layer {tap.name!r} of {model} is {tap.width} wide; "
+                "set reduction.dims: layer, or transfer.projection: student"
+            )
+
+
+def _machine_problems(study: StudyConfig, *, local: bool) -> Iterator[str]:
+    if not local:
+        return
+    for what, asked in (("trial", study.resources.trial.gpus), ("profiles", study.resources.profiles.gpus)):
+        if asked and not torch.cuda.is_available():
+            yield (
+                f"resources.{what} asks for {asked:g} GPU, but torch {torch.__version__} finds none on this machine; set gpus: 0, or run on a cluster "
+                "that has one (--address)"
+            )
+
+
+def _storage_problems(study: StudyConfig, store: ArtifactStore) -> Iterator[str]:
+    folder = study_folder(study)
+    for root in (folder, store.root):
+        problem = write_problem(root)
+        if problem:
+            yield problem
+            return
+    problem = owner_problem(study)
+    if problem:
+        yield problem
+    other = holder(folder)
+    if other:
+        yield f"this study is being run already in {folder} by process {other['pid']} on {other['host']}; wait for it or stop it"
+
+
+def _said(look: Callable[[], list[str]]) -> list[str]:
+    """Returns the problems that `look` finds; an error that it raises is one of them."""
+    try:
+        return look()
+    except StudyError as error:
+        return list(error.problems)
+    except LlmktError as error:
+        return [str(error)]

@@ -1,0 +1,92 @@
+"""The connection to Ray: a cluster of this process's own unless an address is given; quiet, private, offline."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from llmkt_ray.errors import ResourceError
+from llmkt_ray.study import StudyConfig, TaskResources
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the log
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it must end the run, not be swallowed with partial results
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def given_address() -> str | None:
+    """Returns the address of a cluster that the environment names, or None."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+@contextmanager
+def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """Connects to Ray for as long as the block lasts; joins a connection that is there already.
+
+    A local cluster gets a random token of its own, so that nobody else on the machine can use it.
+
+    Args:
+        address: a cluster's address; None: `RAY_ADDRESS`, or else a new local cluster.
+        num_cpus: logical CPUs of a new local cluster; None: as many as there are.
+
+    Raises:
+        ResourceError: the cluster cannot be reached or started.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    address = address or given_address() or "local"
+    local = address == "local"
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    if local and before["RAY_AUTH_MODE"] is None:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=before["RAY_AUTH_TOKEN"] or secrets.token_hex(32))
+    own = {"num_cpus": num_cpus, "include_dashboard": False} if local else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        raise ResourceError(f"Ray at {address!r} cannot be reached or started: {error}; run: llmkt doctor") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        for name, old in before.items():
+            if old is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = old
+
+
+def capacity() -> dict[str, float]:
+    """Returns the cluster's resources now: CPU, GPU, memory in bytes."""
+    found: dict[str, float] = ray.cluster_resources()
+    return found
+
+
+def resources_of(task: TaskResources) -> dict[str, float]:
+    """Returns what a task asks of Ray, by Ray's names."""
+    asked = {"CPU": task.cpus}
+    if task.gpus:
+        asked["GPU"] = task.gpus
+    return asked
+
+
+def device_of(study: StudyConfig) -> str:
+    """Returns the device of the study's trials: "cuda" where they ask for a GPU."""
+    return "cuda" if study.resources.trial.gpus else "cpu"
+
+
+def threads_of(study: StudyConfig) -> int:
+    """Returns the torch threads of a trial: its whole CPUs, at least one."""
+    return max(1, int(study.resources.trial.cpus))

@@ -1,0 +1,145 @@
+"""One trial from its spec to its row: the very same function in a plain loop and in a Ray worker.
+
+Whatever a trial raises becomes its row; only a storage that cannot be written stops the sweep, because then no row
+can be kept. The row is written here, where the trial ran: it is there even if the driver dies in that moment.
+"""
+
+import resource
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmkt_ray.artifacts import ArtifactStore, FileStore
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.embeddings.targets import Targets
+from llmkt_ray.errors import StorageError
+from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
+
+OnEpoch = Callable[[dict[str, Any]], None]
+
+
+class RunTrial(Protocol):
+    """The signature of `llmkt_ray.training.trial.run_trial`."""
+
+    def __call__(
+        self,
+        spec: TrialSpec,
+        artifacts: TrialArtifacts,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        checkpoint_dir: Path | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> TrialResult:
+        """Trains and tests one trial."""
+
+
+LoadArtifacts = Callable[[TrialSpec, str, str], TrialArtifacts]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where trials of a study work: the same in every process.
+
+    Attributes:
+        study_key: the study's key, for the rows.
+        folder: the results folder, a path or URI.
+        artifacts: the artifact store's root, a path or URI.
+        scratch: a local folder for checkpoints and for copies of remote artifacts.
+        device: "cpu" or "cuda".
+        threads: torch threads a trial.
+        run_trial: what trains a trial.
+        load: what loads a trial's artifacts from (spec, artifacts root, scratch).
+    """
+
+    study_key: str
+    folder: str
+    artifacts: str
+    scratch: str
+    device: str
+    threads: int
+    run_trial: RunTrial
+    load: LoadArtifacts
+
+    def checkpoint_dir(self, trial_key: str) -> Path:
+        """Returns the folder of a trial's checkpoint: on the results' disk where that is local, so that any worker finds it."""
+        return Path(self.scratch) / "checkpoints" / trial_key
+
+
+def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) -> TrialResult:
+    """Runs one trial, writes its row, and returns its result without the arrays a driver does not need.
+
+    Raises:
+        StorageError: the row or a checkpoint cannot be written.
+    """
+    started, cpu = time.perf_counter(), time.process_time()
+    checkpoint = place.checkpoint_dir(spec.key)
+    try:
+        result = place.run_trial(
+            spec,
+            place.load(spec, place.artifacts, place.scratch),
+            device=place.device,
+            threads=place.threads,
+            checkpoint_dir=checkpoint,
+            on_epoch=on_epoch,
+        )
+    except StorageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a failing trial is a row with its reason, and the others go on
+        measures = {
+            "wall_s": time.perf_counter() - started,
+            "cpu_s": time.process_time() - cpu,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "host": socket.gethostname(),
+            "device": place.device,
+        }
+        result = failed(spec, type(error).__name__, str(error), traceback.format_exc(), measures)
+    Ledger(place.folder).record(result, place.study_key)
+    if result.status == "done":
+        FileStore(Path(place.scratch) / "checkpoints").delete(spec.key)
+    return replace(result, users={}, recommended=None)
+
+
+def failed(spec: TrialSpec, kind: str, message: str, trace: str = "", measures: dict[str, Any] | None = None) -> TrialResult:
+    """Returns the result of a trial that failed."""
+    return TrialResult(spec=spec, status="failed", error={"kind": kind, "message": message, "traceback": trace}, measures=measures or {})
+
+
+def peak_rss_bytes() -> int:
+    """Returns the largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def load_artifacts(spec: TrialSpec, artifacts: str, scratch: str) -> TrialArtifacts:
+    """Returns what a trial reads; arrays are memory-mapped, and kept for the next trial of this process.
+
+    Raises:
+        ArtifactError: an artifact is missing or damaged.
+    """
+    return TrialArtifacts(
+        data=_data(artifacts, scratch, spec.split_key),
+        targets=None if spec.targets_key is None else _targets(artifacts, scratch, spec.targets_key),
+    )
+
+
+@lru_cache(maxsize=1)
+def _store(artifacts: str, scratch: str) -> ArtifactStore:
+    return ArtifactStore(artifacts, cache=Path(scratch) / "cache")
+
+
+@lru_cache(maxsize=4)
+def _data(artifacts: str, scratch: str, key: str) -> PreparedData:
+    return PreparedData.load(_store(artifacts, scratch), key)
+
+
+@lru_cache(maxsize=16)
+def _targets(artifacts: str, scratch: str, key: str) -> Targets:
+    return Targets.load(_store(artifacts, scratch), key)

@@ -1,0 +1,35 @@
+"""The executor without Ray: one trial after the other, in this process."""
+
+from collections.abc import Sequence
+
+from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.sweep.execute import Workplace, execute
+from llmkt_ray.sweep.pipeline import Node
+from llmkt_ray.sweep.progress import Progress
+from llmkt_ray.training.spec import TrialSpec
+
+
+class LoopExecutor:
+    """Computes artifacts and runs trials in a plain loop."""
+
+    name = "loop"
+
+    def compute(self, nodes: Sequence[Node], store: ArtifactStore, progress: Progress) -> None:
+        """Makes the artifacts, in order.
+
+        Raises:
+            LlmktError: a node cannot be computed.
+        """
+        for node in nodes:
+            node.compute(store)
+            progress.artifact_made(node.label)
+
+    def run(self, specs: Sequence[TrialSpec], place: Workplace, progress: Progress) -> None:
+        """Runs the trials; afterwards each has its row.
+
+        Raises:
+            StorageError: a row cannot be written.
+        """
+        for spec in specs:
+            progress.trial_started(spec)
+            progress.trial_ended(spec, execute(spec, place))

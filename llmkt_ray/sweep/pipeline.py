@@ -1,0 +1,152 @@
+"""The stages before training as nodes: each knows its key before it is computed, and how to compute itself once.
+
+split -> profiles -> embeddings -> targets. A node is small and picklable; a Ray task or a plain call may compute it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.data.split import prepare, split_key
+from llmkt_ray.embeddings.encode import embeddings_key, encode
+from llmkt_ray.embeddings.encoders import encoder_identity
+from llmkt_ray.embeddings.targets import make_targets, targets_key
+from llmkt_ray.profiles.generate import generate, profiles_key
+from llmkt_ray.profiles.table import Profiles
+from llmkt_ray.study import DatasetConfig, EmbeddingConfig, ProfileConfig, ReductionConfig, StudyConfig
+
+
+@dataclass(frozen=True)
+class SplitNode:
+    """One frozen split: a dataset, a repetition, a share of the train rows."""
+
+    config: DatasetConfig
+    study_seed: int
+    repetition: int
+    train_share: float
+    key: str
+    kind: str = "split"
+
+    @property
+    def label(self) -> str:
+        """The node in words."""
+        extra = f" split {self.repetition}" if self.config.split.repetitions > 1 else ""
+        return f"{self.config.name}{extra}" + (f" at {self.train_share:g}" if self.train_share < 1 else "")
+
+    def compute(self, store: ArtifactStore) -> None:
+        """Makes the artifact unless it is there."""
+        prepare(self.config, study_seed=self.study_seed, repetition=self.repetition, train_share=self.train_share, store=store)
+
+
+@dataclass(frozen=True)
+class ProfileNode:
+    """The profiles that one LLM (or template, or file) writes from one split."""
+
+    split: SplitNode
+    config: ProfileConfig
+    key: str
+    kind: str = "profiles"
+
+    @property
+    def label(self) -> str:
+        """The node in words."""
+        return f"{self.split.label}, {self.config.label}"
+
+    def compute(self, store: ArtifactStore) -> None:
+        """Makes the artifact unless it is there."""
+        data = PreparedData.load(store, self.split.key)
+        generate(self.config, data, store, study_seed=self.split.study_seed)
+
+
+@dataclass(frozen=True)
+class EmbeddingNode:
+    """The embeddings of one set of profiles by one encoder."""
+
+    profiles: ProfileNode
+    config: EmbeddingConfig
+    identity: dict[str, Any]
+    key: str
+    kind: str = "embeddings"
+
+    @property
+    def label(self) -> str:
+        """The node in words."""
+        return f"{self.profiles.label}, {self.config.encoder}"
+
+    def compute(self, store: ArtifactStore, *, use_ray: bool = False) -> None:
+        """Makes the artifact unless it is there."""
+        encode(self.config, Profiles.load(store, self.profiles.key), store, use_ray=use_ray)
+
+
+@dataclass(frozen=True)
+class TargetNode:
+    """The targets of one width that one reducer makes of one set of embeddings."""
+
+    embedding: EmbeddingNode
+    config: ReductionConfig
+    dims: int
+    key: str
+    kind: str = "targets"
+
+    @property
+    def label(self) -> str:
+        """The node in words."""
+        return f"{self.embedding.label}, {self.config.method} to {self.dims}"
+
+    def compute(self, store: ArtifactStore) -> None:
+        """Makes the artifact unless it is there."""
+        split = self.embedding.profiles.split
+        make_targets(
+            embeddings_key=self.embedding.key,
+            data=PreparedData.load(store, split.key),
+            reduction=self.config,
+            dims=self.dims,
+            study_seed=split.study_seed,
+            store=store,
+        )
+
+
+Node = SplitNode | ProfileNode | EmbeddingNode | TargetNode
+
+
+def split_nodes(study: StudyConfig) -> tuple[SplitNode, ...]:
+    """Returns every split that the study needs, in the order of the study file.
+
+    Raises:
+        DatasetError: a dataset cannot be found.
+    """
+    return tuple(
+        SplitNode(config, study.seed, repetition, share, split_key(config, study_seed=study.seed, repetition=repetition, train_share=share))
+        for config in study.datasets
+        for repetition in range(config.split.repetitions)
+        for share in config.train_share
+    )
+
+
+def profile_nodes(study: StudyConfig, split: SplitNode) -> tuple[ProfileNode, ...]:
+    """Returns the profile choices of one split.
+
+    Raises:
+        ProfileError: a file of profiles cannot be found.
+    """
+    return tuple(ProfileNode(split, config, profiles_key(config, split.key, study.seed)) for config in study.profiles)
+
+
+def embedding_nodes(study: StudyConfig, profiles: ProfileNode) -> tuple[EmbeddingNode, ...]:
+    """Returns the encoder choices of one set of profiles.
+
+    Raises:
+        EmbeddingError: an encoder's weights are not to be had.
+    """
+    nodes = []
+    for config in study.embedding:
+        identity = encoder_identity(config)
+        nodes.append(EmbeddingNode(profiles, config, identity, embeddings_key(profiles.key, identity)))
+    return tuple(nodes)
+
+
+def target_node(study: StudyConfig, embedding: EmbeddingNode, reduction: ReductionConfig, layer_width: int) -> TargetNode:
+    """Returns the target of one reducer at one layer: of the layer's width where `dims` is "layer"."""
+    dims = layer_width if reduction.dims == "layer" else reduction.dims
+    return TargetNode(embedding, reduction, dims, targets_key(embedding.key, reduction, dims, study.seed))

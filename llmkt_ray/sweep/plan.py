@@ -1,0 +1,270 @@
+"""The plan: which cells a study has, which trials they need, and what is there already. Nothing is started.
+
+A trial appears once, by its key: a baseline does not depend on the profiles, nor alpha0 on the layer, so they are shared
+by all cells that differ in those factors alone.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.errors import ArtifactError
+from llmkt_ray.seeds import content_key
+from llmkt_ray.study import ModelConfig, ScheduleConfig, StudyConfig
+from llmkt_ray.sweep.pipeline import EmbeddingNode, Node, ProfileNode, SplitNode, TargetNode, embedding_nodes, profile_nodes, split_nodes, target_node
+from llmkt_ray.training.layers import probe_layers, resolve_layers
+from llmkt_ray.training.spec import TrialSpec
+from llmkt_ray.transfer.taps import Tap
+
+LayerWish = str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of factors; its trials are the alphas, the control twins and the seeds.
+
+    Attributes:
+        split, target, tap: what the cell's treated trials read, learn from and tap.
+        model: the model with its settings.
+        loss, schedule: how the transfer is done.
+    """
+
+    split: SplitNode
+    target: TargetNode
+    tap: Tap
+    model: ModelConfig
+    loss: str
+    schedule: ScheduleConfig
+
+    @property
+    def factors(self) -> dict[str, str | int | float | bool | None]:
+        """The labels of the cell's treated trials."""
+        embedding = self.target.embedding
+        return {
+            **split_factors(self.split),
+            "llm": embedding.profiles.config.label,
+            "encoder": embedding.config.encoder,
+            "reduction": self.target.config.method,
+            "dims": self.target.dims,
+        }
+
+    @property
+    def key(self) -> str:
+        """A key of everything that tells this cell from the others of the study."""
+        return content_key([self.split.key, self.target.key, self.tap.name, self.model.model_dump(mode="json"), self.loss, self.schedule.model_dump()])
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the cell for the card."""
+        return {
+            "cell": self.key,
+            "dataset": self.split.config.name,
+            "split_key": self.split.key,
+            "model": self.model.name,
+            "layer": self.tap.name,
+            "alignment": self.tap.alignment,
+            "targets_key": self.target.key,
+            "loss": self.loss,
+            "schedule": self.schedule.model_dump(mode="json"),
+            **self.factors,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study needs.
+
+    Attributes:
+        study: the study.
+        splits, profiles, embeddings, targets: the artifacts, each once, in the order in which they are made.
+        cells: the combinations of factors.
+        trials: every trial known in advance, each once; a search adds its suggestions while it runs.
+        there: keys of the artifacts that are whole and in the store.
+    """
+
+    study: StudyConfig
+    splits: tuple[SplitNode, ...]
+    profiles: tuple[ProfileNode, ...]
+    embeddings: tuple[EmbeddingNode, ...]
+    targets: tuple[TargetNode, ...]
+    cells: tuple[Cell, ...]
+    trials: tuple[TrialSpec, ...]
+    there: frozenset[str]
+
+    @property
+    def artifacts(self) -> tuple[Node, ...]:
+        """All artifacts, in the order in which they are made."""
+        return (*self.splits, *self.profiles, *self.embeddings, *self.targets)
+
+    @property
+    def searched_trials(self) -> int:
+        """Number of trials that a search will suggest, over all cells and seeds."""
+        search = self.study.search
+        return 0 if search.kind == "grid" else len(self.cells) * search.trials * self.study.seeds
+
+
+def make_plan(study: StudyConfig, store: ArtifactStore) -> Plan:
+    """Returns the plan of a study.
+
+    Layers are resolved on the study's own split where that is in the store (as it is in a run, which makes the splits
+    first), otherwise on a small built-in one.
+
+    Raises:
+        LlmktError: a dataset, a profile file, an encoder, a model or a layer is not to be had.
+    """
+    splits = split_nodes(study)
+    there = {node.key for node in splits if store.find("split", node.key)}
+    profiles: dict[str, ProfileNode] = {}
+    embeddings: dict[str, EmbeddingNode] = {}
+    targets: dict[str, TargetNode] = {}
+    cells: dict[str, Cell] = {}
+    trials: dict[str, TrialSpec] = {}
+    taps_of: dict[tuple[str, str], tuple[Tap, ...]] = {}  # all splits of a dataset have the same users and items
+    for split in splits:
+        sources = {node.key: embedding_nodes(study, node) for node in profile_nodes(study, split)}
+        profiles.update({node.profiles.key: node.profiles for nodes in sources.values() for node in nodes})
+        embeddings.update({node.key: node for nodes in sources.values() for node in nodes})
+        trials.update(_once(reference_specs(study, split)))
+        for model in study.models:
+            at = (split.config.name, model.name)
+            if at not in taps_of:
+                taps_of[at] = _resolved(study, model, _load(store, split) if split.key in there else None)
+            trials.update(_once(shared_specs(study, split, model)))
+            for tap in taps_of[at]:
+                for node in (node for nodes in sources.values() for node in nodes):
+                    for reduction in study.reduction:
+                        target = target_node(study, node, reduction, tap.width)
+                        targets[target.key] = target
+                        for loss in study.transfer.loss:
+                            for schedule in study.transfer.schedule:
+                                cell = Cell(split, target, tap, model, loss, schedule)
+                                cells[cell.key] = cell
+                                trials.update(_once(cell_specs(study, cell)))
+    nodes: list[Node] = [*profiles.values(), *embeddings.values(), *targets.values()]
+    there |= {node.key for node in nodes if store.find(node.kind, node.key)}
+    return Plan(
+        study=study,
+        splits=tuple({node.key: node for node in splits}.values()),
+        profiles=tuple(profiles.values()),
+        embeddings=tuple(embeddings.values()),
+        targets=tuple(targets.values()),
+        cells=tuple(cells.values()),
+        trials=tuple(trials.values()),
+        there=frozenset(there),
+    )
+
+
+def split_factors(split: SplitNode) -> dict[str, str | int | float | bool | None]:
+    """Returns the labels that every trial of a split carries."""
+    return {"train_share": split.train_share, "split_repetition": split.repetition}
+
+
+def reference_specs(study: StudyConfig, split: SplitNode) -> Iterable[TrialSpec]:
+    """Yields the reference lines of a split: one trial a model, with settings that no study changes."""
+    for name in study.evaluation.references:
+        yield TrialSpec(
+            study_seed=study.seed,
+            dataset=split.config.name,
+            split_key=split.key,
+            model=name,
+            epochs=1,
+            batch_size=2048,
+            learning_rate=0.001,
+            arm="reference",
+            metrics=study.evaluation.metrics,
+            select_on=study.evaluation.select_on,
+            protocol=study.evaluation.protocol,
+            seed_index=0,
+            factors=split_factors(split),
+        )
+
+
+def shared_specs(study: StudyConfig, split: SplitNode, model: ModelConfig) -> Iterable[TrialSpec]:
+    """Yields the control trials that know no profile: `baseline`, and `alpha0` once a schedule."""
+    for seed in range(study.seeds):
+        if "baseline" in study.controls:
+            yield _base(study, split, model, seed, arm="baseline")
+        if "alpha0" in study.controls:
+            for schedule in study.transfer.schedule:
+                plain = schedule.model_copy(update={"alpha": "constant"})
+                yield _base(study, split, model, seed, arm="alpha0", schedule=plain)
+
+
+def cell_specs(study: StudyConfig, cell: Cell) -> Iterable[TrialSpec]:
+    """Yields the trials of a cell: `treated` at every alpha of a grid, and the control twins at the claim's alpha."""
+    for seed in range(study.seeds):
+        if study.search.kind == "grid":
+            for alpha in study.transfer.alphas:
+                yield treated_spec(study, cell, seed, alpha=alpha)
+        for arm in study.controls:
+            if arm not in ("baseline", "alpha0"):
+                yield treated_spec(study, cell, seed, alpha=study.transfer.claim_alpha, arm=arm)
+
+
+def treated_spec(study: StudyConfig, cell: Cell, seed: int, *, alpha: float, arm: str = "treated") -> TrialSpec:
+    """Returns the trial of a cell at one alpha and seed index."""
+    return _base(
+        study,
+        cell.split,
+        cell.model,
+        seed,
+        arm=arm,
+        alpha=alpha,
+        layer=cell.tap.name,
+        targets_key=cell.target.key,
+        loss=cell.loss,
+        projection=study.transfer.projection,
+        balance=study.transfer.balance,
+        schedule=cell.schedule,
+        factors=cell.factors,
+    )
+
+
+def _base(study: StudyConfig, split: SplitNode, model: ModelConfig, seed: int, **more: Any) -> TrialSpec:
+    training = study.training
+    return TrialSpec(
+        **{"factors": split_factors(split), **more},
+        study_seed=study.seed,
+        dataset=split.config.name,
+        split_key=split.key,
+        model=model.name,
+        class_path=model.class_path,
+        hyperparameters=model.hyperparameters,
+        epochs=model.epochs or training.epochs,
+        batch_size=model.batch_size or training.batch_size,
+        learning_rate=model.learning_rate or training.learning_rate,
+        weight_decay=training.weight_decay if model.weight_decay is None else model.weight_decay,
+        evaluate_every=training.evaluate_every,
+        metrics=study.evaluation.metrics,
+        select_on=study.evaluation.select_on,
+        protocol=study.evaluation.protocol,
+        seed_index=seed,
+    )
+
+
+def layer_wish(study: StudyConfig, model: ModelConfig) -> LayerWish:
+    """Returns which layers the study wants of a model: "auto", "all", or names."""
+    if model.layers is not None:
+        return model.layers
+    layers = study.transfer.layers
+    return layers.get(model.name, "auto") if isinstance(layers, dict) else layers
+
+
+def _resolved(study: StudyConfig, model: ModelConfig, data: PreparedData | None) -> tuple[Tap, ...]:
+    taps = probe_layers(model.name, data, model.hyperparameters, model.class_path)
+    return resolve_layers(layer_wish(study, model), taps, model.name)
+
+
+def _load(store: ArtifactStore, split: SplitNode) -> PreparedData | None:
+    try:
+        return PreparedData.load(store, split.key)
+    except ArtifactError:
+        return None
+
+
+def _once(specs: Iterable[TrialSpec]) -> dict[str, TrialSpec]:
+    found: dict[str, TrialSpec] = {}
+    for spec in specs:
+        found.setdefault(spec.key, spec)
+    return found

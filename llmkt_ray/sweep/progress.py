@@ -1,0 +1,150 @@
+"""Live progress of a run: the stage, trials done, running and failed, and the time left.
+
+On a terminal one line that is redrawn; elsewhere (a log file, CI) a plain line every ten seconds and at each stage's end.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from llmkt_ray.training.spec import TrialResult, TrialSpec
+
+INTERVAL_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration as people write it: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """What a run shows while it lasts.
+
+    Args:
+        console: where it is shown.
+        workers: trials that run at once, for the time left.
+    """
+
+    def __init__(self, console: Console, workers: int = 1) -> None:
+        self.console = console
+        self.workers = workers
+        self._lock = threading.RLock()
+        self._stage, self._total, self._done, self._failed = "", 0, 0, 0
+        self._running: dict[str, float] = {}
+        self._expected: dict[str, float] = {}
+        self._seen: dict[tuple[str, str], list[float]] = {}
+        self._specs: dict[str, TrialSpec] = {}
+        self._started = self._printed = time.monotonic()
+        self._bar: Bar | None = None
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[None]:
+        """Shows a stage of `total` steps for as long as the block lasts."""
+        with self._lock:
+            self._stage, self._total, self._done, self._failed = name, total, 0, 0
+            self._running.clear()
+            self._started = self._printed = time.monotonic()
+        stop = threading.Event()
+        if self.console.is_terminal:
+            bar = Bar(TextColumn("[bold]{task.fields[stage]}"), BarColumn(), TextColumn("{task.description}"), console=self.console, transient=True)
+            bar.add_task("", total=max(total, 1), stage=name)
+            bar.start()
+            self._bar = bar
+        ticker = threading.Thread(target=self._tick, args=(stop,), name="llmkt-progress", daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            ticker.join()
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+            spent = duration(time.monotonic() - self._started)
+            failed = f", {self._failed} failed" if self._failed else ""
+            self.console.print(f"{name}: {self._done} of {total} in {spent}{failed}", highlight=False)
+
+    def artifact_made(self, label: str) -> None:
+        """Counts an artifact."""
+        with self._lock:
+            self._done += 1
+        self._show(label)
+
+    def expect(self, specs: list[TrialSpec]) -> None:
+        """Tells which trials are still to come, for the time left."""
+        with self._lock:
+            self._specs.update({spec.key: spec for spec in specs})
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        """Counts a trial as running."""
+        with self._lock:
+            self._running[spec.key] = time.monotonic()
+        self._show()
+
+    def trial_ended(self, spec: TrialSpec, result: TrialResult | None) -> None:
+        """Counts a trial as done or failed; None: its worker was lost for good."""
+        with self._lock:
+            begun = self._running.pop(spec.key, None)
+            self._specs.pop(spec.key, None)
+            self._done += 1
+            if result is None or result.status == "failed":
+                self._failed += 1
+                reason = "its worker was lost" if result is None or result.error is None else f"{result.error['kind']}: {result.error['message']}"
+                self.console.print(f"failed: {describe(spec)}: {reason.splitlines()[0][:300]}", style="red", markup=False, highlight=False)
+            elif begun is not None:
+                self._seen.setdefault((spec.dataset, spec.model), []).append(time.monotonic() - begun)
+        self._show()
+
+    def left_s(self) -> float | None:
+        """Returns the seconds left by the trials seen so far, or None before the first has ended."""
+        with self._lock:
+            everything = [seconds for seen in self._seen.values() for seconds in seen]
+            if not everything:
+                return None
+            overall = sum(everything) / len(everything)
+            means = {key: sum(seen) / len(seen) for key, seen in self._seen.items()}
+            waiting = sum(means.get((spec.dataset, spec.model), overall) for spec in self._specs.values())
+            now = time.monotonic()
+            return max(0.0, (waiting - sum(now - begun for begun in self._running.values())) / max(1, self.workers))
+
+    def _line(self) -> str:
+        left = self.left_s()
+        parts = [f"{self._done} of {self._total} done"]
+        if self._running:
+            parts.append(f"{len(self._running)} running")
+        if self._failed:
+            parts.append(f"{self._failed} failed")
+        parts.append(f"{duration(time.monotonic() - self._started)} so far")
+        if left is not None and self._done < self._total:
+            parts.append(f"about {duration(left)} left")
+        return ", ".join(parts)
+
+    def _show(self, label: str = "") -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], completed=self._done, description=self._line() + (f" ({label})" if label else ""))
+
+    def _tick(self, stop: threading.Event) -> None:
+        while not stop.wait(0.5):
+            self._show()
+            now = time.monotonic()
+            if self._bar is None and now - self._printed >= INTERVAL_S:
+                self._printed = now
+                self.console.print(f"{self._stage}: {self._line()}", highlight=False)
+
+
+def describe(spec: TrialSpec) -> str:
+    """Returns a trial's readable name: dataset, model, arm, alpha, layer, seed."""
+    alpha = f" {spec.alpha:g}" if spec.layer else ""
+    layer = f" at {spec.layer}" if spec.layer else ""
+    return f"{spec.dataset} {spec.model} {spec.arm}{alpha}{layer} seed {spec.seed_index}"

@@ -1,0 +1,174 @@
+"""Building RecBole's models, and what the trial asks of a built one."""
+
+import importlib
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.errors import TrainingError
+from llmkt_ray.training.bridge import shims
+from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
+from llmkt_ray.training.bridge.registry import MODELS, Batches, Family, ModelEntry, model_entry
+from llmkt_ray.training.bridge.settings import Settings, make_settings
+
+shims.install()
+
+from recbole.data.interaction import Interaction  # noqa: E402
+from recbole.utils import InputType, ModelType, get_model  # noqa: E402
+
+_FAMILIES: dict[Any, Family] = {
+    ModelType.GENERAL: "general", ModelType.TRADITIONAL: "general", ModelType.CONTEXT: "context", ModelType.SEQUENTIAL: "sequential",
+}  # fmt: skip
+_GENERAL_BATCHES: dict[Any, Batches] = {InputType.PAIRWISE: "pairwise", InputType.POINTWISE: "pointwise", InputType.LISTWISE: "users"}
+
+
+class BuiltModel:
+    """A RecBole model on its dataset, with the few operations that training and evaluation need.
+
+    Attributes:
+        entry: name, family and kind of batches.
+        module: the model itself.
+        settings: its resolved settings.
+        dataset: its RecBole dataset (train rows only).
+        n_users, n_items: counts without RecBole's padding.
+        device: where the model lives.
+    """
+
+    def __init__(self, entry: ModelEntry, module: nn.Module, settings: Settings, dataset: SplitDataset, device: torch.device) -> None:
+        self.entry, self.module, self.settings, self.dataset, self.device = entry, module, settings, dataset, device
+        self.n_users, self.n_items = dataset.user_num - PADDING, dataset.item_num - PADDING
+        self._user_field, self._item_field = dataset.uid_field, dataset.iid_field
+        self._label_field, self._negative_field = dataset.label_field, settings["NEG_PREFIX"] + dataset.iid_field
+        self._scores_pairs = False
+
+    @property
+    def negatives_per_row(self) -> int:
+        """How many negatives are drawn for each positive; 0 where the model draws none."""
+        sampling = self.settings["train_neg_sample_args"]
+        if self.entry.batches not in ("pairwise", "pointwise") or sampling["distribution"] in (None, "none", "None"):
+            return 0
+        return int(sampling["sample_num"])
+
+    def pairs(self, users: torch.Tensor, items: torch.Tensor, negatives: torch.Tensor) -> Interaction:
+        """Returns a pairwise batch from RecBole ids `(batch,)` each."""
+        return Interaction({self._user_field: users, self._item_field: items, self._negative_field: negatives})
+
+    def labelled(self, users: torch.Tensor, items: torch.Tensor, labels: torch.Tensor) -> Interaction:
+        """Returns a pointwise batch from RecBole ids and float labels `(batch,)` each."""
+        return Interaction({self._user_field: users, self._item_field: items, self._label_field: labels})
+
+    def rows(self, users: torch.Tensor) -> Interaction:
+        """Returns a batch of users alone, RecBole ids `(batch,)`."""
+        return Interaction({self._user_field: users})
+
+    def loss(self, batch: Interaction) -> torch.Tensor:
+        """Returns the model's own training loss of a batch, a scalar; parts of a loss are summed as RecBole does."""
+        loss = self.module.calculate_loss(batch)
+        return sum(loss) if isinstance(loss, tuple) else loss  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def scores(self, users: torch.Tensor) -> torch.Tensor:
+        """Returns the scores of all items for users.
+
+        Args:
+            users: indices of the split, int64 `(block,)`.
+
+        Returns:
+            float32 `(block, n_items)`, in the index order of the split; the caller may overwrite it.
+        """
+        ids = users.to(self.device) + PADDING
+        if not self._scores_pairs:
+            try:
+                return self.module.full_sort_predict(self.rows(ids)).view(len(ids), -1)[:, PADDING:]
+            except NotImplementedError:
+                self._scores_pairs = True
+        return self._pair_scores(ids)
+
+    def _pair_scores(self, ids: torch.Tensor, pairs_at_once: int = 1 << 15) -> torch.Tensor:
+        """Returns scores from `predict`, for models that can only score pairs (NeuMF): `pairs_at_once` keeps them in cache."""
+        items = torch.arange(PADDING, self.n_items + PADDING, device=self.device)
+        scores = torch.empty(len(ids), self.n_items, device=self.device)
+        step = max(1, pairs_at_once // self.n_items)
+        for start in range(0, len(ids), step):
+            block = ids[start : start + step]
+            batch = Interaction({self._user_field: block.repeat_interleave(self.n_items), self._item_field: items.repeat(len(block))})
+            scores[start : start + step] = self.module.predict(batch).view(len(block), -1)
+        return scores
+
+    def forget_cached(self) -> None:
+        """Drops propagated embeddings that a model keeps between evaluations, for use after its weights were replaced."""
+        for name in ("restore_user_e", "restore_item_e", "i_embedding"):
+            if name in self.module.__dict__:
+                setattr(self.module, name, None)
+
+
+def load_class(class_path: str) -> type[nn.Module]:
+    """Imports a model class of the user's own, `package.module:Class`.
+
+    Raises:
+        TrainingError: there is no such module or class, or it is not a torch module.
+    """
+    module_name, _, class_name = class_path.partition(":")
+    try:
+        loaded = importlib.import_module(module_name).__dict__[class_name]
+    except (ImportError, KeyError) as error:
+        raise TrainingError(f"model class {class_path!r} cannot be imported ({error}); the form is package.module:Class") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, nn.Module)):
+        raise TrainingError(f"{class_path!r} is not a RecBole model class (a subclass of torch.nn.Module)")
+    return loaded
+
+
+def _entry_of(model_class: Any, name: str) -> ModelEntry:
+    """Returns the entry of a class that is not RecBole's own, from the attributes RecBole requires of it."""
+    family = _FAMILIES.get(model_class.__dict__.get("type", model_class.type))
+    if family is None:
+        raise TrainingError(f"model class {name} is of type {model_class.type}, which is not supported; supported: {sorted(set(_FAMILIES.values()))}")
+    if model_class.type == ModelType.TRADITIONAL:
+        return ModelEntry(name, family, "reference")
+    for base in model_class.__mro__[1:]:
+        if base.__name__ in MODELS:
+            return ModelEntry(name, family, MODELS[base.__name__].batches)
+    if any(base.__name__ == "AutoEncoderMixin" for base in model_class.__mro__):
+        return ModelEntry(name, family, "users")
+    return ModelEntry(name, family, _GENERAL_BATCHES[model_class.input_type])
+
+
+def build_model(
+    model: str,
+    data: PreparedData,
+    *,
+    hyperparameters: Mapping[str, Any],
+    seed: int,
+    device: str = "cpu",
+    class_path: str | None = None,
+) -> BuiltModel:
+    """Builds a model on the train rows of a split, its weights drawn from `seed` alone.
+
+    The global generators of torch, numpy and random are seeded here, because RecBole's models draw from them; the trial
+    restores them (see `isolation`).
+
+    Raises:
+        TrainingError: the model or a hyper-parameter is unknown, or the model refuses its settings.
+    """
+    model_class = load_class(class_path) if class_path else get_model(model_entry(model).name)
+    entry = _entry_of(model_class, model) if class_path else model_entry(model)
+    settings = make_settings(
+        model, family=entry.family, hyperparameters=hyperparameters, dataset=data.name, device=device, own_class=class_path is not None
+    )
+    dataset = SplitDataset(settings, data, data.train.positives())
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - RecBole's models draw from the global generator
+    torch.manual_seed(seed)
+    try:
+        module = model_class(settings, dataset)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+        raise TrainingError(f"{model} cannot be built with {dict(hyperparameters)}: {type(error).__name__}: {error}") from error
+    for part in module.modules():
+        if "logger" in part.__dict__:
+            part.logger = QUIET
+    return BuiltModel(entry, module.to(torch.device(device)), settings, dataset, torch.device(device))

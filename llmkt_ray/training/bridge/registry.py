@@ -1,0 +1,62 @@
+"""The models that the bridge can build, by RecBole's names; reading this imports no RecBole."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmkt_ray.errors import TrainingError, unknown_name
+
+Family = Literal["general", "context", "sequential"]
+Batches = Literal["pairwise", "pointwise", "users", "labelled", "sequences", "reference"]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What the study needs to know of a model before it is built.
+
+    Attributes:
+        name: RecBole's name.
+        family: "general", "context" (features of user and item) or "sequential".
+        batches: what a training batch holds: (user, item, negative), (user, item, label), users, labelled rows,
+            sequences; "reference" models are computed, not trained in steps, and have no layer.
+    """
+
+    name: str
+    family: Family
+    batches: Batches
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the model is a reference line: no training steps, no layer to tap."""
+        return self.batches == "reference"
+
+
+_GENERAL: dict[Batches, tuple[str, ...]] = {
+    "pairwise": ("BPR", "ConvNCF", "DGCF", "GCMC", "LightGCN", "LINE", "NCL", "NGCF", "SGL", "SimpleX", "SpectralCF"),
+    "pointwise": ("DMF", "FISM", "NAIS", "NeuMF", "NNCF"),
+    "users": ("CDAE", "DiffRec", "ENMF", "LDiffRec", "MacridVAE", "MultiDAE", "MultiVAE", "RaCT", "RecVAE"),
+    "reference": ("ADMMSLIM", "EASE", "ItemKNN", "NCEPLRec", "Pop", "Random", "SLIMElastic"),
+}
+MODELS: dict[str, ModelEntry] = {
+    name: ModelEntry(name, "general", batches) for batches, names in _GENERAL.items() for name in names
+}  # fmt: skip
+
+
+def model_names() -> tuple[str, ...]:
+    """Returns the names of all models that can be built, sorted."""
+    return tuple(sorted(MODELS))
+
+
+def model_entry(name: str) -> ModelEntry:
+    """Returns a model's entry.
+
+    Raises:
+        TrainingError: the model is not known.
+    """
+    if name not in MODELS:
+        raise TrainingError(unknown_name("model", name, MODELS))
+    return MODELS[name]
+
+
+def is_reference(name: str) -> bool:
+    """Says whether a model is a reference line (Pop, ItemKNN, EASE, ...): computed at once, without a layer."""
+    return model_entry(name).is_reference

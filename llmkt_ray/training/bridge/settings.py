@@ -1,0 +1,128 @@
+"""RecBole's settings of one model, without RecBole's `Config`.
+
+`Config` parses the process's command line, runs `eval` on every string, sets CUDA_VISIBLE_DEVICES and patches numpy.
+None of this is wanted in a trial, so the same property files are read here, with a safe YAML loader, into the
+mapping that models ask.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from llmkt_ray.errors import TrainingError, unknown_name
+
+OWNED: dict[str, str] = {
+    "epochs": "epochs", "train_batch_size": "batch_size", "learning_rate": "learning_rate", "weight_decay": "weight_decay",
+    "learner": "none: it is Adam", "eval_step": "evaluate_every", "stopping_step": "none: patience is off",
+    "metrics": "evaluation.metrics", "topk": "evaluation.metrics", "valid_metric": "evaluation.select_on", "seed": "seed",
+    "eval_args": "evaluation.protocol", "gpu_id": "resources", "use_gpu": "resources", "device": "resources",
+    "data_path": "datasets.path", "checkpoint_dir": "storage", "load_col": "datasets", "threshold": "datasets.positive",
+}  # fmt: skip
+"""RecBole's settings that belong to the study, and the key of the study that holds them."""
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that reads 1e-05 as a number, as RecBole's files mean it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9_]+(?:[eE][-+]?[0-9]+)?)$"),
+    list("-+0123456789."),
+)
+
+
+class Settings(Mapping[str, Any]):
+    """The mapping that RecBole's models and datasets read: an absent key is None, as in RecBole's `Config`."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.final_config_dict = values
+
+    def __getitem__(self, key: str) -> Any:
+        return self.final_config_dict.get(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.final_config_dict[key] = value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.final_config_dict
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.final_config_dict)
+
+    def __len__(self) -> int:
+        return len(self.final_config_dict)
+
+    def __getattr__(self, key: str) -> Any:
+        if key == "final_config_dict" or key not in self.final_config_dict:
+            raise AttributeError(f"no setting {key!r}")
+        return self.final_config_dict[key]
+
+
+@cache
+def _properties(file: str) -> dict[str, Any]:
+    """Returns one of RecBole's property files, empty where there is none."""
+    spec = find_spec("recbole")
+    assert spec is not None and spec.submodule_search_locations is not None
+    path = Path(next(iter(spec.submodule_search_locations)), "properties", file)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {} if path.is_file() else {}  # noqa: S506 - a SafeLoader
+
+
+def hyperparameter_problems(model: str, hyperparameters: Mapping[str, Any], *, own_class: bool = False) -> list[str]:
+    """Returns a sentence for each hyper-parameter that `model` does not have or that belongs to the study."""
+    known = _properties(f"model/{model}.yaml").keys() | {"train_neg_sample_args", "require_pow", "embedding_size"}
+    problems = []
+    for name in hyperparameters:
+        if name in OWNED:
+            problems.append(f"hyper-parameter {name!r} of {model} belongs to the study; set there: {OWNED[name]}")
+        elif name not in known and not own_class:
+            problems.append(unknown_name(f"hyper-parameter of {model}", name, known))
+    return problems
+
+
+def make_settings(
+    model: str,
+    *,
+    family: str,
+    hyperparameters: Mapping[str, Any],
+    dataset: str,
+    device: str,
+    own_class: bool = False,
+) -> Settings:
+    """Returns the settings of one model: RecBole's defaults, then its model file, then `hyperparameters`.
+
+    Args:
+        model: RecBole's name of the model, or the name of the user's own class.
+        family: "general", "context" or "sequential".
+        hyperparameters: by RecBole's names; strings stay strings, nothing is evaluated.
+        dataset: name of the dataset.
+        device: "cpu" or "cuda".
+        own_class: the model is not RecBole's: any hyper-parameter is allowed.
+
+    Raises:
+        TrainingError: a hyper-parameter is unknown, or belongs to the study.
+    """
+    problems = hyperparameter_problems(model, hyperparameters, own_class=own_class)
+    if problems:
+        raise TrainingError("; ".join(problems))
+    values = dict(_properties("overall.yaml")) | _properties(f"model/{model}.yaml") | _properties("dataset/sample.yaml")
+    negatives = dict(_properties("overall.yaml")["train_neg_sample_args"])
+    values |= hyperparameters
+    chosen = values.get("train_neg_sample_args") or negatives
+    values["train_neg_sample_args"] = negatives | dict(chosen)
+    values |= {
+        "model": model,
+        "dataset": dataset,
+        "device": torch.device(device),
+        "MODEL_FAMILY": family,
+        "numerical_features": values.get("numerical_features") or [],
+        "data_path": "",
+        "single_spec": True,
+    }
+    return Settings(values)

@@ -1,0 +1,87 @@
+"""What RecBole 1.2.0 needs on current numpy and scipy: installed once, before recbole is imported.
+
+Each shim first asserts the text of RecBole that makes it necessary, so that another RecBole fails here, by name,
+instead of training something else.
+"""
+
+import importlib.util
+import sys
+import types
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from llmkt_ray.errors import TrainingError
+
+RECBOLE = "1.2.0"
+
+_NUMPY_ALIASES: dict[str, Any] = {
+    "float": np.float64, "int": np.int_, "bool": np.bool_, "object": np.object_, "str": np.str_, "complex": np.complex128,
+    "float_": np.float64, "complex_": np.complex128, "unicode_": np.str_, "bool8": np.bool_,
+}  # fmt: skip
+
+
+@cache
+def install() -> None:
+    """Makes recbole importable and its models buildable in this process; a second call does nothing.
+
+    Raises:
+        TrainingError: the installed RecBole is another one than the shims were written for.
+    """
+    found = version("recbole")
+    if found != RECBOLE:
+        raise TrainingError(f"RecBole {found} is installed, but the bridge is written for {RECBOLE}; pip install recbole=={RECBOLE}")
+    _alias_numpy()
+    _stub_kmeans()
+    _restore_dok_update()
+
+
+def expect(module: str, text: str) -> None:
+    """Asserts that `text` occurs in the source of recbole's `module`, for example "model.general_recommender.lightgcn".
+
+    Raises:
+        TrainingError: it does not: this RecBole is not the one that the shim replaces a part of.
+    """
+    spec = importlib.util.find_spec("recbole")
+    assert spec is not None and spec.submodule_search_locations is not None
+    path = Path(next(iter(spec.submodule_search_locations)), *module.split(".")).with_suffix(".py")
+    if text not in path.read_text(encoding="utf-8"):
+        raise TrainingError(f"{path.name} of RecBole {RECBOLE} has been changed (no {text!r}); reinstall it: pip install --force-reinstall recbole=={RECBOLE}")
+
+
+def _alias_numpy() -> None:
+    """RecBole uses names that numpy 2 took away; they are set only where absent."""
+    expect("data.interaction", "(float, int, np.float, np.int64)")
+    expect("config.configurator", "np.float = np.float_")
+    for name, value in _NUMPY_ALIASES.items():
+        if name not in np.__dict__:
+            setattr(np, name, value)
+
+
+def _stub_kmeans() -> None:
+    """`recbole.model.general_recommender` imports kmeans_pytorch, which only LDiffRec calls and nobody maintains."""
+    expect("model.general_recommender.ldiffrec", "from kmeans_pytorch import kmeans")
+    if importlib.util.find_spec("kmeans_pytorch") is not None:
+        return
+    stub = types.ModuleType("kmeans_pytorch")
+
+    def kmeans(*_: object, **__: object) -> None:
+        raise TrainingError("LDiffRec with more than one category needs the package kmeans_pytorch, which is not installed; set n_cate: 1")
+
+    stub.kmeans = kmeans  # type: ignore[attr-defined]
+    stub.__spec__ = importlib.util.spec_from_loader("kmeans_pytorch", loader=None)
+    sys.modules["kmeans_pytorch"] = stub
+
+
+def _restore_dok_update() -> None:
+    """scipy took `dok_matrix._update` away, by which RecBole fills adjacency matrices from a dict of (row, column) pairs."""
+    expect("model.general_recommender.lightgcn", "A._update(data_dict)")
+
+    def update(self: Any, data: dict[tuple[int, int], float]) -> None:
+        self._dict.update(data)
+
+    sp.dok_matrix._update = update

@@ -1,0 +1,161 @@
+"""The taps of a RecBole model: one small batch through a freshly built model says where a profile can be transferred.
+
+"Layer k" is the k-th user-aligned candidate in forward order; `auto` is the one that `transfer.taps.auto_tap` describes;
+`all` is every candidate.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from llmkt_ray.data.prepared import PreparedData, Rows
+from llmkt_ray.errors import LayerError
+from llmkt_ray.training.bridge.dataset import PADDING
+from llmkt_ray.training.bridge.models import BuiltModel, build_model
+from llmkt_ray.training.bridge.registry import model_entry
+from llmkt_ray.transfer.discovery import discover_taps
+from llmkt_ray.transfer.state import random_state_kept
+from llmkt_ray.transfer.taps import Tap, auto_tap, candidates, named_tap
+
+_PROBE_SEED = 1
+
+
+class RecBoleProbe:
+    """A probe batch of a built model: a few users, each with items of the catalogue; see `transfer.discovery.ProbeBatch`.
+
+    Args:
+        model: the built model.
+        data: the split it was built on.
+
+    Raises:
+        LayerError: the split has too few users with training rows to probe with.
+    """
+
+    def __init__(self, model: BuiltModel, data: PreparedData) -> None:
+        self._model = model
+        self.n_users, self.n_items = model.n_users + PADDING, model.n_items + PADDING
+        self._kind = model.entry.batches
+        self._tiles = {"pairwise": max(model.negatives_per_row, 1), "pointwise": 1 + model.negatives_per_row}.get(self._kind, 1)
+        with_rows = np.unique(data.train.positives().user).astype(np.int64) + PADDING
+        sizes = {self.n_users, self.n_items, self.n_users + self.n_items}
+        count = next((c for c in range(9, 2, -2) if len(with_rows) >= c + 2 and c * self._tiles not in sizes), None)
+        if count is None:
+            raise LayerError(f"dataset {data.name!r} has {len(with_rows)} users with training rows, too few to probe a model's layers with")
+        self.lengths: Tensor | None = None
+        distinct = torch.from_numpy(with_rows[:count])
+        self.users = distinct.repeat(self._tiles).to(model.device)
+        steps = torch.arange(len(self.users), device=model.device)
+        self._items = [PADDING + (steps * 3 + 1) % model.n_items, PADDING + (steps * 5 + 2) % model.n_items]
+
+    def loss(self, users: Tensor, other_items: bool) -> Tensor:
+        """Returns the training loss of the batch with these users, and with other target items where asked."""
+        shift = 1 if other_items else 0
+        items, negatives = ((column - PADDING + shift) % self._model.n_items + PADDING for column in self._items)
+        if self._kind == "users":
+            return self._model.loss(self._model.rows(users))
+        if self._kind == "pairwise":
+            return self._model.loss(self._model.pairs(users, items, negatives))
+        labels = torch.zeros(len(users), device=users.device)
+        labels[: len(users) // self._tiles] = 1.0
+        return self._model.loss(self._model.labelled(users, items, labels))
+
+
+def model_taps(model: BuiltModel, data: PreparedData) -> tuple[Tap, ...]:
+    """Returns every tap of a built model in forward order; the model and the global random state are left as they were.
+
+    Raises:
+        LayerError: it is a reference model, which has no training step.
+    """
+    if model.entry.is_reference:
+        raise LayerError(f"{model.entry.name} is a reference model: it is computed, not trained in steps, and has no layer")
+    return discover_taps(model.module, RecBoleProbe(model, data))
+
+
+def probe_layers(
+    model: str, data: PreparedData | None, hyperparameters: Mapping[str, Any], class_path: str | None = None
+) -> tuple[Tap, ...]:
+    """Builds a model and returns every tap of it in forward order, usable or not, each with its reason.
+
+    Args:
+        model: RecBole's name of the model, or the label of the user's own class.
+        data: the split to build it on; None: a small synthetic one (shapes that depend on the catalogue will differ).
+        hyperparameters: by RecBole's names.
+        class_path: `package.module:Class` of the user's own model.
+
+    Raises:
+        LayerError: the model is a reference model without layers.
+        TrainingError: the model cannot be built.
+    """
+    if class_path is None and model_entry(model).is_reference:
+        raise LayerError(f"{model} is a reference model: it is computed, not trained in steps, and has no layer")
+    split = data if data is not None else probe_split()
+    with random_state_kept():
+        built = build_model(model, split, hyperparameters=hyperparameters, seed=_PROBE_SEED, class_path=class_path)
+        return model_taps(built, split)
+
+
+def resolve_layers(wanted: str | Sequence[str], taps: Sequence[Tap], model: str = "the model") -> tuple[Tap, ...]:
+    """Returns the taps that a study asks for.
+
+    Args:
+        wanted: `auto`, `all`, or names; a name is a tap's name or "layer k".
+        taps: what `probe_layers` returned.
+        model: the model's name, for messages.
+
+    Raises:
+        LayerError: a layer does not exist or cannot be used, or no layer is aligned with users.
+    """
+    if wanted == "auto":
+        return (auto_tap(taps, model),)
+    if wanted == "all":
+        found = candidates(taps)
+        return found or (auto_tap(taps, model),)
+    names = (wanted,) if isinstance(wanted, str) else wanted
+    resolved = [named_tap(taps, name, model) for name in names]
+    return tuple(dict.fromkeys(resolved))
+
+
+def probe_split(n_users: int = 28, n_items: int = 46, seed: int = 0) -> PreparedData:
+    """Returns a small synthetic split, for probing a model where no dataset is given.
+
+    Every user has 6 to 9 train positives, one validation and one test row; sizes differ from the usual layer widths.
+    """
+    generator = np.random.default_rng(seed)
+    users: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
+    items: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
+    for user in range(n_users):
+        drawn = generator.permutation(n_items)[: 8 + user % 4].tolist()
+        for part, chosen in (("train", drawn[:-2]), ("valid", drawn[-2:-1]), ("test", drawn[-1:])):
+            users[part] += [user] * len(chosen)
+            items[part] += chosen
+
+    def rows(part: str) -> Rows:
+        count = len(users[part])
+        return Rows(
+            np.asarray(users[part], dtype=np.int32),
+            np.asarray(items[part], dtype=np.int32),
+            np.full(count, 5.0, dtype=np.float32),
+            np.arange(count, dtype=np.float64),
+            np.ones(count, dtype=bool),
+        )
+
+    user_tokens = np.asarray([f"u{i:03d}" for i in range(n_users)])
+    item_tokens = np.asarray([f"i{i:03d}" for i in range(n_items)])
+    return PreparedData(
+        key="probe",
+        name="probe",
+        domain="generic",
+        user_tokens=user_tokens,
+        item_tokens=item_tokens,
+        train=rows("train"),
+        train_full=rows("train"),
+        valid=rows("valid"),
+        test=rows("test"),
+        users=pa.table({"user_id": user_tokens.tolist()}),
+        items=pa.table({"item_id": item_tokens.tolist()}),
+        notes={},
+    )

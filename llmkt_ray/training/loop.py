@@ -1,0 +1,174 @@
+"""The epochs of a trial: train, validate, select, hand over, checkpoint.
+
+The loop never sees a test row: it is given the train batches and the validation task, and leaves the selected weights in
+the model.
+
+Selection, the same in all arms: after every `evaluate_every`-th epoch, after the last epoch of phase 1 and after the last of
+all, validation is measured; the tested model is the best of these among the epochs after the switch, the first one if
+several are equal. A baseline has no switch, but chooses among the very same epochs as its two-phase twins, so that no arm has
+more tries than another.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from llmkt_ray.errors import TrainingError
+from llmkt_ray.seeds import derive_seed
+from llmkt_ray.training.batches import BatchSource
+from llmkt_ray.training.bridge.models import BuiltModel
+from llmkt_ray.training.checkpoint import CheckpointFile
+from llmkt_ray.training.evaluate import RankingTask
+from llmkt_ray.training.isolation import seed_globals
+from llmkt_ray.training.spec import TrialSpec
+from llmkt_ray.transfer.manager import TransferManager
+from llmkt_ray.transfer.phases import PhasePlan
+from llmkt_ray.transfer.state import counters, set_counters
+from llmkt_ray.transfer.weights import WeightsManager
+
+EpochRow = dict[str, float | int]
+
+
+class TrainingLoop:
+    """Trains one model through its phases and selects an epoch on validation.
+
+    Args:
+        spec: the trial.
+        model: the built model.
+        batches: where each epoch's batches come from.
+        plan: the phases.
+        transfer: the hook, the losses and their record.
+        weights: the optimizer and the hand-over.
+        validation: the validation task.
+        checkpoint: where to save the state at epoch boundaries; None: nowhere.
+        on_epoch: called with each epoch's row.
+
+    Attributes:
+        rows: one mapping an epoch, see `TrialResult.epochs`.
+        best_epoch: the selected epoch so far, 0 before the first.
+        last_evaluated: the last epoch that was validated.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        model: BuiltModel,
+        batches: BatchSource,
+        plan: PhasePlan,
+        transfer: TransferManager,
+        weights: WeightsManager,
+        validation: RankingTask,
+        checkpoint: CheckpointFile | None,
+        on_epoch: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self._spec, self._model, self._batches, self._plan = spec, model, batches, plan
+        self._transfer, self._weights, self._validation = transfer, weights, validation
+        self._checkpoint, self._on_epoch = checkpoint, on_epoch
+        self.rows: list[EpochRow] = []
+        self.best_epoch = 0
+        self.best_valid: dict[str, float] = {}
+        self.last_evaluated = 0
+        self._best_value = -math.inf
+        self._best_state: dict[str, Any] | None = None
+
+    def run(self) -> None:
+        """Runs the epochs that are left and puts the selected weights into the model.
+
+        Raises:
+            TrainingError: the loss became NaN or infinite, or a transfer was asked for that never took place.
+        """
+        first = self._resume()
+        for epoch in range(first, self._plan.epochs + 1):
+            started = time.perf_counter()
+            self._train(epoch)
+            row: EpochRow = {"epoch": epoch, "phase": self._plan.phase(epoch)} | self._transfer.record()
+            if not math.isfinite(row["loss_model"]):
+                raise TrainingError(f"the training loss became {row['loss_model']} in epoch {epoch}; lower the learning rate or check the ratings")
+            row |= self._validate(epoch)
+            row["duration_s"] = time.perf_counter() - started
+            self.rows.append(row)
+            if self._checkpoint is not None and epoch < self._plan.epochs:
+                self._checkpoint.save(epoch, self._state)
+            if self._on_epoch is not None:
+                self._on_epoch(dict(row))
+        self._transfer.check_computed()
+        assert self._best_state is not None, "the last epoch is always evaluated and selectable"
+        self._load(self._best_state)
+
+    def _train(self, epoch: int) -> None:
+        """One epoch; every draw in it depends on (seed, epoch) alone, so that a resumed epoch is the same epoch."""
+        module, weights, transfer = self._model.module, self._weights, self._transfer
+        weights.begin_epoch(epoch)
+        seed_globals(derive_seed(self._spec.seed, "dropout", epoch))
+        module.train()
+        optimizer = weights.optimizer
+        with transfer.epoch(epoch):
+            for batch in self._batches.epoch(epoch):
+                optimizer.zero_grad(set_to_none=True)
+                loss = transfer.step(self._model.loss(batch.interaction), batch.users)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+
+    def _validate(self, epoch: int) -> EpochRow:
+        """Returns `valid_<metric>` of an epoch, NaN where it is not evaluated, and keeps the best selectable state."""
+        names = [metric.name for metric in self._validation.metrics]
+        due = epoch % self._spec.evaluate_every == 0 or epoch in (self._plan.phase1_epochs, self._plan.epochs)
+        if not due:
+            return {f"valid_{name}": math.nan for name in names}
+        self._model.module.eval()
+        ranking = self._validation.run(self._model.scores)
+        value = ranking.means[self._spec.select_on]
+        self._weights.observe(epoch, value)
+        self.last_evaluated = epoch
+        if self._plan.selectable(epoch) and value > self._best_value:
+            self.best_epoch, self._best_value, self.best_valid = epoch, value, dict(ranking.means)
+            self._best_state = self._copy()
+        return {f"valid_{name}": ranking.means[name] for name in names}
+
+    def _copy(self) -> dict[str, Any]:
+        tensors = {name: tensor.detach().clone() for name, tensor in self._model.module.state_dict().items()}
+        return {"model": tensors, "counters": counters(self._model.module)}
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self._model.module.load_state_dict(state["model"])
+        set_counters(self._model.module, state["counters"])
+        self._model.forget_cached()
+
+    def _state(self) -> dict[str, Any]:
+        """Returns all that the epochs to come depend on."""
+        return self._copy() | {
+            "best": self._best_state,
+            "best_epoch": self.best_epoch,
+            "best_value": self._best_value,
+            "best_valid": self.best_valid,
+            "last_evaluated": self.last_evaluated,
+            "rows": self.rows,
+            "transfer": self._transfer.state_dict(),
+            "weights": self._weights.state_dict(),
+            "phase": self._plan.phase(self.rows[-1]["epoch"]),  # type: ignore[arg-type]
+        }
+
+    def _resume(self) -> int:
+        """Loads the checkpoint if there is one; returns the epoch to go on with."""
+        saved = self._checkpoint.load(self._model.device) if self._checkpoint is not None else None
+        if saved is None:
+            return 1
+        epoch, state = saved
+        self._load(state)
+        self._weights.load_state_dict(state["weights"])
+        self._transfer.load_state_dict(state["transfer"])
+        self._best_state, self.best_epoch, self._best_value = state["best"], state["best_epoch"], state["best_value"]
+        self.best_valid, self.last_evaluated, self.rows = state["best_valid"], state["last_evaluated"], list(state["rows"])
+        return epoch + 1
+
+
+def make_adam(spec: TrialSpec) -> Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]:
+    """Returns RecBole's optimizer, Adam, in torch's fused form: the same update in one pass over each parameter."""
+
+    def make(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True)
+
+    return make

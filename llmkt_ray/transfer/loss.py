@@ -1,0 +1,204 @@
+"""Transfer losses: how far the tapped rows are from the profiles' targets.
+
+Every loss is a function `f(h, t, weight) -> scalar` of tapped rows h `(m, d)`, targets t `(m, d')` and weights
+`(m,)` whose mean over the epoch is 1; no target ever receives a gradient. METHOD.md, section 5:
+
+    mse         mean_i w_i mean_j (h_ij - t_ij)^2
+    rmse        sqrt(mse + eps): the paper's form; eps keeps the gradient finite at an exact match (trap 10)
+    cosine      mean_i w_i (1 - cos(h_i, t_i))
+    infonce     mean_i w_i CE over the batch's users of cos(h_i, t_j) / tau, tau 0.2 (van den Oord et al. 2018)
+    relational  mean over pairs i != j, weighted w_i w_j, of (cos(h_i, h_j) - cos(t_i, t_j))^2 (after Park et al. 2019)
+    cka         1 - linear CKA(h, t), weighted (Kornblith et al. 2019)
+
+`infonce`, `relational` and `cka` compare users with each other: the rows of one user are averaged first, so that
+nobody is their own negative; users without a profile take no part.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmkt_ray.errors import LayerError, TrainingError, unknown_name
+
+RMSE_EPS = 1e-8
+TAU = 0.2
+
+
+def mse(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean squared error, in [0, inf), lower is better."""
+    return torch.dot((h - t).square().mean(dim=1), weight) / len(weight)
+
+
+def rmse(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+    """Root of the weighted mean squared error plus eps, in [sqrt(eps), inf), lower is better."""
+    return (mse(h, t, weight) + RMSE_EPS).sqrt()
+
+
+def cosine(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of 1 - cosine similarity, in [0, 2], lower is better."""
+    return torch.dot(1 - F.cosine_similarity(h, t, dim=1), weight) / len(weight)
+
+
+def infonce(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+    """Weighted cross-entropy of finding one's own target among the batch's, in [0, inf), lower is better."""
+    logits = F.normalize(h, dim=1) @ F.normalize(t, dim=1).T / TAU
+    own = torch.arange(len(h), device=h.device)
+    return torch.dot(F.cross_entropy(logits, own, reduction="none"), weight) / len(weight)
+
+
+def relational(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over pairs of squared differences of cosines, in [0, 4], lower is better."""
+    h, t = F.normalize(h, dim=1), F.normalize(t, dim=1)
+    pairs = torch.outer(weight, weight).fill_diagonal_(0)
+    return ((h @ h.T - t @ t.T).square() * pairs).sum() / pairs.sum()
+
+
+def cka(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+    """One minus linear CKA with weighted means, in [0, 1], lower is better."""
+    share = (weight / weight.sum()).unsqueeze(1)
+    h = (h - (share * h).sum(dim=0)) * share.sqrt()
+    t = (t - (share * t).sum(dim=0)) * share.sqrt()
+    cross, own, other = (h.T @ t).square().sum(), (h.T @ h).square().sum(), (t.T @ t).square().sum()
+    return 1 - cross / (own.sqrt() * other.sqrt()).clamp(min=torch.finfo(h.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class TransferLoss:
+    """One loss and what it needs.
+
+    Attributes:
+        function: `f(h, t, weight) -> scalar`.
+        equal_width: h and t must have the same width.
+        between_users: compares users with each other, so it gets each user once and at least two of them.
+    """
+
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    equal_width: bool = True
+    between_users: bool = False
+
+
+LOSSES: dict[str, TransferLoss] = {
+    "mse": TransferLoss(mse),
+    "rmse": TransferLoss(rmse),
+    "cosine": TransferLoss(cosine),
+    "infonce": TransferLoss(infonce, between_users=True),
+    "relational": TransferLoss(relational, equal_width=False, between_users=True),
+    "cka": TransferLoss(cka, equal_width=False, between_users=True),
+}
+
+
+def transfer_loss(name: str) -> TransferLoss:
+    """Returns the loss of that name.
+
+    Raises:
+        TrainingError: there is none; lists the names.
+    """
+    if name not in LOSSES:
+        raise TrainingError(unknown_name("transfer loss", name, LOSSES))
+    return LOSSES[name]
+
+
+def check_widths(loss: str, projection: str, layer: str, width: int, dims: int) -> None:
+    """Refuses a tap and a target that cannot be compared.
+
+    Args:
+        loss: name of the loss.
+        projection: "none", "student" or "legacy_slice".
+        layer: the tap's name, for the message.
+        width: width of the tap.
+        dims: width of the target.
+
+    Raises:
+        LayerError: the widths differ and neither the loss nor the projection allows it (trap 1).
+    """
+    if projection == "legacy_slice" and width < dims:
+        raise LayerError(f"legacy_slice keeps the first {dims} of a layer's units, but layer {layer!r} has only {width}; choose dims <= {width}")
+    if projection == "none" and transfer_loss(loss).equal_width and width != dims:
+        free = ", ".join(repr(name) for name, kind in LOSSES.items() if not kind.equal_width)
+        raise LayerError(
+            f"layer {layer!r} is {width} wide and the target {dims}, but loss {loss!r} compares them unit by unit; "
+            f"set reduction.dims to 'layer' or {width}, transfer.projection to 'student', or use a loss of {free}"
+        )
+
+
+def user_weights(rows: Tensor, present: Tensor) -> Tensor:
+    """Returns the weight of a row of each user: 1 / n_u, scaled so that the mean over the epoch's rows is 1.
+
+    So the epoch's loss is the plain mean over users with a profile, and a user's expected weight does not depend on
+    how active they are (METHOD.md, trap 11).
+
+    Args:
+        rows: how many batch rows of an epoch each user has, int64 `(n_users,)`.
+        present: bool `(n_users,)`: who has a profile; the others weigh 0.
+
+    Returns:
+        float32 `(n_users,)`; 0 for users without a training row or without a profile.
+
+    Raises:
+        TrainingError: no user has both.
+    """
+    counts = rows.to(torch.float64)
+    taking_part = (counts > 0) & present
+    if not bool(taking_part.any()):
+        raise TrainingError(f"none of the {int(present.sum())} users with a profile has a training row: there is nothing to transfer")
+    scale = counts.sum() / taking_part.sum()
+    return torch.where(taking_part, scale / counts.clamp(min=1), 0.0).to(torch.float32)
+
+
+def one_row_each(h: Tensor, users: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Averages the rows of each user and adds up their weights; users of weight 0 are left out.
+
+    Args:
+        h: `(m, d)`.
+        users: int64 `(m,)`.
+        weight: `(m,)`.
+
+    Returns:
+        h `(k, d)`, users `(k,)` and weight `(k,)` of the k different users, scaled so that `weight.sum() / k` is what
+        `weight.sum() / m` was.
+    """
+    distinct, place = torch.unique(users, return_inverse=True)
+    count = torch.bincount(place, minlength=len(distinct))
+    mean = h.new_zeros(len(distinct), h.shape[1]).index_add(0, place, h) / count.unsqueeze(1)
+    total = weight.new_zeros(len(distinct)).index_add(0, place, weight)
+    keep = total > 0
+    kept = int(keep.sum())
+    return mean[keep], distinct[keep], total[keep] * (kept / len(users))
+
+
+class LossManager:
+    """Combines the model's loss with the transfer loss: L = (1 - alpha) L_model + alpha beta L_rec.
+
+    Args:
+        loss: name in `LOSSES`.
+        targets: `(n_users, dims)`, in the model's user ids.
+        weights: `(n_users,)` of `user_weights`; 0 where a user has no profile.
+    """
+
+    def __init__(self, loss: str, targets: Tensor, weights: Tensor) -> None:
+        self._loss = transfer_loss(loss)
+        self._targets = targets.detach()
+        self._weights = weights.detach()
+        self.beta = 1.0
+
+    def transfer(self, h: Tensor, users: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Returns the transfer loss L_rec of rows h `(m, d)` that belong to `users` `(m,)`; a scalar.
+
+        `targets` replaces the trial's own (the balance of a control is measured against the treated arm's).
+        """
+        table = self._targets if targets is None else targets.detach()
+        weight = self._weights.index_select(0, users)
+        if self._loss.between_users:
+            h, users, weight = one_row_each(h, users, weight)
+            if len(users) < 2:
+                return h.sum() * 0
+        return self._loss.function(h, table.index_select(0, users), weight)
+
+    def combine(self, loss_model: Tensor, loss_transfer: Tensor, alpha: float) -> Tensor:
+        """Returns the loss to descend; at alpha 1 the model's own loss is left out altogether."""
+        if alpha == 1.0:
+            return self.beta * loss_transfer
+        return (1 - alpha) * loss_model + (alpha * self.beta) * loss_transfer

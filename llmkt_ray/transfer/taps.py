@@ -1,0 +1,109 @@
+"""Taps: the named places of a model whose activation can learn from a profile, and which of them know the user.
+
+A tap is found and classified by `llmkt_ray.transfer.discovery`, never by its position in a walk over modules
+(METHOD.md, trap 6); here are its description, the order of candidates, and the choice by name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llmkt_ray.errors import LayerError, unknown_name
+from llmkt_ray.transfer.sites import Site
+
+Alignment = Literal["user_rows", "user_prefix", "user_table", "user_item_table", "sequence", "pair", "none"]
+USER_ALIGNED: tuple[Alignment, ...] = ("user_rows", "user_prefix", "user_table", "user_item_table", "sequence")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One place of a model, as a probe found it.
+
+    Attributes:
+        name: dotted name, `decoder:input`, `forward[1]`, `embedding@0`; see `llmkt_ray.transfer.sites`.
+        alignment: how its rows belong to users:
+            "user_rows": row i belongs to the user of batch row i;
+            "user_prefix": the same for the first rows of the batch only (SimpleX);
+            "user_table": row u is user u; "user_item_table": the same, items follow the users;
+            "sequence": `(batch, positions, width)`, the last filled position is the user's;
+            "pair": row i belongs to the user AND the item of batch row i;
+            "none": it cannot be used, see `reason`.
+        width: size of the last dimension (0 where there is none).
+        shape: the activation's shape in the probe batch.
+        usable: whether a transfer loss can be computed on it.
+        reason: why it is not usable, or what to know about it; may be empty.
+        calls: how often it fires in one training step; the FIRST call is the one that is read.
+        depth: longest path from it to a parameter in the autograd graph: how much computation lies before it.
+        batch_dim: the dimension that runs over the batch, 0 or 1.
+        alias_of: name of the tap that holds the very same tensor and stands for both; empty: none.
+        is_scores: as wide as the catalogue: scores of all items, an output rather than a representation.
+    """
+
+    name: str
+    alignment: Alignment
+    width: int
+    shape: tuple[int, ...] = ()
+    usable: bool = True
+    reason: str = ""
+    calls: int = 1
+    depth: int = 0
+    batch_dim: int = 0
+    alias_of: str = ""
+    is_scores: bool = False
+
+    @property
+    def site(self) -> Site:
+        """Where to read it."""
+        return Site.parse(self.name)
+
+    @property
+    def knows_user(self) -> bool:
+        """Whether its rows belong to users and to nothing else."""
+        return self.usable and self.alignment in USER_ALIGNED
+
+
+def candidates(taps: Sequence[Tap]) -> tuple[Tap, ...]:
+    """Returns the user-aligned taps in forward order, each tensor once: "layer k" is the k-th, from 1."""
+    return tuple(tap for tap in taps if tap.knows_user and not tap.alias_of and tap.width >= 2)
+
+
+def auto_tap(taps: Sequence[Tap], model: str) -> Tap:
+    """Returns the one user-aligned tap that `layers: auto` stands for.
+
+    Of the candidates that are not scores of the whole catalogue: the narrowest, because that is where the model compresses the user; among equals the one with the longest
+    computation before it, because that is the representation that is scored; then the last in forward order.
+
+    Raises:
+        LayerError: no tap of the model knows the user.
+    """
+    found = [tap for tap in candidates(taps) if not tap.is_scores]
+    if not found:
+        raise LayerError(f"no layer of {model} is aligned with users; name a pair-level layer explicitly; run: llmkt layers {model}")
+    width = min(tap.width for tap in found)
+    order = {tap.name: index for index, tap in enumerate(found)}
+    return max((tap for tap in found if tap.width == width), key=lambda tap: (tap.depth, order[tap.name]))
+
+
+def named_tap(taps: Sequence[Tap], name: str, model: str) -> Tap:
+    """Returns the tap that a user named: a tap's name, or "layer k" (also "k") for the k-th candidate.
+
+    Raises:
+        LayerError: there is no such tap, or it cannot be used; says why, and what there is instead.
+    """
+    hint = f"run: llmkt layers {model}"
+    ordinal = name.strip().casefold().removeprefix("layer").strip()
+    if ordinal.isdigit():
+        ordered = candidates(taps)
+        if not 1 <= int(ordinal) <= len(ordered):
+            shown = ", ".join(f"{k} = {tap.name}" for k, tap in enumerate(ordered, 1)) or "none"
+            raise LayerError(f"layer {int(ordinal)} of {model} does not exist: it has {len(ordered)} user-aligned layers ({shown}); {hint}")
+        return ordered[int(ordinal) - 1]
+    by_name = {tap.name: tap for tap in taps}
+    if name not in by_name:
+        useful = [tap.name for tap in taps if tap.usable] or list(by_name)
+        raise LayerError(unknown_name(f"layer of {model}:", name, useful, hint))
+    tap = by_name[name]
+    if not tap.usable:
+        shown = ", ".join(repr(t.name) for t in candidates(taps)) or "none"
+        raise LayerError(f"layer {name!r} of {model} cannot be used: {tap.reason}; user-aligned layers: {shown}; {hint}")
+    return tap

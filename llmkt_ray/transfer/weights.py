@@ -1,0 +1,144 @@
+"""The weights manager: which parameters train in which phase, and what is handed over at the switch.
+
+METHOD.md, trap 12: in the published code a logging step silently reloads the best phase-1 checkpoint. Here the
+hand-over is a setting: `last` goes on from the last epoch of phase 1; `best_valid` restores weights, optimizer and
+counters of phase 1's best validation epoch together; either way the optimizer is then kept or reset.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from llmkt_ray.errors import TrainingError
+from llmkt_ray.transfer.phases import PhasePlan
+from llmkt_ray.transfer.state import counters, set_counters
+
+
+class WeightsManager:
+    """Owns the optimizer and decides what it may change.
+
+    Args:
+        model: the model in training.
+        plan: the phases.
+        make_optimizer: makes an optimizer from a list of parameters; called at the start and, with
+            `optimizer: reset`, at the switch.
+        extra: parameters of the student projection, trained in transferring epochs only.
+        freeze: phase to patterns of parameter names (`item_*`, shell style) that stay fixed in that phase.
+
+    Raises:
+        TrainingError: a pattern matches no parameter, or nothing is left to train.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: PhasePlan,
+        make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        *,
+        extra: Sequence[nn.Parameter] = (),
+        freeze: Mapping[int, Sequence[str]] | None = None,
+    ) -> None:
+        self._model = model
+        self._plan = plan
+        self._make = make_optimizer
+        self._extra = list(extra)
+        self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._frozen = {phase: self._matched(phase, patterns) for phase, patterns in (freeze or {}).items()}
+        self._best: dict[str, Any] | None = None
+        self._best_value = float("-inf")
+        self.optimizer = self._new_optimizer()
+        self.handed_over = 0
+        """The phase-1 epoch whose weights phase 2 started from; 0 before the switch."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Does what is due before an epoch (from 1): the hand-over, the optimizer's reset, freezing.
+
+        Raises:
+            TrainingError: hand-over `best_valid`, but phase 1 was never evaluated.
+        """
+        if self._plan.switches_before(epoch):
+            self._hand_over(epoch)
+        frozen = self._frozen.get(self._plan.phase(epoch), set())
+        for name, parameter in self._model.named_parameters():
+            if name in self._trainable:
+                parameter.requires_grad_(name not in frozen)
+                if name in frozen:
+                    # Without this a last gradient from before the switch would go on moving it.
+                    parameter.grad = None
+        if not self._plan.transfers(epoch):
+            for parameter in self._extra:
+                parameter.grad = None
+
+    def observe(self, epoch: int, value: float) -> None:
+        """Takes note of a validation value (higher is better); remembers phase 1's best epoch if it will be needed."""
+        wanted = self._plan.schedule.handover == "best_valid" and self._plan.schedule.kind != "joint" and not self._plan.one_phase
+        if wanted and self._plan.phase(epoch) == 1 and value > self._best_value:
+            self._best_value = value
+            self._best = {
+                "epoch": epoch,
+                "model": {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()},
+                "extra": [parameter.detach().clone() for parameter in self._extra],
+                "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+                "counters": counters(self._model),
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resume needs besides the model's own state: tensors, numbers and plain containers."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "best": self._best,
+            "best_value": self._best_value,
+            "handed_over": self.handed_over,
+            "extra": [parameter.detach().clone() for parameter in self._extra],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned; the model's own state is restored by the caller."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._best = state["best"]
+        self._best_value = state["best_value"]
+        self.handed_over = state["handed_over"]
+        self._load_extra(state["extra"])
+
+    def _hand_over(self, epoch: int) -> None:
+        self.handed_over = epoch - 1
+        if self._plan.schedule.handover == "best_valid":
+            if self._best is None:
+                raise TrainingError(
+                    f"handover 'best_valid' needs a validation in phase 1 (epochs 1 to {epoch - 1}), but there was none; "
+                    f"set training.evaluate_every to at most {epoch - 1}, or handover to 'last'"
+                )
+            self._model.load_state_dict(self._best["model"])
+            self._load_extra(self._best["extra"])
+            self.optimizer.load_state_dict(self._best["optimizer"])
+            set_counters(self._model, self._best["counters"])
+            self.handed_over = self._best["epoch"]
+            self._best = None
+        if self._plan.schedule.optimizer == "reset":
+            self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> Optimizer:
+        model = [parameter for name, parameter in self._model.named_parameters() if name in self._trainable]
+        return self._make([*model, *self._extra])
+
+    def _load_extra(self, values: Sequence[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self._extra, values, strict=True):
+                parameter.copy_(value)
+
+    def _matched(self, phase: int, patterns: Sequence[str]) -> set[str]:
+        names = sorted(self._trainable)
+        found: set[str] = set()
+        for pattern in patterns:
+            hit = {name for name in names if fnmatchcase(name, pattern)}
+            if not hit:
+                raise TrainingError(f"freezing pattern {pattern!r} of phase {phase} matches no parameter; parameters: {', '.join(names)}")
+            found |= hit
+        if len(found) == len(names):
+            raise TrainingError(f"the freezing patterns {list(patterns)} of phase {phase} leave nothing to train; parameters: {', '.join(names)}")
+        return found
