@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,7 @@ from llmkt_ray.errors import ArtifactError, StorageError
 
 MANIFEST = "manifest.json"
 _WRITE_ATTEMPTS = 5
+_SECRET_IN_URI = re.compile(r"://[^/?@]*:[^/?@]*@|[?&](secret_key|session_token|password)=")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SAFETENSORS_DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
@@ -85,12 +87,17 @@ class FileStore:
         root: a folder, or a URI that pyarrow knows (`s3://...`, `gs://...`, `file://...`).
 
     Raises:
-        StorageError: the URI is not understood.
+        StorageError: the URI is not understood, or carries a secret.
     """
 
     def __init__(self, root: str | Path) -> None:
         # A relative folder is made absolute here: a worker that gets this root may have another working directory.
         self.root = str(root) if "://" in str(root) else str(Path(root).absolute())
+        if _SECRET_IN_URI.search(self.root):
+            raise StorageError(
+                "the storage URI carries a password or secret key, which would end up in results and messages; "
+                "give it to the environment instead (for example AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            )
         try:
             if "://" in self.root:
                 self._fs, self._base = pafs.FileSystem.from_uri(self.root)
@@ -223,13 +230,14 @@ class ArtifactStore:
         folder = f"{_plain(kind)}/{_plain(key)}"
         # Two processes may compute one key at the same time. Equal content is harmless; where it differs (an LLM's
         # texts) their files may end up mixed, so what is there is read back, and written again if it is not whole.
-        for _ in range(_WRITE_ATTEMPTS):
+        for attempt in range(_WRITE_ATTEMPTS):
             for name, data in payload.items():
                 self.files.write_bytes(f"{folder}/{name}", data)
             self.files.write_bytes(f"{folder}/{MANIFEST}", _signed(manifest))
             found = self.find(kind, key)
             if found is not None:
                 return found
+            time.sleep(0.05 * 2**attempt * os.urandom(1)[0] / 255)  # drawn, or two writers would keep in step
         raise StorageError(
             f"artifact {folder} in {self.root} was damaged {_WRITE_ATTEMPTS} times while it was written; do two studies run on it?"
         )
@@ -315,7 +323,7 @@ class ArtifactStore:
 
 def _signed(manifest: Manifest) -> bytes:
     """Returns a manifest as JSON with its own digest in it, so that damage to the manifest is seen too."""
-    content = asdict(manifest)
+    content = json.loads(json.dumps(asdict(manifest)))  # as a reader will see it: text keys, lists for tuples
     return json.dumps({**content, "manifest_sha256": _digest(content)}, indent=1, sort_keys=True).encode()
 
 

@@ -134,17 +134,27 @@ class EmbeddingConfig(Section):
     dims: int = Field(256, ge=2)
     """Width of `tfidf_svd`; an encoder with weights has its own."""
     batch_size: int = Field(64, ge=1)
+    """Texts in one forward pass; fixes which texts are encoded together, and so is part of the key."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; None: the default one."""
+    prefix: str = ""
+    """Put before every text: the instruction that some encoders need ("passage: ")."""
+    max_tokens: int | None = Field(None, ge=8)
+    """Where texts are cut; None: the model's own limit."""
 
 
 class ReductionConfig(Section):
     """How embeddings become targets."""
 
     method: str = "umap"
+    """umap, pca, pca_whiten, random_projection, tsne (2 or 3 dims) or none (the embedding itself; needs a student projection)."""
     dims: Literal["layer"] | Annotated[int, Field(ge=1)] = "layer"
     """Width of the target: `layer` is the width of the tapped layer; a number needs a student projection if it differs."""
     standardize: bool = True
     n_neighbors: int = Field(15, ge=2)
     min_dist: float = Field(0.1, ge=0, le=1)
+    fit_sample: int = Field(20_000, ge=100)
+    """Users a reducer is fitted on at the most, a seeded sample of those with a profile; the others are transformed."""
 
 
 class ModelConfig(Section):

@@ -60,13 +60,12 @@ def thin(rows: Encoded, train: np.ndarray, share: float, seed: int) -> np.ndarra
 def part_sizes(n: np.ndarray, ratios: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Returns how many of `n` rows go to validation and to test; the rest, at least one of n >= 1, is train.
 
-    Each gets floor(n * ratio). Where that is 0 and train has rows to spare, test gets one first, then validation: 1 row is train,
-    2 rows are train and test, 3 rows one each.
+    Each gets floor(n * ratio), but test at least 1 of 2 rows or more and validation at least 1 of 3 or more, as far as one row is
+    left for train: 1 row is train, 2 rows are train and test, 3 rows one each. RecBole's rule for common ratios.
     """
-    valid, test = (np.floor(n * share + 1e-9).astype(np.int64) for share in ratios[1:])
-    test = np.where((test == 0) & (n - valid - test >= 2), 1, test)
-    valid = np.where((valid == 0) & (n - valid - test >= 2), 1, valid)
-    return valid, test
+    valid, test = (np.floor(n * share + 1e-9).astype(np.int64) for share in ratios[1:])  # 10 * 0.7 may come out below 7
+    test = np.minimum(np.maximum(test, 1), n - 1)
+    return np.minimum(np.maximum(valid, 1), n - 1 - test), test
 
 
 def _by_user(group: np.ndarray, keys: tuple[np.ndarray, ...], ratios: tuple[float, float, float]) -> np.ndarray:

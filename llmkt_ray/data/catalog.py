@@ -25,7 +25,7 @@ def load_raw(config: DatasetConfig) -> RawDataset:
     """
     raw, problems = read_raw(config)
     if raw is None or problems:
-        raise DatasetError(f"dataset {config.name!r} cannot be used: " + "; ".join(problems))
+        raise DatasetError("; ".join(problems))
     return raw
 
 
@@ -59,7 +59,7 @@ def read_raw(config: DatasetConfig) -> tuple[RawDataset | None, list[str]]:
         digest=source.digest,
         warnings=(*warnings, *item_warnings, *user_warnings),
     )
-    return raw, problems + item_problems + user_problems
+    return raw, [f"dataset {config.name!r}: {problem}" for problem in problems + item_problems + user_problems]
 
 
 @lru_cache(maxsize=2)

@@ -19,7 +19,6 @@ def dataset_problems(config: DatasetConfig) -> list[str]:
     raw, problems = read_raw(config)
     if raw is None:
         return problems
-    problems = [f"dataset {config.name!r}: {problem}" for problem in problems]
     if {"user_id", "item_id"} <= set(raw.interactions.column_names):
         problems += table_problems(raw, config)
     if problems:

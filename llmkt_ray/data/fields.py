@@ -96,7 +96,9 @@ def standard_features(
             column = table.column(source)
             columns[field] = _lists(column, spaced_lists) if field in LIST_FIELDS else _text(column)
     if "title" in columns and "year" not in columns and "year" in fields:
-        columns["title"], columns["year"] = _year_out_of_title(columns["title"])
+        title, year = _year_out_of_title(columns["title"])
+        if year.null_count < len(year):
+            columns |= {"title": title, "year": year}
     for other in table.column_names:
         if other not in taken and other not in columns and not pa.types.is_nested(table.schema.field(other).type):
             columns[other] = _text(table.column(other))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +29,7 @@ class Item:
     description: str | None
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One train row of one user.
 
     Attributes:
@@ -71,15 +71,11 @@ class Histories:
 
     def of(self, user: int) -> tuple[Entry, ...]:
         """Returns the history of the user with index `user`, oldest first; empty where there is none."""
-        return tuple(
-            Entry(
-                index=int(self.item_index[row]),
-                item=self.items[self.item_index[row]],
-                rating=None if self.rating is None else float(self.rating[row]),
-                timestamp=None if self.timestamp is None else float(self.timestamp[row]),
-            )
-            for row in range(int(self.starts[user]), int(self.starts[user + 1]))
-        )
+        rows = slice(int(self.starts[user]), int(self.starts[user + 1]))
+        indices = self.item_index[rows].tolist()
+        ratings = [None] * len(indices) if self.rating is None else self.rating[rows].tolist()
+        timestamps = [None] * len(indices) if self.timestamp is None else self.timestamp[rows].tolist()
+        return tuple(Entry(index, self.items[index], r, t) for index, r, t in zip(indices, ratings, timestamps, strict=True))
 
     def __iter__(self) -> Iterator[tuple[str, tuple[Entry, ...]]]:
         """Yields (raw user id, history) in index order."""

@@ -1,7 +1,8 @@
 """A frozen split as flat arrays: what every later stage reads, and the only place that knows which rows are test."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -92,8 +93,20 @@ class PreparedData:
             ArtifactError: the artifact is missing or damaged.
         """
         arrays = store.arrays("split", key)
-        facts = store.document("split", key, "facts")
         users, items = store.table("split", key, "users"), store.table("split", key, "items")
+        return PreparedData.assemble(key, arrays, users, items, store.document("split", key, "facts"))
+
+    @staticmethod
+    def assemble(key: str, arrays: Mapping[str, np.ndarray], users: pa.Table, items: pa.Table, facts: Mapping[str, Any]) -> "PreparedData":
+        """Returns the split that the parts of its artifact make, as `split.compute_split` gives them.
+
+        Args:
+            key: the artifact's key.
+            arrays: `<part>_<column>` for every part and column of `Rows`, and bool `train_kept`.
+            users: features, one row a user, sorted by `user_id`.
+            items: features, one row an item, sorted by `item_id`.
+            facts: name, domain and notes.
+        """
 
         def rows(part: str) -> Rows:
             return Rows(*(arrays[f"{part}_{column}"] for column in ("user", "item", "rating", "timestamp", "positive")))

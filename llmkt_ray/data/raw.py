@@ -86,7 +86,8 @@ def typed_interactions(table: pa.Table, where: str) -> tuple[pa.Table, list[str]
 def id_column(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """Returns ids as strings, or None where the type cannot be an id (floats, lists, dates)."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_null)
+    if any(fits(kind) for fits in plain):
         return pc.cast(column, pa.string())
     return None
 

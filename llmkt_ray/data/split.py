@@ -14,7 +14,7 @@ from llmkt_ray.data.catalog import load_raw
 from llmkt_ray.data.check import part_problems, table_problems
 from llmkt_ray.data.encode import Encoded, encode, filtered
 from llmkt_ray.data.fields import domain_fields
-from llmkt_ray.data.known import Counts, count_warnings
+from llmkt_ray.data.known import KNOWN, Counts, count_warnings
 from llmkt_ray.data.prepared import PARTS, PreparedData
 from llmkt_ray.data.raw import RawDataset
 from llmkt_ray.data.source import locate
@@ -166,6 +166,7 @@ def _notes(raw: RawDataset, config: DatasetConfig, everything: Encoded, rows: En
         "source_digest": raw.digest,
         "raw": vars(before),
         "filtered": vars(after),
+        "paper": vars(paper) if (paper := KNOWN[config.name].paper if config.name in KNOWN else None) else None,
         "n_users": n_users,
         "n_items": n_items,
         "rows": {part: len(part_users[part]) for part in PARTS} | {"train_kept": int(kept.sum())},

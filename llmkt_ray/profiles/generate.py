@@ -33,9 +33,7 @@ def _silent(done: int, total: int) -> None:
     """Reports no progress."""
 
 
-def generate(
-    config: ProfileConfig, data: PreparedData, store: ArtifactStore, *, study_seed: int, progress: Progress = _silent
-) -> Profiles:
+def generate(config: ProfileConfig, data: PreparedData, store: ArtifactStore, *, study_seed: int, progress: Progress = _silent) -> Profiles:
     """Returns the profiles of a split, from the store where they are there already.
 
     Raises:

@@ -36,7 +36,12 @@ def package_versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Returns the driver machine: platform, logical CPUs, memory in bytes."""
-    return {"platform": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total}
+    return {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
 
 
 def write_card(folder: str | Path, study: StudyConfig, facts: dict[str, Any]) -> None:

@@ -166,8 +166,13 @@ def _system_lock(files: FileStore, me: dict[str, Any]) -> Iterator[None]:
 
 
 def _busy(folder: str | Path, other: dict[str, Any]) -> StorageError:
-    who = f"process {other.get('pid', 'unknown')} on {other.get('host', 'an unknown host')}, since {other.get('started', 'an unknown time')}"
-    return StorageError(f"this study is being run already in {folder} (by {who}); wait for it or stop it, then run again: finished trials stay")
+    return StorageError(f"{busy_problem(folder, other)}: finished trials stay")
+
+
+def busy_problem(folder: str | Path, other: dict[str, Any]) -> str:
+    """Returns the sentence about another process that is running the study."""
+    pid, host, since = (other.get(name, "unknown") for name in ("pid", "host", "started"))
+    return f"this study is being run already in {folder} (process {pid} on {host}, since {since}); wait for it or stop it, then run again"
 
 
 def _read_holder(files: FileStore) -> dict[str, Any] | None:

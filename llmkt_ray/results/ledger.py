@@ -126,7 +126,7 @@ class Ledger:
 
     def _read_new(self) -> list[tuple[str, pa.Table]]:
         """Returns every file with its scalar columns; each file is read once in this object's life."""
-        names = [name for name in self.files.list("ledger", recursive=True) if name.startswith((TRIALS, PARTS)) and name.endswith(".parquet")]
+        names = [name for folder in (PARTS, TRIALS) for name in self.files.list(folder) if name.endswith(".parquet")]
         new = [name for name in names if name not in self._scalars]
         if new:
             with ThreadPoolExecutor(8) as pool:

@@ -20,7 +20,7 @@ from llmkt_ray.training.spec import TrialResult
 SCHEMA_VERSION = 1
 """Rises when a column changes its meaning; a reader refuses rows of a later version."""
 
-MEASUREMENT_COLUMNS = ("wall_s", "cpu_s", "peak_rss_bytes", "host", "device", "versions", "finished_at")
+MEASUREMENT_COLUMNS = ("wall_s", "cpu_s", "peak_rss_bytes", "host", "device", "versions", "timings", "finished_at")
 """Columns in which equal trials may differ; in the epochs, `duration_s` too."""
 
 FACTORS: dict[str, pa.DataType] = {
@@ -42,7 +42,8 @@ _SCALARS: dict[str, pa.DataType] = {
     "weight_decay": pa.float64(), "hyperparameters": pa.string(), "targets_key": pa.string(), **FACTORS, "spec": pa.string(),
     "best_epoch": pa.int32(), "converged": pa.bool_(), "facts": pa.string(), "error_kind": pa.string(),
     "error_message": pa.string(), "error_traceback": pa.string(), "wall_s": pa.float64(), "cpu_s": pa.float64(),
-    "peak_rss_bytes": pa.int64(), "host": pa.string(), "device": pa.string(), "versions": pa.string(), "finished_at": pa.string(),
+    "peak_rss_bytes": pa.int64(), "host": pa.string(), "device": pa.string(), "versions": pa.string(),
+    "timings": pa.string(), "finished_at": pa.string(),
 }  # fmt: skip
 """Scalar columns in order; the metrics, `valid_<metric>` and `test_<metric>`, follow them as float64."""
 
@@ -67,12 +68,13 @@ def to_row(result: TrialResult, study_key: str) -> pa.Table:
         "spec": canonical_json(dump),
         "best_epoch": result.best_epoch,
         "converged": result.converged,
-        "facts": _json(result.facts),
+        "facts": _json({name: value for name, value in result.facts.items() if not name.endswith("_s")}),
         "error_kind": error.get("kind"),
         "error_message": error.get("message"),
         "error_traceback": error.get("traceback"),
         **{name: measures.get(name) for name in ("wall_s", "cpu_s", "peak_rss_bytes", "host", "device")},
         "versions": _json(measures.get("versions", {})),
+        "timings": _json({name: value for name, value in result.facts.items() if name.endswith("_s")}),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     columns = {name: pa.array([scalars[name]], type=kind) for name, kind in _SCALARS.items()}

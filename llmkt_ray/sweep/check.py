@@ -5,7 +5,7 @@ datasets and profiles, the machine, and the storage, in this order.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 
 import torch
 
@@ -15,13 +15,13 @@ from llmkt_ray.embeddings.encoders import encoder_identity
 from llmkt_ray.embeddings.reducers import REDUCERS
 from llmkt_ray.errors import LlmktError, StudyError, unknown_name
 from llmkt_ray.profiles.generate import profiles_key
-from llmkt_ray.results.folder import holder, owner_problem, study_folder, write_problem
+from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
 from llmkt_ray.study import StudyConfig
-from llmkt_ray.sweep.plan import layer_wish, make_plan
+from llmkt_ray.sweep.plan import layer_wish
 from llmkt_ray.training.bridge.registry import MODELS
 from llmkt_ray.training.layers import probe_layers, resolve_layers
 from llmkt_ray.training.metrics import metric_problem
-from llmkt_ray.transfer.loss import LOSSES
+from llmkt_ray.transfer.loss import LOSSES, check_widths
 from llmkt_ray.transfer.taps import Tap
 
 
@@ -47,7 +47,10 @@ def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool
     names = [*_name_problems(study, allow_code=allow_code)]
     yield from names
     for dataset in study.datasets:
-        yield from _said(lambda config=dataset: dataset_problems(config))
+        try:
+            yield from dataset_problems(dataset)
+        except LlmktError as error:
+            yield str(error)
     yield from _source_problems(study)
     if not names:
         yield from _layer_problems(study)
@@ -93,9 +96,9 @@ def _name_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
 def _source_problems(study: StudyConfig) -> Iterator[str]:
     """Yields what is wrong with the files of profiles and with the encoders."""
     for profiles in study.profiles:
-        yield from _said(lambda config=profiles: [profiles_key(config, "check", study.seed)] and [])
+        yield from _raised(partial(profiles_key, profiles, "check", study.seed))
     for embedding in study.embedding:
-        yield from _said(lambda config=embedding: [encoder_identity(config)] and [])
+        yield from _raised(partial(encoder_identity, embedding))
 
 
 def _layer_problems(study: StudyConfig) -> Iterator[str]:
@@ -115,11 +118,8 @@ def _layer_problems(study: StudyConfig) -> Iterator[str]:
 def _width_problems(study: StudyConfig, model: str, tap: Tap) -> Iterator[str]:
     for reduction in study.reduction:
         dims = tap.width if reduction.dims == "layer" else reduction.dims
-        if dims != tap.width and study.transfer.projection == "none" and "relational" not in study.transfer.loss and "cka" not in study.transfer.loss:
-            yield (
-                f"reduction {reduction.method!r} makes targets of {dims} dims, but layer {tap.name!r} of {model} is {tap.width} wide; "
-                "set reduction.dims: layer, or transfer.projection: student"
-            )
+        for loss in study.transfer.loss:
+            yield from _raised(partial(check_widths, loss, study.transfer.projection, f"{tap.name} of {model}", tap.width, dims))
 
 
 def _machine_problems(study: StudyConfig, *, local: bool) -> Iterator[str]:
@@ -128,8 +128,8 @@ def _machine_problems(study: StudyConfig, *, local: bool) -> Iterator[str]:
     for what, asked in (("trial", study.resources.trial.gpus), ("profiles", study.resources.profiles.gpus)):
         if asked and not torch.cuda.is_available():
             yield (
-                f"resources.{what} asks for {asked:g} GPU, but torch {torch.__version__} finds none on this machine; set gpus: 0, or run on a cluster "
-                "that has one (--address)"
+                f"resources.{what} asks for {asked:g} GPU, but torch {torch.__version__} finds none on this machine; set gpus: 0, or run "
+                "on a cluster that has one (--address)"
             )
 
 
@@ -145,14 +145,12 @@ def _storage_problems(study: StudyConfig, store: ArtifactStore) -> Iterator[str]
         yield problem
     other = holder(folder)
     if other:
-        yield f"this study is being run already in {folder} by process {other['pid']} on {other['host']}; wait for it or stop it"
+        yield busy_problem(folder, other)
 
 
-def _said(look: Callable[[], list[str]]) -> list[str]:
-    """Returns the problems that `look` finds; an error that it raises is one of them."""
+def _raised(look: Callable[[], object]) -> Iterator[str]:
+    """Yields the error that `look` raises, if it does."""
     try:
-        return look()
-    except StudyError as error:
-        return list(error.problems)
+        look()
     except LlmktError as error:
-        return [str(error)]
+        yield str(error)

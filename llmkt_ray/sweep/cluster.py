@@ -3,14 +3,20 @@
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+if "ray" not in sys.modules:  # Ray reads the mode once, when it is imported
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 
 from llmkt_ray.errors import ResourceError
 from llmkt_ray.study import StudyConfig, TaskResources
 
+_TOKEN = secrets.token_hex(32)
+"""The token of this process's own clusters, never written to disk: nobody else on the machine can use them."""
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -33,7 +39,8 @@ def given_address() -> str | None:
 def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
     """Connects to Ray for as long as the block lasts; joins a connection that is there already.
 
-    A local cluster gets a random token of its own, so that nobody else on the machine can use it.
+    A local cluster is guarded by a random token of this process, unless the environment sets RAY_AUTH_MODE or RAY_AUTH_TOKEN
+    otherwise; a cluster at an address is met with the credentials of the environment.
 
     Args:
         address: a cluster's address; None: `RAY_ADDRESS`, or else a new local cluster.
@@ -49,23 +56,20 @@ def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator
         os.environ.setdefault(name, value)
     address = address or given_address() or "local"
     local = address == "local"
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    if local and before["RAY_AUTH_MODE"] is None:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=before["RAY_AUTH_TOKEN"] or secrets.token_hex(32))
+    guarded = local and os.environ.get("RAY_AUTH_MODE") == "token" and not os.environ.get("RAY_AUTH_TOKEN")
+    if guarded:
+        os.environ["RAY_AUTH_TOKEN"] = _TOKEN
     own = {"num_cpus": num_cpus, "include_dashboard": False} if local else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, ray.exceptions.RayError) as error:
         raise ResourceError(f"Ray at {address!r} cannot be reached or started: {error}; run: llmkt doctor") from error
     try:
         yield
     finally:
         ray.shutdown()
-        for name, old in before.items():
-            if old is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = old
+        if guarded:
+            os.environ.pop("RAY_AUTH_TOKEN", None)
 
 
 def capacity() -> dict[str, float]:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmkt_ray.artifacts import ArtifactStore, FileStore
+from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import StorageError
@@ -68,9 +68,10 @@ class Workplace:
     run_trial: RunTrial
     load: LoadArtifacts
 
-    def checkpoint_dir(self, trial_key: str) -> Path:
-        """Returns the folder of a trial's checkpoint: on the results' disk where that is local, so that any worker finds it."""
-        return Path(self.scratch) / "checkpoints" / trial_key
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, each named by its trial key: any worker that sees this disk can go on from them."""
+        return Path(self.scratch) / "checkpoints"
 
 
 def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) -> TrialResult:
@@ -80,14 +81,13 @@ def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) 
         StorageError: the row or a checkpoint cannot be written.
     """
     started, cpu = time.perf_counter(), time.process_time()
-    checkpoint = place.checkpoint_dir(spec.key)
     try:
         result = place.run_trial(
             spec,
             place.load(spec, place.artifacts, place.scratch),
             device=place.device,
             threads=place.threads,
-            checkpoint_dir=checkpoint,
+            checkpoint_dir=place.checkpoints,
             on_epoch=on_epoch,
         )
     except StorageError:
@@ -102,8 +102,6 @@ def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) 
         }
         result = failed(spec, type(error).__name__, str(error), traceback.format_exc(), measures)
     Ledger(place.folder).record(result, place.study_key)
-    if result.status == "done":
-        FileStore(Path(place.scratch) / "checkpoints").delete(spec.key)
     return replace(result, users={}, recommended=None)
 
 

@@ -74,9 +74,9 @@ class EmbeddingNode:
         """The node in words."""
         return f"{self.profiles.label}, {self.config.encoder}"
 
-    def compute(self, store: ArtifactStore, *, use_ray: bool = False) -> None:
-        """Makes the artifact unless it is there."""
-        encode(self.config, Profiles.load(store, self.profiles.key), store, use_ray=use_ray)
+    def compute(self, store: ArtifactStore, *, workers: int = 0) -> None:
+        """Makes the artifact unless it is there, by a pool of `workers` Ray actors (0: in this process)."""
+        encode(self.config, Profiles.load(store, self.profiles.key), store, workers=workers)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,17 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ArtifactError
 from llmkt_ray.seeds import content_key
 from llmkt_ray.study import ModelConfig, ScheduleConfig, StudyConfig
-from llmkt_ray.sweep.pipeline import EmbeddingNode, Node, ProfileNode, SplitNode, TargetNode, embedding_nodes, profile_nodes, split_nodes, target_node
+from llmkt_ray.sweep.pipeline import (
+    EmbeddingNode,
+    Node,
+    ProfileNode,
+    SplitNode,
+    TargetNode,
+    embedding_nodes,
+    profile_nodes,
+    split_nodes,
+    target_node,
+)
 from llmkt_ray.training.layers import probe_layers, resolve_layers
 from llmkt_ray.training.spec import TrialSpec
 from llmkt_ray.transfer.taps import Tap
@@ -53,7 +63,8 @@ class Cell:
     @property
     def key(self) -> str:
         """A key of everything that tells this cell from the others of the study."""
-        return content_key([self.split.key, self.target.key, self.tap.name, self.model.model_dump(mode="json"), self.loss, self.schedule.model_dump()])
+        settings = [self.model.model_dump(mode="json"), self.schedule.model_dump(mode="json")]
+        return content_key([self.split.key, self.target.key, self.tap.name, self.loss, *settings])
 
     def facts(self) -> dict[str, Any]:
         """Returns the cell for the card."""

@@ -56,7 +56,13 @@ class Progress:
             self._started = self._printed = time.monotonic()
         stop = threading.Event()
         if self.console.is_terminal:
-            bar = Bar(TextColumn("[bold]{task.fields[stage]}"), BarColumn(), TextColumn("{task.description}"), console=self.console, transient=True)
+            bar = Bar(
+                TextColumn("[bold]{task.fields[stage]}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                console=self.console,
+                transient=True,
+            )
             bar.add_task("", total=max(total, 1), stage=name)
             bar.start()
             self._bar = bar
@@ -99,8 +105,9 @@ class Progress:
             self._done += 1
             if result is None or result.status == "failed":
                 self._failed += 1
-                reason = "its worker was lost" if result is None or result.error is None else f"{result.error['kind']}: {result.error['message']}"
-                self.console.print(f"failed: {describe(spec)}: {reason.splitlines()[0][:300]}", style="red", markup=False, highlight=False)
+                error = (result.error if result else None) or {"kind": "WorkerLost", "message": "killed or out of memory"}
+                text = f"failed: {describe(spec)}: {error['kind']}: {error['message']}"
+                self.console.print(text.splitlines()[0][:400], style="red", markup=False, highlight=False)
             elif begun is not None:
                 self._seen.setdefault((spec.dataset, spec.model), []).append(time.monotonic() - begun)
         self._show()

@@ -4,14 +4,14 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from rich.console import Console
 
-from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.artifacts import MANIFEST, ArtifactStore
 from llmkt_ray.results.card import finish_card, write_card
 from llmkt_ray.results.folder import artifacts_folder, claim, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
@@ -19,7 +19,7 @@ from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep import cluster
 from llmkt_ray.sweep.execute import LoadArtifacts, RunTrial, Workplace, load_artifacts
 from llmkt_ray.sweep.loop import LoopExecutor
-from llmkt_ray.sweep.pipeline import Node, split_nodes
+from llmkt_ray.sweep.pipeline import EmbeddingNode, Node, ProfileNode, SplitNode, TargetNode, split_nodes
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.tuner import RayExecutor
@@ -27,7 +27,9 @@ from llmkt_ray.training.spec import TrialSpec
 from llmkt_ray.training.trial import run_trial as train_and_test
 
 ExecutorName = Literal["ray", "loop"]
+NodeT = TypeVar("NodeT", SplitNode, ProfileNode, EmbeddingNode, TargetNode)
 COMPACT_AT = 500
+"""Single row files that are gathered into one part at a run's end."""
 
 
 class Executor(Protocol):
@@ -92,7 +94,8 @@ def run_study(
         limit: at most this many trials, spread over arms and models; None: all.
         retry_failed: run trials again whose row says that they failed.
         console: where progress is shown.
-        run_trial, load: what trains a trial and what loads its artifacts, both picklable.
+        run_trial: what trains a trial; picklable.
+        load: what loads a trial's artifacts; picklable.
 
     Raises:
         StorageError: the folder is another study's, in use, or cannot be written.
@@ -118,14 +121,15 @@ def run_study(
             if executor == "ray":
                 worker = RayExecutor(study.resources)
                 progress.workers = worker.workers()
-            plan = make_artifacts(study, store, worker, progress)
-            write_card(folder, study, card_facts(plan, store))
-            specs = plan.trials if limit is None else spread(plan.trials, limit)
+            make_splits(study, store, worker, progress)
+            plan = make_plan(study, store)
             if retry_failed:
                 forget_failed(ledger)
             done = ledger.done()
-            todo = [spec for spec in specs if spec.key not in done]
+            todo = [spec for spec in (plan.trials if limit is None else spread(plan.trials, limit)) if spec.key not in done]
             if todo:
+                make_targets_for(todo, plan, store, worker, progress)
+                write_card(folder, study, card_facts(plan, store))
                 with progress.stage("trials", len(todo)):
                     progress.expect(todo)
                     worker.run(todo, place, progress)
@@ -136,23 +140,29 @@ def run_study(
         return RunSummary(folder=folder, ran=len(todo), done=len(rows) - failures, failed=failures)
 
 
-def make_artifacts(study: StudyConfig, store: ArtifactStore, worker: Executor, progress: Progress) -> Plan:
-    """Makes every missing artifact, stage by stage, and returns the plan.
-
-    The splits come first: layers are resolved on the study's own data.
-    """
+def make_splits(study: StudyConfig, store: ArtifactStore, worker: Executor, progress: Progress) -> None:
+    """Makes the splits that are missing. They come first: layers are resolved on the study's own data."""
     splits = [node for node in {node.key: node for node in split_nodes(study)}.values() if not store.find(node.kind, node.key)]
     if splits:
         with progress.stage("splits", len(splits)):
             worker.compute(splits, store, progress)
-    plan = make_plan(study, store)
-    stages: tuple[tuple[str, Sequence[Node]], ...] = (("profiles", plan.profiles), ("embeddings", plan.embeddings), ("targets", plan.targets))
+
+
+def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStore, worker: Executor, progress: Progress) -> None:
+    """Makes the missing targets of these trials, stage by stage, with the profiles and embeddings that they come from."""
+    wanted = {spec.targets_key for spec in specs}
+    targets = [node for node in plan.targets if node.key in wanted and node.key not in plan.there]
+    embeddings = {node.embedding.key: node.embedding for node in targets if node.embedding.key not in plan.there}
+    profiles = {node.profiles.key: node.profiles for node in embeddings.values() if node.profiles.key not in plan.there}
+    stages: tuple[tuple[str, Sequence[Node]], ...] = (
+        ("profiles", tuple(profiles.values())),
+        ("embeddings", tuple(embeddings.values())),
+        ("targets", targets),
+    )
     for name, nodes in stages:
-        missing = [node for node in nodes if node.key not in plan.there]
-        if missing:
-            with progress.stage(name, len(missing)):
-                worker.compute(missing, store, progress)
-    return replace(plan, there=frozenset(node.key for node in plan.artifacts))
+        if nodes:
+            with progress.stage(name, len(nodes)):
+                worker.compute(nodes, store, progress)
 
 
 def spread(specs: Sequence[TrialSpec], limit: int) -> tuple[TrialSpec, ...]:
@@ -174,35 +184,47 @@ def forget_failed(ledger: Ledger) -> None:
 
 
 def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
-    """Returns what the card says about the study's artifacts and cells."""
-    datasets, profiles, embeddings, targets = [], [], [], []
-    for split in plan.splits:
-        notes = store.manifest("split", split.key).notes
-        datasets.append(
-            {
-                "name": split.config.name,
-                "split_key": split.key,
-                "repetition": split.repetition,
-                "train_share": split.train_share,
-                "n_users": notes.get("n_users"),
-                "n_items": notes.get("n_items"),
-                "notes": notes,
-            }
-        )
-    for profile in plan.profiles:
-        notes = store.manifest("profiles", profile.key).notes
-        where = {"dataset": profile.split.config.name, "split_key": profile.split.key, "llm": profile.config.label, "key": profile.key}
-        profiles.append({**where, "is_llm": notes.get("is_llm"), "certificate": notes.get("certificate"), "notes": notes})
-    for embedding in plan.embeddings:
-        source = embedding.profiles
-        where = {"dataset": source.split.config.name, "split_key": source.split.key, "llm": source.config.label}
-        embeddings.append({**where, "encoder": embedding.config.encoder, "key": embedding.key, "identity": embedding.identity})
-    for target in plan.targets:
-        source = target.embedding.profiles
-        where = {"dataset": source.split.config.name, "split_key": source.split.key, "llm": source.config.label}
-        notes = store.manifest("targets", target.key).notes
-        how = {"encoder": target.embedding.config.encoder, "reduction": target.config.method, "dims": target.dims}
-        targets.append({**where, **how, "key": target.key, "notes": notes})
+    """Returns what the card says about the study's cells and about those of its artifacts that have been made."""
+
+    def made(nodes: Sequence[NodeT]) -> Iterator[tuple[NodeT, dict[str, Any]]]:
+        for node in nodes:
+            if store.files.exists(f"{node.kind}/{node.key}/{MANIFEST}"):
+                yield node, store.manifest(node.kind, node.key).notes
+
+    def source(node: ProfileNode) -> dict[str, Any]:
+        return {"dataset": node.split.config.name, "split_key": node.split.key, "llm": node.config.label}
+
+    datasets = [
+        {
+            "name": node.config.name,
+            "split_key": node.key,
+            "repetition": node.repetition,
+            "train_share": node.train_share,
+            "n_users": notes.get("n_users"),
+            "n_items": notes.get("n_items"),
+            "notes": notes,
+        }
+        for node, notes in made(plan.splits)
+    ]
+    profiles = [
+        {**source(node), "key": node.key, "is_llm": notes.get("is_llm"), "certificate": notes.get("certificate"), "notes": notes}
+        for node, notes in made(plan.profiles)
+    ]
+    embeddings = [
+        {**source(node.profiles), "encoder": node.config.encoder, "key": node.key, "identity": node.identity}
+        for node, _ in made(plan.embeddings)
+    ]
+    targets = [
+        {
+            **source(node.embedding.profiles),
+            "encoder": node.embedding.config.encoder,
+            "reduction": node.config.method,
+            "dims": node.dims,
+            "key": node.key,
+            "notes": notes,
+        }
+        for node, notes in made(plan.targets)
+    ]
     return {
         "datasets": datasets,
         "profiles": profiles,

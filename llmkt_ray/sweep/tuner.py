@@ -57,7 +57,7 @@ class RayExecutor:
             if isinstance(node, ProfileNode):
                 node.compute(store)
             elif isinstance(node, EmbeddingNode):
-                node.compute(store, use_ray=True)
+                node.compute(store, workers=max(1, int(capacity().get("CPU", 1))))
             else:
                 continue
             progress.artifact_made(node.label)
@@ -121,9 +121,8 @@ class RayExecutor:
         if not any(all(node.get(name, 0) >= share for name, share in asked.items()) for node in nodes):
             shown = ", ".join(f"{name} {share:g}" for name, share in asked.items())
             most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in asked}
-            raise ResourceError(
-                f"a trial asks for {shown}, but the largest node has {', '.join(f'{n} {v:g}' for n, v in most.items())}; lower `resources.trial`"
-            )
+            largest = ", ".join(f"{name} {value:g}" for name, value in most.items())
+            raise ResourceError(f"a trial asks for {shown}, but the largest node has {largest}; lower `resources.trial` or add such a node")
 
 
 def _train(config: dict[str, Any], specs: list[TrialSpec], place: Workplace) -> None:
@@ -160,6 +159,10 @@ class _Watcher(tune.Callback):
     def __init__(self, specs: Sequence[TrialSpec], progress: Progress) -> None:
         self._specs, self._progress = specs, progress
         self.storage_problem: str | None = None
+
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        """Tune pickles its callbacks into a state that nobody reads: the terminal stays out of it."""
+        return (tune.Callback, ())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Counts a trial as running."""

@@ -76,7 +76,7 @@ class BatchSource:
         order = np.random.default_rng(derive_seed(self._seed, "order", epoch)).permutation(len(self._users))
         users = self._ids(self._users[order])
         if self.kind == "users":
-            for block in users.split(self._step):
+            for block in torch.split(users, self._step):
                 yield Batch(block, self._model.rows(block))
             return
         generator = np.random.default_rng(derive_seed(self._seed, "negatives", epoch))
@@ -88,8 +88,10 @@ class BatchSource:
             for first in range(0, len(chunk), self._step):
                 rows = slice(start + first, start + min(first + self._step, len(chunk)))
                 negatives = [column[first : first + self._step] for column in drawn]
-                yield self._pairwise(users[rows], items[rows], negatives) if self.kind == "pairwise" else self._pointwise(
-                    users[rows], items[rows], negatives
+                yield (
+                    self._pairwise(users[rows], items[rows], negatives)
+                    if self.kind == "pairwise"
+                    else self._pointwise(users[rows], items[rows], negatives)
                 )
 
     def _ids(self, indices: np.ndarray) -> torch.Tensor:

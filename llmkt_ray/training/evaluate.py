@@ -48,7 +48,9 @@ class RankingTask:
     def __init__(self, held_out: Rows, masked: Sequence[Rows], *, n_items: int, metrics: tuple[Metric, ...]) -> None:
         positives = held_out.positives()
         if not len(positives):
-            raise TrainingError("the held-out part has no positive rows to be evaluated on; lower `positive.rating_at_least` or check the split")
+            raise TrainingError(
+                "the held-out part has no positive rows to be evaluated on; lower `positive.rating_at_least` or check the split"
+            )
         self.metrics, self.n_items = metrics, n_items
         self.k = min(max(metric.k for metric in metrics), n_items)
         self.users = np.unique(positives.user).astype(np.int32)

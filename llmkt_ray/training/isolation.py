@@ -24,7 +24,9 @@ def isolated(*, device: str, threads: int) -> Iterator[None]:
     if device not in ("cpu", "cuda"):
         raise TrainingError(f"device must be 'cpu' or 'cuda', but got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ResourceError("the trial asks for a GPU, but torch sees none here; set resources.trial.gpus to 0, or run it where there is one")
+        raise ResourceError(
+            "the trial asks for a GPU, but torch sees none here; set resources.trial.gpus to 0, or run it where there is one"
+        )
     before = (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
     with random_state_kept():
         try:

@@ -16,12 +16,13 @@ from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import LayerError
 from llmkt_ray.training.bridge.dataset import PADDING
 from llmkt_ray.training.bridge.models import BuiltModel, build_model
-from llmkt_ray.training.bridge.registry import model_entry
-from llmkt_ray.transfer.discovery import discover_taps
+from llmkt_ray.training.bridge.registry import Family, model_entry
+from llmkt_ray.transfer.discovery import Positions, discover_taps
 from llmkt_ray.transfer.state import random_state_kept
 from llmkt_ray.transfer.taps import Tap, auto_tap, candidates, named_tap
 
 _PROBE_SEED = 1
+_POSITIONS: dict[Family, Positions] = {"general": "history", "context": "fields", "sequential": "sequence"}
 
 
 class RecBoleProbe:
@@ -40,21 +41,24 @@ class RecBoleProbe:
         self.n_users, self.n_items = model.n_users + PADDING, model.n_items + PADDING
         self._kind = model.entry.batches
         self._tiles = {"pairwise": max(model.negatives_per_row, 1), "pointwise": 1 + model.negatives_per_row}.get(self._kind, 1)
-        with_rows = np.unique(data.train.positives().user).astype(np.int64) + PADDING
+        positives = data.train.positives()
+        with_rows = np.unique(positives.user).astype(np.int64) + PADDING
         sizes = {self.n_users, self.n_items, self.n_users + self.n_items}
         count = next((c for c in range(9, 2, -2) if len(with_rows) >= c + 2 and c * self._tiles not in sizes), None)
         if count is None:
             raise LayerError(f"dataset {data.name!r} has {len(with_rows)} users with training rows, too few to probe a model's layers with")
-        self.lengths: Tensor | None = None
+        self.positions: Positions = _POSITIONS[model.entry.family]
         distinct = torch.from_numpy(with_rows[:count])
         self.users = distinct.repeat(self._tiles).to(model.device)
         steps = torch.arange(len(self.users), device=model.device)
-        self._items = [PADDING + (steps * 3 + 1) % model.n_items, PADDING + (steps * 5 + 2) % model.n_items]
+        # Items without a training row can have all-zero activations in graph models: only items that were seen.
+        self._seen = torch.from_numpy(np.unique(positives.item).astype(np.int64) + PADDING).to(model.device)
+        self._items = [steps * 3 + 1, steps * 5 + 2]
 
     def loss(self, users: Tensor, other_items: bool) -> Tensor:
         """Returns the training loss of the batch with these users, and with other target items where asked."""
         shift = 1 if other_items else 0
-        items, negatives = ((column - PADDING + shift) % self._model.n_items + PADDING for column in self._items)
+        items, negatives = (self._seen[(place + shift) % len(self._seen)] for place in self._items)
         if self._kind == "users":
             return self._model.loss(self._model.rows(users))
         if self._kind == "pairwise":
@@ -119,10 +123,11 @@ def resolve_layers(wanted: str | Sequence[str], taps: Sequence[Tap], model: str 
     return tuple(dict.fromkeys(resolved))
 
 
-def probe_split(n_users: int = 28, n_items: int = 46, seed: int = 0) -> PreparedData:
+def probe_split(n_users: int = 28, n_items: int = 1021, seed: int = 0) -> PreparedData:
     """Returns a small synthetic split, for probing a model where no dataset is given.
 
-    Every user has 6 to 9 train positives, one validation and one test row; sizes differ from the usual layer widths.
+    Every user has 6 to 9 train positives, one validation and one test row; sizes differ from the usual layer widths, and
+    the catalogue is wider than a hidden layer.
     """
     generator = np.random.default_rng(seed)
     users: dict[str, list[int]] = {"train": [], "valid": [], "test": []}

@@ -86,7 +86,9 @@ class TrainingLoop:
             self._train(epoch)
             row: EpochRow = {"epoch": epoch, "phase": self._plan.phase(epoch)} | self._transfer.record()
             if not math.isfinite(row["loss_model"]):
-                raise TrainingError(f"the training loss became {row['loss_model']} in epoch {epoch}; lower the learning rate or check the ratings")
+                raise TrainingError(
+                    f"the training loss became {row['loss_model']} in epoch {epoch}; lower the learning rate or check the ratings"
+                )
             row |= self._validate(epoch)
             row["duration_s"] = time.perf_counter() - started
             self.rows.append(row)

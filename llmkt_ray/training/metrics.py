@@ -15,7 +15,8 @@ from llmkt_ray.errors import TrainingError, unknown_name
 def ndcg(hits: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
     """Normalised discounted cumulative gain: log2 discount, ideal list of min(positives, k) hits."""
     gains = 1.0 / np.log2(np.arange(2, k + 2))
-    return np.asarray((hits[:, :k] * gains).sum(axis=1) / np.cumsum(gains)[np.minimum(positives, k) - 1])
+    ideal: np.ndarray = np.cumsum(gains)[np.minimum(positives, k) - 1]
+    return np.asarray((hits[:, :k] * gains).sum(axis=1) / ideal)
 
 
 def recall(hits: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
@@ -30,7 +31,7 @@ def precision(hits: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
 
 def hit(hits: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
     """1 where at least one of the first k is a positive."""
-    return hits[:, :k].any(axis=1).astype(np.float64)
+    return np.asarray(hits[:, :k].any(axis=1), dtype=np.float64)
 
 
 def mrr(hits: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:

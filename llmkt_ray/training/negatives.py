@@ -41,9 +41,9 @@ class UniformNegatives:
         """Says for each pair, integer `(n,)` each, whether the item is a train positive of the user."""
         keys = users.astype(np.int64) * self.n_items + items
         if self._bits is not None:
-            return (self._bits[keys >> 3] >> (keys & 7).astype(np.uint8) & 1).astype(bool)
+            return np.asarray(self._bits[keys >> 3] >> (keys & 7).astype(np.uint8) & 1, dtype=bool)
         place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return self._keys[place] == keys
+        return np.asarray(self._keys[place] == keys)
 
     def draw(self, users: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Returns one negative item for each row, int64 `(n,)`.

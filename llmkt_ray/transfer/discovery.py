@@ -7,7 +7,7 @@ is left as it was.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from llmkt_ray.transfer.sites import ROOT, Site, is_traced, tensors_in, watch
 from llmkt_ray.transfer.state import untouched
 from llmkt_ray.transfer.taps import Tap
 
+Positions = Literal["fields", "sequence", "history"]
 PROBE_SEED = 20241101
-_MAX_POSITIONS = 64
 _RELATIVE = 1e-6
 
 
@@ -27,12 +27,13 @@ class ProbeBatch(Protocol):
 
     Attributes:
         users: user id of every row, int64 `(batch,)`; the batch size differs from every size of the catalogue.
-        lengths: filled positions of every row's history `(batch,)` for models of sequences; None for others.
+        positions: what runs along the second dimension of `(batch, positions, width)`: the "fields" of a row (context
+            models), a "sequence" in order of time (sequential models), or an unordered "history".
         n_users, n_items: sizes of the model's id spaces, padding included.
     """
 
     users: Tensor
-    lengths: Tensor | None
+    positions: Positions
     n_users: int
     n_items: int
 
@@ -80,28 +81,39 @@ def discover_taps(model: nn.Module, batch: ProbeBatch) -> tuple[Tap, ...]:
     if size in (batch.n_users, batch.n_items, batch.n_users + batch.n_items) or size < 3:
         raise LayerError(f"a probe batch of {size} rows cannot be told from a table of users or items; take another odd size")
     users, changed = _other_users(batch.users, batch.n_users)
-    # As in training (dropout on): what is the same tensor, what takes a gradient, how often it fires.
     with untouched(model, PROBE_SEED):
+        # As in training (dropout on): what is the same tensor, what takes a gradient, how often it fires. Some models
+        # prepare an epoch when they are put into training mode (SGL draws its graphs): every run starts from there.
         model.train()
-        live, loss = _run(model, lambda: batch.loss(batch.users, False))
-        gradients = _gradients(loss, live)
-    kept = {}
-    for label, ids, other_items in (("base", batch.users, False), ("users", users, False), ("items", batch.users, True)):
         with untouched(model, PROBE_SEED):
-            model.eval()
-            seen, _ = _run(model, lambda ids=ids, other=other_items: batch.loss(ids, other))  # type: ignore[misc]
-            kept[label] = {site: found.first.detach() for site, found in seen.items()}
+            live, loss = _run(model, lambda: batch.loss(batch.users, False))
+        kept = {}
+        gradients: dict[Site, Tensor | None] = {}
+        model.eval()
+        for label, ids, other_items in (("base", batch.users, False), ("users", users, False), ("items", batch.users, True)):
+            with untouched(model, PROBE_SEED):
+                seen, value = _run(model, lambda ids=ids, other=other_items: batch.loss(ids, other))  # type: ignore[misc]
+                if label == "base":
+                    gradients = _gradients(value, seen)
+                kept[label] = {site: found.first.detach() for site, found in seen.items()}
     live = _without_losses(live)
     taps: list[Tap] = []
-    names = _canonical_names(live)
+    names, ahead = _canonical_names(live), _distances(loss)
     for site, found in sorted(live.items(), key=lambda pair: pair[1].order):
         evidence = _Evidence(kept["base"].get(site, found.first), kept["users"].get(site), kept["items"].get(site), gradients.get(site))
         first = _classify(Tap(site.name, "none", 0, tuple(found.first.shape), calls=found.calls), found.first, evidence, changed, batch)
         for tap in first:
             owner = names[id(found.first)]
-            alias = owner if owner != site.name and tap.name == site.name else ""
-            scores = tap.width in (batch.n_items, batch.n_items - 1)
-            taps.append(replace(tap, alias_of=alias, is_scores=scores, depth=_depth(found.first) if tap.usable else 0))
+            alias = tap.name.replace(site.name, owner, 1) if owner != site.name else ""
+            taps.append(
+                replace(
+                    tap,
+                    alias_of=alias,
+                    is_scores=tap.width >= batch.n_items - 1,
+                    depth=_depth(found.first) if tap.usable else 0,
+                    ahead=ahead.get(found.first.grad_fn, 0),
+                )
+            )
     return (*taps, *_silent(model, live))
 
 
@@ -198,19 +210,22 @@ def _classify(tap: Tap, live: Tensor, evidence: _Evidence, changed: Tensor, batc
     batch_dim = next((dim for dim in (0, 1) if live.shape[dim] == size), None)
     if batch_dim is None:
         return [_refused(tap, f"shape {tuple(live.shape)}: no dimension runs over the batch of {size}")]
-    return _positions(replace(tap, batch_dim=batch_dim), evidence, changed, batch.lengths is not None)
+    return _positions(replace(tap, batch_dim=batch_dim), evidence, changed, batch.positions)
 
 
 def _table(tap: Tap, live: Tensor, gradient: Tensor | None, batch: ProbeBatch) -> Tap:
-    """Decides about something with one row for each user (and item): the loss must reach the rows of the batch's users."""
+    """Decides about something with one row for each user (and item): the loss must reach the rows of the batch's users.
+
+    Most of them is enough: a unit that is switched off (ReLU) passes no gradient.
+    """
     both = live.shape[0] == batch.n_users + batch.n_items
     if gradient is None:
         return _refused(tap, "the training loss does not use it")
-    reached = (gradient != 0).any(dim=1)
+    reached = (gradient != 0).any(dim=1).float()
     users = torch.unique(batch.users)
-    if bool(reached[users].all()):
+    if float(reached[users].mean()) > 0.5:
         return replace(tap, alignment="user_item_table" if both else "user_table")
-    if both and bool(reached[users + batch.n_items].all()):
+    if both and float(reached[users + batch.n_items].mean()) > 0.5:
         return _refused(tap, "a table in which items come before users")
     return _refused(tap, "as long as the user table, but the loss does not reach the batch's users in it (a table of items?)")
 
@@ -226,21 +241,21 @@ def _rows(tap: Tap, evidence: _Evidence, dim: int, position: int | None, changed
     if not torch.equal(by_users, expected):
         if bool((by_users & ~expected).any()):
             return _refused(tap, "a row changes with other users of the batch too: rows and users are not aligned")
-        return _refused(tap, f"only {int(by_users.sum())} of {int(expected.sum())} replaced users change their row: it does not tell users apart")
+        seen = f"{int(by_users.sum())} of {int(expected.sum())}"
+        return _refused(tap, f"only {seen} replaced users change their row: it does not tell users apart")
     if bool(by_items.any()):
         return replace(tap, alignment="pair", reason="pair-level: depends on the item as well as on the user")
     return replace(tap, alignment="user_rows" if rows == len(changed) else "user_prefix")
 
 
-def _positions(tap: Tap, evidence: _Evidence, changed: Tensor, ordered: bool) -> Iterable[Tap]:
+def _positions(tap: Tap, evidence: _Evidence, changed: Tensor, positions: Positions) -> Iterable[Tap]:
     """Decides about `(batch, positions, width)`: the history of each user in order, or single positions of use."""
     count = evidence.base.shape[1 - tap.batch_dim]
     whole = _rows(tap, evidence, tap.batch_dim, None, changed)
-    if whole.alignment == "user_rows" and tap.batch_dim == 0 and count > 1:
-        if ordered:
-            return [replace(tap, alignment="sequence", reason="the last filled position of each row's history is read")]
-    if count > _MAX_POSITIONS:
-        return [_refused(tap, f"{count} positions a row: too many to be fields of a user")]
+    if whole.alignment == "user_rows" and tap.batch_dim == 0 and count > 1 and positions == "sequence":
+        return [replace(tap, alignment="sequence", reason="the last filled position of each row's history is read")]
+    if count > 1 and positions != "fields":
+        return [_refused(tap, whole.reason or f"{count} positions a row, of which none in particular stands for the user")]
     single = [_rows(replace(tap, name=f"{tap.name}@{k}"), evidence, tap.batch_dim, k, changed) for k in range(count)]
     useful = [found for found in single if found.usable]
     if not useful:
@@ -260,21 +275,45 @@ def _changed_rows(base: Tensor, other: Tensor | None, dim: int, position: int | 
     return (difference > limit).movedim(dim, 0).flatten(1).any(dim=1)
 
 
+def _bottom_up(root: object) -> list[Any]:
+    """Returns the nodes of the autograd graph below `root`, each after everything below it."""
+    order: list[Any] = []
+    done: set[object] = set()
+    stack: list[Any] = [root]
+    while stack:
+        node = stack[-1]
+        waiting = [below for below, _ in node.next_functions if below is not None and below not in done]
+        if node in done or not waiting:
+            stack.pop()
+            if node not in done:
+                done.add(node)
+                order.append(node)
+        else:
+            stack.extend(waiting)
+    return order
+
+
 def _depth(tensor: Tensor) -> int:
     """Returns the length of the longest path from a tensor to a leaf of the autograd graph."""
     if tensor.grad_fn is None:
         return 0
     height: dict[object, int] = {}
-    stack = [tensor.grad_fn]
-    while stack:
-        node = stack[-1]
-        waiting = [below for below, _ in node.next_functions if below is not None and below not in height]
-        if waiting:
-            stack.extend(waiting)
-            continue
-        stack.pop()
+    for node in _bottom_up(tensor.grad_fn):
         height[node] = 1 + max((height[below] for below, _ in node.next_functions if below is not None), default=0)
     return height[tensor.grad_fn]
+
+
+def _distances(loss: Tensor) -> dict[object, int]:
+    """Returns the length of the longest path from the loss down to every node of its autograd graph."""
+    if loss.grad_fn is None:
+        return {}
+    distance: dict[object, int] = {}
+    for node in reversed(_bottom_up(loss.grad_fn)):
+        own = distance.setdefault(node, 0)
+        for below, _ in node.next_functions:
+            if below is not None:
+                distance[below] = max(distance.get(below, 0), own + 1)
+    return distance
 
 
 def _refused(tap: Tap, reason: str) -> Tap:

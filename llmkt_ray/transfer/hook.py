@@ -110,7 +110,7 @@ class HookManager:
         def both(total: Tensor) -> None:
             self.gradient_norms = (shares[0].norm(), (total - shares[0]).norm())
 
-        self._listeners = [ours.register_hook(shares.append), activation.register_hook(both)]
+        self._listeners = [ours.register_hook(shares.append), activation.register_hook(both)]  # type: ignore[no-untyped-call]
         return ours
 
     def _stop_listening(self) -> None:

@@ -115,7 +115,7 @@ def check_widths(loss: str, projection: str, layer: str, width: int, dims: int) 
         LayerError: the widths differ and neither the loss nor the projection allows it (trap 1).
     """
     if projection == "legacy_slice" and width < dims:
-        raise LayerError(f"legacy_slice keeps the first {dims} of a layer's units, but layer {layer!r} has only {width}; choose dims <= {width}")
+        raise LayerError(f"legacy_slice keeps the first {dims} units of a layer, but {layer!r} has only {width}; choose dims <= {width}")
     if projection == "none" and transfer_loss(loss).equal_width and width != dims:
         free = ", ".join(repr(name) for name, kind in LOSSES.items() if not kind.equal_width)
         raise LayerError(
@@ -124,14 +124,15 @@ def check_widths(loss: str, projection: str, layer: str, width: int, dims: int) 
         )
 
 
-def user_weights(rows: Tensor, present: Tensor) -> Tensor:
+def user_weights(row_users: Tensor, n_users: int, present: Tensor) -> Tensor:
     """Returns the weight of a row of each user: 1 / n_u, scaled so that the mean over the epoch's rows is 1.
 
     So the epoch's loss is the plain mean over users with a profile, and a user's expected weight does not depend on
     how active they are (METHOD.md, trap 11).
 
     Args:
-        rows: how many batch rows of an epoch each user has, int64 `(n_users,)`.
+        row_users: the user of every batch row of an epoch, int64 `(n,)`.
+        n_users: number of user ids.
         present: bool `(n_users,)`: who has a profile; the others weigh 0.
 
     Returns:
@@ -140,7 +141,7 @@ def user_weights(rows: Tensor, present: Tensor) -> Tensor:
     Raises:
         TrainingError: no user has both.
     """
-    counts = rows.to(torch.float64)
+    counts = torch.bincount(row_users, minlength=n_users).to(torch.float64)
     taking_part = (counts > 0) & present
     if not bool(taking_part.any()):
         raise TrainingError(f"none of the {int(present.sum())} users with a profile has a training row: there is nothing to transfer")

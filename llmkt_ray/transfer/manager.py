@@ -1,13 +1,7 @@
 """What the training loop holds in its hands: one object for the hook, the losses and their record.
 
-    transfer = TransferManager(model, plan, setup)            # setup None: baseline, alpha0, a reference
-    for epoch in range(1, plan.epochs + 1):
-        with transfer.epoch(epoch):
-            for users, batch in batches:
-                loss = transfer.step(model.calculate_loss(batch), users)
-                ...
-        row |= transfer.record()
-    transfer.check_computed()
+The loop reads: `with transfer.epoch(e):` around the training steps, `loss = transfer.step(loss_model, users)` in each,
+`transfer.record()` after them, and `transfer.check_computed()` at the end of the trial.
 """
 
 import math

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmkt_ray.errors import LayerError, unknown_name
-from llmkt_ray.transfer.sites import Site
+from llmkt_ray.transfer.sites import ROOT, Site
 
 Alignment = Literal["user_rows", "user_prefix", "user_table", "user_item_table", "sequence", "pair", "none"]
 USER_ALIGNED: tuple[Alignment, ...] = ("user_rows", "user_prefix", "user_table", "user_item_table", "sequence")
@@ -34,9 +34,10 @@ class Tap:
         reason: why it is not usable, or what to know about it; may be empty.
         calls: how often it fires in one training step; the FIRST call is the one that is read.
         depth: longest path from it to a parameter in the autograd graph: how much computation lies before it.
+        ahead: longest path from the training loss down to it: how much computation lies after it; 0 if unused.
         batch_dim: the dimension that runs over the batch, 0 or 1.
         alias_of: name of the tap that holds the very same tensor and stands for both; empty: none.
-        is_scores: as wide as the catalogue: scores of all items, an output rather than a representation.
+        is_scores: at least as wide as the catalogue: scores of all items, an output rather than a representation.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Tap:
     reason: str = ""
     calls: int = 1
     depth: int = 0
+    ahead: int = 0
     batch_dim: int = 0
     alias_of: str = ""
     is_scores: bool = False
@@ -70,18 +72,20 @@ def candidates(taps: Sequence[Tap]) -> tuple[Tap, ...]:
 def auto_tap(taps: Sequence[Tap], model: str) -> Tap:
     """Returns the one user-aligned tap that `layers: auto` stands for.
 
-    Of the candidates that are not scores of the whole catalogue: the narrowest, because that is where the model compresses the user; among equals the one with the longest
-    computation before it, because that is the representation that is scored; then the last in forward order.
+    What the model's own `forward` returns counts only where it is a table, or where there is nothing else, and scores
+    of the whole catalogue never do. Of the rest: the narrowest, because that is where the model compresses the user;
+    among equals the one with most computation before it, because that is the representation nearest to what is scored;
+    then the one with most computation after it, because the model can then best adapt to it; then the first.
 
     Raises:
         LayerError: no tap of the model knows the user.
     """
-    found = [tap for tap in candidates(taps) if not tap.is_scores]
+    known = [tap for tap in candidates(taps) if not tap.is_scores]
+    inner = [tap for tap in known if tap.site.module != ROOT or tap.alignment in ("user_table", "user_item_table")]
+    found = inner or known
     if not found:
         raise LayerError(f"no layer of {model} is aligned with users; name a pair-level layer explicitly; run: llmkt layers {model}")
-    width = min(tap.width for tap in found)
-    order = {tap.name: index for index, tap in enumerate(found)}
-    return max((tap for tap in found if tap.width == width), key=lambda tap: (tap.depth, order[tap.name]))
+    return min(found, key=lambda tap: (tap.width, -tap.depth, -tap.ahead))
 
 
 def named_tap(taps: Sequence[Tap], name: str, model: str) -> Tap:

@@ -99,7 +99,8 @@ class WeightsManager:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned; the model's own state is restored by the caller."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        # A copy: torch takes the moments over as they are, and stepping would change the caller's state.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._best = state["best"]
         self._best_value = state["best_value"]
         self.handed_over = state["handed_over"]
@@ -140,5 +141,5 @@ class WeightsManager:
                 raise TrainingError(f"freezing pattern {pattern!r} of phase {phase} matches no parameter; parameters: {', '.join(names)}")
             found |= hit
         if len(found) == len(names):
-            raise TrainingError(f"the freezing patterns {list(patterns)} of phase {phase} leave nothing to train; parameters: {', '.join(names)}")
+            raise TrainingError(f"freezing {list(patterns)} in phase {phase} leaves nothing to train; parameters: {', '.join(names)}")
         return found

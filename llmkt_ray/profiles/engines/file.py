@@ -90,9 +90,9 @@ class FileEngine:
         if covered < self._min_coverage:
             raise ProfileError(
                 f"{self._path} has a profile for {covered:.1%} of the {len(users):,} users of {data.name!r}, but at least "
-                f"{self._min_coverage:.0%} are needed (`min_coverage`): {len(absent):,} are missing ({shown(absent, 4)}), {len(empty):,} are empty "
-                f"({shown(empty, 4)}), and {len(unknown):,} ids of the file are not users of the dataset ({shown(unknown, 4)}); check that the "
-                "ids are those of the interactions"
+                f"{self._min_coverage:.0%} are needed (`min_coverage`): {len(absent):,} are missing ({shown(absent, 4)}), "
+                f"{len(empty):,} are empty ({shown(empty, 4)}), and {len(unknown):,} ids of the file are not users of the dataset "
+                f"({shown(unknown, 4)}); check that the ids are those of the interactions"
             )
         sizes = np.bincount(data.train.user, minlength=data.n_users).tolist()
         rows = [
@@ -127,7 +127,9 @@ class FileEngine:
         try:
             table = pq.ParquetFile(path).read()
         except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ProfileError(f"{path} cannot be read as Parquet: {shown([error])}; write it anew with columns user_id and profile") from error
+            raise ProfileError(
+                f"{path} cannot be read as Parquet: {shown([error])}; write it anew with columns user_id and profile"
+            ) from error
         absent = [name for name in ("user_id", "profile") if name not in table.column_names]
         if absent:
             raise ProfileError(
@@ -136,8 +138,8 @@ class FileEngine:
         ids, texts = id_column(table.column("user_id")), table.column("profile")
         if ids is None or not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
             raise ProfileError(
-                f"{path} holds {table.schema.field('user_id').type} ids and {texts.type} profiles, but ids must be strings or whole numbers and "
-                "profiles strings"
+                f"{path} holds {table.schema.field('user_id').type} ids and {texts.type} profiles, but ids must be strings or whole "
+                "numbers and profiles strings"
             )
         if ids.null_count:
             raise ProfileError(f"{path} has {ids.null_count:,} rows without a user_id; delete them or fill them in")
@@ -147,8 +149,7 @@ class FileEngine:
             raise ProfileError(f"{path} has more than one profile for {len(twice):,} users ({shown(twice, 5)}); keep one row a user")
         trimmed = pc.utf8_trim_whitespace(texts)
         return {
-            user: text if bare else None
-            for user, text, bare in zip(ids.to_pylist(), texts.to_pylist(), trimmed.to_pylist(), strict=True)
+            user: text if bare else None for user, text, bare in zip(ids.to_pylist(), texts.to_pylist(), trimmed.to_pylist(), strict=True)
         }
 
     def _read_manifest(self) -> FileManifest:

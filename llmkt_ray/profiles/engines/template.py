@@ -90,9 +90,9 @@ def describe(history: Sequence[Entry], population: Population, domain: str) -> s
     if liked_kinds:
         top = ", ".join(f"{kind} ({100 * n / len(liked):.0f}%)" for kind, n in _most(liked_kinds, 5))
         sentences.append(f"This user likes {top}.")
-    special = _special(history, population)
+    special = _special(liked, population)
     if special:
-        sentences.append(f"More than other users they choose {_and(special)}.")
+        sentences.append(f"More than other users they like {_and(special)}.")
     decades = Counter(f"{year[:3]}0s" for entry in liked if (year := entry.item.year or "")[:4].isdigit())
     if decades:
         sentences.append(f"Favourite {many} are from the {_and(decade for decade, _ in _most(decades, 2))}.")
@@ -120,13 +120,11 @@ def _sides(history: Sequence[Entry], population: Population) -> tuple[list[Entry
     return [e for e, yes in zip(history, liked, strict=True) if yes], [e for e, yes in zip(history, disliked, strict=True) if yes]
 
 
-def _special(history: Sequence[Entry], population: Population) -> list[str]:
-    """Returns up to three kinds that the user chooses more often than all users do, by lift over at least 3 items."""
-    counts = Counter(kind for entry in history for kind in kinds_of(entry.item))
+def _special(liked: Sequence[Entry], population: Population) -> list[str]:
+    """Returns up to three kinds that the user likes more often than all users choose them, by lift over at least 3 items."""
+    counts = Counter(kind for entry in liked for kind in kinds_of(entry.item))
     # One item of a rare kind is chance, not taste: two are added to both sides before the ratio is taken.
-    lifts = {
-        kind: (n + 2) / (population.kind_share[kind] * len(history) + 2) for kind, n in counts.items() if n >= 3 or len(history) < 10
-    }
+    lifts = {kind: (n + 2) / (population.kind_share[kind] * len(liked) + 2) for kind, n in counts.items() if n >= 3 or len(liked) < 10}
     return [kind for kind in sorted(lifts, key=lambda kind: (-lifts[kind], kind)) if lifts[kind] > 1.15][:3]
 
 

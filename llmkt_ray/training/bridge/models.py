@@ -14,6 +14,7 @@ from llmkt_ray.errors import TrainingError
 from llmkt_ray.training.bridge import shims
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
 from llmkt_ray.training.bridge.registry import MODELS, Batches, Family, ModelEntry, model_entry
+from llmkt_ray.training.bridge.scoring import PAIR_SCORES
 from llmkt_ray.training.bridge.settings import Settings, make_settings
 
 shims.install()
@@ -42,8 +43,11 @@ class BuiltModel:
     def __init__(self, entry: ModelEntry, module: nn.Module, settings: Settings, dataset: SplitDataset, device: torch.device) -> None:
         self.entry, self.module, self.settings, self.dataset, self.device = entry, module, settings, dataset, device
         self.n_users, self.n_items = dataset.user_num - PADDING, dataset.item_num - PADDING
+        self._recommender: Any = module
         self._user_field, self._item_field = dataset.uid_field, dataset.iid_field
         self._label_field, self._negative_field = dataset.label_field, settings["NEG_PREFIX"] + dataset.iid_field
+        own = entry.name in PAIR_SCORES and type(module).__module__.startswith("recbole.")
+        self._all_pairs = PAIR_SCORES[entry.name] if own else None
         self._scores_pairs = False
 
     @property
@@ -68,7 +72,7 @@ class BuiltModel:
 
     def loss(self, batch: Interaction) -> torch.Tensor:
         """Returns the model's own training loss of a batch, a scalar; parts of a loss are summed as RecBole does."""
-        loss = self.module.calculate_loss(batch)
+        loss = self._recommender.calculate_loss(batch)
         return sum(loss) if isinstance(loss, tuple) else loss  # type: ignore[return-value]
 
     @torch.no_grad()
@@ -82,23 +86,36 @@ class BuiltModel:
             float32 `(block, n_items)`, in the index order of the split; the caller may overwrite it.
         """
         ids = users.to(self.device) + PADDING
+        if self._all_pairs is not None:
+            return self._all_pairs(self.module, ids)
         if not self._scores_pairs:
             try:
-                return self.module.full_sort_predict(self.rows(ids)).view(len(ids), -1)[:, PADDING:]
+                scores: torch.Tensor = self._recommender.full_sort_predict(self.rows(ids))
+                return scores.view(len(ids), -1)[:, PADDING:]
             except NotImplementedError:
                 self._scores_pairs = True
         return self._pair_scores(ids)
 
-    def _pair_scores(self, ids: torch.Tensor, pairs_at_once: int = 1 << 15) -> torch.Tensor:
-        """Returns scores from `predict`, for models that can only score pairs (NeuMF): `pairs_at_once` keeps them in cache."""
+    def _pair_scores(self, ids: torch.Tensor, pairs_at_once: int = 1 << 12) -> torch.Tensor:
+        """Returns scores from `predict`, for models that can only score pairs: `pairs_at_once` keeps them in cache."""
         items = torch.arange(PADDING, self.n_items + PADDING, device=self.device)
         scores = torch.empty(len(ids), self.n_items, device=self.device)
         step = max(1, pairs_at_once // self.n_items)
         for start in range(0, len(ids), step):
             block = ids[start : start + step]
             batch = Interaction({self._user_field: block.repeat_interleave(self.n_items), self._item_field: items.repeat(len(block))})
-            scores[start : start + step] = self.module.predict(batch).view(len(block), -1)
+            scores[start : start + step] = self._recommender.predict(batch).view(len(block), -1)
         return scores
+
+    def count_items(self, counts: np.ndarray) -> None:
+        """Gives Pop its popularity: train positives of each item, int `(n_items,)`; other models ignore it.
+
+        RecBole's Pop counts an item once a batch, and sampled negatives too.
+        """
+        if self.entry.name == "Pop":
+            padded = np.concatenate([np.zeros(PADDING, dtype=np.int64), counts.astype(np.int64)])
+            self._recommender.item_cnt = torch.from_numpy(padded)[:, None].to(self.device)
+            self._recommender.max_cnt = self._recommender.item_cnt.max(dim=0)[0]
 
     def forget_cached(self) -> None:
         """Drops propagated embeddings that a model keeps between evaluations, for use after its weights were replaced."""
@@ -127,7 +144,9 @@ def _entry_of(model_class: Any, name: str) -> ModelEntry:
     """Returns the entry of a class that is not RecBole's own, from the attributes RecBole requires of it."""
     family = _FAMILIES.get(model_class.__dict__.get("type", model_class.type))
     if family is None:
-        raise TrainingError(f"model class {name} is of type {model_class.type}, which is not supported; supported: {sorted(set(_FAMILIES.values()))}")
+        raise TrainingError(
+            f"model class {name} is of type {model_class.type}, which is not supported; supported: {sorted(set(_FAMILIES.values()))}"
+        )
     if model_class.type == ModelType.TRADITIONAL:
         return ModelEntry(name, family, "reference")
     for base in model_class.__mro__[1:]:

@@ -8,14 +8,13 @@ mapping that models ask.
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
 from llmkt_ray.errors import TrainingError, unknown_name
+from llmkt_ray.training.bridge.shims import recbole_folder
 
 OWNED: dict[str, str] = {
     "epochs": "epochs", "train_batch_size": "batch_size", "learning_rate": "learning_rate", "weight_decay": "weight_decay",
@@ -68,9 +67,7 @@ class Settings(Mapping[str, Any]):
 @cache
 def _properties(file: str) -> dict[str, Any]:
     """Returns one of RecBole's property files, empty where there is none."""
-    spec = find_spec("recbole")
-    assert spec is not None and spec.submodule_search_locations is not None
-    path = Path(next(iter(spec.submodule_search_locations)), "properties", file)
+    path = recbole_folder() / "properties" / file
     return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {} if path.is_file() else {}  # noqa: S506 - a SafeLoader
 
 

@@ -40,17 +40,29 @@ def install() -> None:
     _restore_dok_update()
 
 
+def recbole_folder() -> Path:
+    """Returns the folder of the installed recbole, which is not imported by this.
+
+    Raises:
+        TrainingError: RecBole is not installed.
+    """
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or spec.origin is None:
+        raise TrainingError(f"RecBole is not installed; pip install recbole=={RECBOLE}")
+    return Path(spec.origin).parent
+
+
 def expect(module: str, text: str) -> None:
     """Asserts that `text` occurs in the source of recbole's `module`, for example "model.general_recommender.lightgcn".
 
     Raises:
         TrainingError: it does not: this RecBole is not the one that the shim replaces a part of.
     """
-    spec = importlib.util.find_spec("recbole")
-    assert spec is not None and spec.submodule_search_locations is not None
-    path = Path(next(iter(spec.submodule_search_locations)), *module.split(".")).with_suffix(".py")
+    path = recbole_folder().joinpath(*module.split(".")).with_suffix(".py")
     if text not in path.read_text(encoding="utf-8"):
-        raise TrainingError(f"{path.name} of RecBole {RECBOLE} has been changed (no {text!r}); reinstall it: pip install --force-reinstall recbole=={RECBOLE}")
+        raise TrainingError(
+            f"{path} is not that of RecBole {RECBOLE} (it has no {text!r}); pip install --force-reinstall recbole=={RECBOLE}"
+        )
 
 
 def _alias_numpy() -> None:
@@ -78,7 +90,7 @@ def _stub_kmeans() -> None:
 
 
 def _restore_dok_update() -> None:
-    """scipy took `dok_matrix._update` away, by which RecBole fills adjacency matrices from a dict of (row, column) pairs."""
+    """Current scipy has no `dok_matrix._update`, by which RecBole fills adjacency matrices from a dict of (row, column) pairs."""
     expect("model.general_recommender.lightgcn", "A._update(data_dict)")
 
     def update(self: Any, data: dict[tuple[int, int], float]) -> None:

@@ -101,7 +101,9 @@ def test_a_given_validation_part_is_left_as_it_is() -> None:
     assert divide(rows, SplitRule(kind="column"), np.ones(5, bool), 0).tolist() == [TRAIN, VALID, TEST, TEST, TEST]
 
 
-@pytest.mark.parametrize(("n", "expected"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (2, 1, 1)), (10, (7, 1, 2)), (100, (70, 10, 20))])
+@pytest.mark.parametrize(
+    ("n", "expected"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (2, 1, 1)), (10, (7, 1, 2)), (100, (70, 10, 20))]
+)
 def test_small_users_keep_a_train_row_then_get_test_then_validation(n: int, expected: tuple[int, int, int]) -> None:
     valid, test = part_sizes(np.array([n]), (0.7, 0.1, 0.2))
     assert (n - valid[0] - test[0], valid[0], test[0]) == expected
@@ -136,9 +138,7 @@ def test_thinning_keeps_a_share_of_each_users_train_rows_and_nests(table: pa.Tab
         assert small[rows.user == user].sum() == min(n, max(MIN_KEPT, int(np.floor(min(shares) * n + 0.5))))
 
 
-@given(
-    table=tables(), user_min=st.integers(1, 6), width=st.none() | st.integers(1, 8), item_min=st.integers(1, 5)
-)
+@given(table=tables(), user_min=st.integers(1, 6), width=st.none() | st.integers(1, 8), item_min=st.integers(1, 5))
 @settings(max_examples=200)
 def test_filters_hold_together_and_take_no_row_without_need(table: pa.Table, user_min: int, width: int | None, item_min: int) -> None:
     rule = FilterRule(user_min=user_min, user_max=None if width is None else user_min + width, item_min=item_min)

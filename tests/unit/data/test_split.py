@@ -32,6 +32,16 @@ def test_no_row_is_lost_or_changed(kind: str, ratings: Ratings, make_dataset: Ma
     assert stored == sorted((u, i, r, float(t), r >= 4) for u, i, r, t in zip(*columns, strict=True))
 
 
+def test_trap_14_ratings_below_the_threshold_are_kept_but_are_no_positives(
+    ratings: Ratings, make_dataset: MakeDataset, store: ArtifactStore
+) -> None:
+    data = prepare(make_dataset(ratings, positive={"rating_at_least": 4}), study_seed=1, store=store)
+    for rows in (data.train, data.valid, data.test):
+        assert rows.rating.min() < 4, "the labelled protocol and the histories need these rows"
+        assert (rows.positives().rating >= 4).all()
+        assert len(rows.positives()) == (rows.rating >= 4).sum()
+
+
 def test_tokens_are_sorted_and_rows_are_in_order_of_time(ratings: Ratings, make_dataset: MakeDataset, store: ArtifactStore) -> None:
     data = prepare(make_dataset(ratings), study_seed=1, store=store)
     assert data.user_tokens.tolist() == sorted(set(ratings["user_id"]))
@@ -158,7 +168,9 @@ def test_features_follow_the_tokens_and_gaps_are_told(make_dataset: MakeDataset,
 
 
 def test_unusable_data_is_refused_with_every_problem_and_nothing_is_written(make_dataset: MakeDataset, store: ArtifactStore) -> None:
-    config = make_dataset({"user_id": ["a", "a", ""], "item_id": ["x", "x", "y"], "rating": [1.0, float("nan"), 2.0]}, split={"kind": "time"})
+    config = make_dataset(
+        {"user_id": ["a", "a", ""], "item_id": ["x", "x", "y"], "rating": [1.0, float("nan"), 2.0]}, split={"kind": "time"}
+    )
     with pytest.raises(DatasetError, match=r"(?s)user_id is empty.*rating is not a finite number.*needs timestamps"):
         prepare(config, study_seed=1, store=store)
     assert not store.files.list("split", recursive=True)
@@ -171,7 +183,14 @@ def test_ml_100k_needs_nothing_but_the_installed_packages(store: ArtifactStore) 
     assert sum(data.notes["positives"][part] for part in PARTS) == 55_375  # type: ignore[index]
     first = dict(zip(data.items.column_names, (c[0].as_py() for c in data.items.columns), strict=True))
     assert first == {"item_id": "1", "title": "Toy Story", "year": "1995", "genres": ["Animation", "Children's", "Comedy"]}
-    assert "recbole" not in {name.partition(".")[0] for name in sys.modules if name.startswith("recbole.")} or True
+
+
+def test_reading_the_bundled_dataset_does_not_import_recbole() -> None:
+    code = (
+        "import sys; from llmkt_ray.data.catalog import load_raw; from llmkt_ray.study import DatasetConfig; "
+        "load_raw(DatasetConfig(name='ml-100k')); assert not {'recbole', 'torch', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.shared_data

@@ -1,0 +1,140 @@
+"""The `llmkt` command: thin, everything goes through public functions.
+
+Exit codes: 0 all well, 1 the study ran and some trials failed, 2 something to mend (said in one message), 130 interrupted.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from llmkt_ray.errors import LlmktError
+
+app = typer.Typer(
+    help="LLM-KT sweeps on Ray: does LLM knowledge about users make a recommender better, and with which settings?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out, err = Console(), Console(stderr=True)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML).")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Load classes that the study names by import path: runs their code.")]
+Address = Annotated[str | None, typer.Option(help="A Ray cluster; default: RAY_ADDRESS, or a new one on this machine.")]
+
+
+@app.command()
+def check(study: StudyFile, allow_code: AllowCode = False) -> None:
+    """Say everything that is wrong with a study, at once; start nothing."""
+    from llmkt_ray.api import Study
+
+    Study.from_yaml(study, allow_code=allow_code).check()
+    out.print(f"{study}: no problems found", highlight=False, markup=False)
+
+
+@app.command()
+def plan(study: StudyFile, allow_code: AllowCode = False) -> None:
+    """Show cells, trials, artifacts that are there already and the estimated time; start nothing."""
+    from llmkt_ray.api import Study
+    from llmkt_ray.show import plan_tables
+
+    opened = Study.from_yaml(study, allow_code=allow_code)
+    for part in plan_tables(opened.plan(), opened.ledger()):
+        out.print(part)
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    smoke: Annotated[bool, typer.Option("--smoke", help="ml-100k, 2 epochs, 1 seed, at most 4 trials, in a folder of its own.")] = False,
+    executor: Annotated[Literal["ray", "loop"], typer.Option(help="Ray Tune, or one trial after the other in this process.")] = "ray",
+    address: Address = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Logical CPUs of the cluster made on this machine; default: all.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Do what is missing of a study, then write its report. Run again it goes on; when all is there it does nothing."""
+    from llmkt_ray.api import SMOKE_TRIALS, Study
+    from llmkt_ray.show import summary_tables
+
+    opened = Study.from_yaml(study, allow_code=allow_code)
+    opened = opened.smoke() if smoke else opened
+    summary = opened.run(
+        executor=executor, address=address, num_cpus=workers, limit=SMOKE_TRIALS if smoke else None, retry_failed=retry_failed, console=err
+    )
+    for part in summary_tables(opened.config, opened.trials()):
+        out.print(part)
+    told = f"{summary.ran} trials run now, {summary.done} done and {summary.failed} failed in all" if summary.ran else "nothing was missing"
+    out.print(f"{told}; report: {opened.status().report}", highlight=False, markup=False, soft_wrap=True)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(study: StudyFile) -> None:
+    """Show where a study stands, also while it runs elsewhere."""
+    from llmkt_ray.api import Study
+
+    now = Study.from_yaml(study).status()
+    total = "unknown: not planned yet" if now.planned is None else str(now.planned)
+    busy = "nobody" if now.holder is None else f"process {now.holder['pid']} on {now.holder['host']} since {now.holder['started']}"
+    lines = {
+        "folder": now.folder,
+        "trials": f"{now.done} done, {now.failed} failed, planned {total}",
+        "running": busy,
+        "report": now.report or "none yet",
+    }
+    for name, text in lines.items():
+        out.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def report(study: StudyFile) -> None:
+    """Write the report again from the rows that are there."""
+    from llmkt_ray.api import Study
+
+    out.print(str(Study.from_yaml(study).report()), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def layers(model: Annotated[str, typer.Argument(metavar="MODEL", help="RecBole's name of a model.")]) -> None:
+    """List the places of a model where knowledge can be transferred: names, widths, whose rows they hold."""
+    from llmkt_ray.show import layer_table
+    from llmkt_ray.training.layers import probe_layers
+
+    out.print(layer_table(model, probe_layers(model, None, {})))
+
+
+@app.command()
+def doctor(storage: Annotated[str, typer.Option(help="Folder or URI to try writing to.")] = "results") -> None:
+    """Look at the installation: versions, Ray, GPU, vLLM, text encoder, whether results can be written."""
+    from llmkt_ray.doctor import examine
+
+    findings = examine(storage)
+    table = Table("", "what", "found", box=None)
+    for finding in findings:
+        table.add_row("[green]ok[/]" if finding.ok else "[red]no[/]" if finding.needed else "[yellow]--[/]", finding.what, finding.found)
+    out.print(table)
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Runs the command; an error that the user can mend is one message on stderr and exit code 2."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        app()
+    except LlmktError as error:
+        err.print(f"llmkt: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("llmkt: interrupted; what is done stays, run the same command to go on", style="yellow", highlight=False)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Profile texts to vectors, in fixed batches, in this process or by an actor pool of Ray Data.
+
+Texts are sorted by their SHA-256 and cut into batches once; a batch is one forward pass. So neither the number of workers, nor the
+order in which they finish, nor the order of users can change a float.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.embeddings.encoders import encoder_identity, encoder_of, is_fitted_on_texts
+from llmkt_ray.embeddings.vectors import KIND, Embeddings, check_finite, text_hash
+from llmkt_ray.embeddings.weights import find_weights
+from llmkt_ray.profiles.table import Profiles
+from llmkt_ray.seeds import content_key
+from llmkt_ray.study import EmbeddingConfig, TaskResources
+
+
+def embeddings_key(profiles_key: str, identity: dict[str, Any]) -> str:
+    """Returns the key of the embeddings of these profiles by the encoder with this identity."""
+    return content_key({"profiles": profiles_key, "encoder": identity})
+
+
+def fixed_batches(texts: Sequence[str], size: int) -> list[list[str]]:
+    """Returns the different texts, ordered by hash and cut into batches of `size` (the last may be shorter)."""
+    ordered = sorted(set(texts), key=text_hash)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _silent(done: int, total: int) -> None:
+    """Reports no progress."""
+
+
+def encode(
+    config: EmbeddingConfig,
+    profiles: Profiles,
+    store: ArtifactStore,
+    *,
+    workers: int = 0,
+    resources: TaskResources = TaskResources(),  # noqa: B008 - frozen
+    progress: Callable[[int, int], None] = _silent,
+) -> Embeddings:
+    """Returns the embeddings of profiles, from the store where they are there already.
+
+    Args:
+        config: the encoder.
+        profiles: texts; users without one have no row in the result.
+        store: where the artifact goes.
+        workers: actors of a Ray Data pool; 0: in this process, without Ray. The floats are the same.
+        resources: what one actor asks of Ray; with a GPU the model runs there.
+        progress: called with (texts done, texts in all).
+
+    Raises:
+        EmbeddingError: the weights are not to be had, or the encoder gives NaN.
+        StorageError: the result cannot be stored.
+    """
+    identity = encoder_identity(config)
+    key = embeddings_key(profiles.key, identity)
+    if store.find(KIND, key) is not None:
+        return Embeddings.load(store, key)
+    started = time.monotonic()
+    user_ids, texts = profiles.texts()
+    device = "cuda" if resources.gpus else "cpu"
+    parts: Iterator[tuple[int, np.ndarray]]
+    if is_fitted_on_texts(config):
+        batches = [sorted(set(texts), key=text_hash)]
+        parts = iter([(0, encoder_of(config).encode(batches[0]))])
+    else:
+        batches = fixed_batches(texts, config.batch_size)
+        if workers:
+            # Imported here: encoding in this process must not need Ray.
+            from llmkt_ray.embeddings.pool import pooled
+
+            parts = pooled(config, batches, workers, resources, device)
+        else:
+            parts = _in_process(config, batches, device)
+    vectors: dict[str, np.ndarray] = {}
+    for index, part in parts:
+        vectors.update(zip(batches[index], part, strict=True))
+        progress(len(vectors), len(set(texts)))
+    matrix = np.stack([vectors[text] for text in texts]).astype(np.float32)
+    check_finite(matrix, user_ids, config.encoder)
+    store.save(
+        KIND,
+        key,
+        inputs={"profiles": profiles.key, "encoder": identity},
+        arrays={"vectors": matrix},
+        tables={"users": pa.table({"user_id": user_ids, "text_sha256": [text_hash(text) for text in texts]})},
+        notes={
+            "dim": int(matrix.shape[1]),
+            "texts": len(texts),
+            "different_texts": len(vectors),
+            "device": device,
+            "workers": workers,
+            "source": "no weights" if is_fitted_on_texts(config) else find_weights(config.encoder, config.revision).source,
+        },
+        versions=identity["versions"],
+        wall_s=time.monotonic() - started,
+    )
+    return Embeddings.load(store, key)
+
+
+def _in_process(config: EmbeddingConfig, batches: list[list[str]], device: str) -> Iterator[tuple[int, np.ndarray]]:
+    encoder = encoder_of(config, device)
+    for index, batch in enumerate(batches):
+        yield index, encoder.encode(batch)

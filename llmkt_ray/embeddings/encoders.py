@@ -1,0 +1,136 @@
+"""Text encoders, chosen by name and never replaced by another in silence."""
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import numpy as np
+
+from llmkt_ray.embeddings.weights import find_weights
+from llmkt_ray.errors import EmbeddingError
+from llmkt_ray.study import EmbeddingConfig
+
+TFIDF_SVD = "tfidf_svd"
+
+
+class TextEncoder(Protocol):
+    """Turns texts into vectors."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns float32 `(len(texts), dim)`."""
+
+
+class SentenceTransformerEncoder:
+    """A sentence-transformers model on one thread: the same batch gives the same floats in any process of a machine.
+
+    Args:
+        config: names the model; its `prefix` is put before every text.
+        device: "cpu" or "cuda".
+
+    Raises:
+        EmbeddingError: the weights are not to be had.
+    """
+
+    def __init__(self, config: EmbeddingConfig, device: str = "cpu") -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        weights = find_weights(config.encoder, config.revision)
+        self._prefix = config.prefix
+        self._threads = torch.set_num_threads, torch.get_num_threads
+        # Its bar for loading weights would break into the study's own progress.
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        self._model = SentenceTransformer(
+            str(weights.folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
+        if config.max_tokens is not None:
+            self._model.max_seq_length = config.max_tokens
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns float32 `(len(texts), dim)`, one forward pass for all of them."""
+        set_threads, get_threads = self._threads
+        before = get_threads()
+        # How a matrix product is cut over threads changes its last bits.
+        set_threads(1)
+        try:
+            vectors = self._model.encode(
+                [self._prefix + text for text in texts], batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True
+            )
+        finally:
+            set_threads(before)
+        return np.asarray(vectors, dtype=np.float32)
+
+
+class TfidfSvdEncoder:
+    """Words and word pairs by TF-IDF, reduced by a truncated SVD: no weights, fitted on the texts it is given, all at once."""
+
+    def __init__(self, config: EmbeddingConfig) -> None:
+        self._dims = config.dims
+        self._prefix = config.prefix
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns float32 `(len(texts), dims)` with rows of length 1 (0 where a text has no word).
+
+        Raises:
+            EmbeddingError: there are too few texts or words for `dims`.
+        """
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.preprocessing import normalize
+
+        try:
+            counts = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=50_000).fit_transform(texts)
+        except ValueError as error:
+            raise EmbeddingError(f"tfidf_svd found no word in {len(texts):,} texts ({error}); look at the profiles") from error
+        most = min(counts.shape) - 1
+        if self._dims > most:
+            raise EmbeddingError(
+                f"tfidf_svd cannot make {self._dims} dimensions of {counts.shape[0]:,} different texts with {counts.shape[1]:,} terms; "
+                f"set embedding.dims to at most {most}"
+            )
+        reduced = TruncatedSVD(n_components=self._dims, algorithm="arpack", random_state=0).fit_transform(counts)
+        return np.asarray(normalize(reduced), dtype=np.float32)
+
+
+def is_fitted_on_texts(config: EmbeddingConfig) -> bool:
+    """Whether the encoder sees all texts at once, and so cannot be spread over workers."""
+    return config.encoder == TFIDF_SVD
+
+
+def encoder_of(config: EmbeddingConfig, device: str = "cpu") -> TextEncoder:
+    """Returns the encoder of a study, its weights loaded.
+
+    Raises:
+        EmbeddingError: the weights are not to be had.
+    """
+    if config.encoder == TFIDF_SVD:
+        return TfidfSvdEncoder(config)
+    return SentenceTransformerEncoder(config, device)
+
+
+def _tfidf_identity(config: EmbeddingConfig) -> dict[str, Any]:
+    return {"encoder": TFIDF_SVD, "dims": config.dims, "versions": {"scikit-learn": version("scikit-learn"), "scipy": version("scipy")}}
+
+
+def _sentence_transformer_identity(config: EmbeddingConfig) -> dict[str, Any]:
+    weights = find_weights(config.encoder, config.revision)
+    return {
+        "encoder": config.encoder,
+        "weights_sha256": weights.sha256,
+        "config_sha256": weights.config_sha256,
+        "max_tokens": config.max_tokens,
+        "prefix": config.prefix,
+        "batch_size": config.batch_size,
+        "versions": {name: version(name) for name in ("sentence-transformers", "transformers", "torch")},
+    }
+
+
+def encoder_identity(config: EmbeddingConfig) -> dict[str, Any]:
+    """Returns what determines the vectors beside the texts: part of the embeddings' key, JSON values only.
+
+    Raises:
+        EmbeddingError: the weights are not to be had; so a study stops before anything expensive starts.
+    """
+    make: Callable[[EmbeddingConfig], dict[str, Any]] = _tfidf_identity if config.encoder == TFIDF_SVD else _sentence_transformer_identity
+    return make(config)

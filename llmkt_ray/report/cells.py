@@ -1,0 +1,210 @@
+"""Cells: the treated trials that share every setting but alpha and seed, with the control twins they are to be compared with."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmkt_ray.report.load import Results, UserValues
+from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
+
+TRAINING = ["dataset", "train_share", "model", "hyperparameters", "epochs", "batch_size", "learning_rate", "weight_decay"]
+"""What a baseline shares with its cell."""
+SCHEDULE = ["schedule", "switch", "handover", "optimizer"]
+"""What alpha0 shares with its cell beside `TRAINING`."""
+TRANSFER = ["layer", "llm", "encoder", "reduction", "dims", "loss", "projection", "balance", "alpha_schedule"]
+"""What the other twins share beside both; a template made as a cell of its own differs in `llm`."""
+CELL = [*TRAINING, *SCHEDULE, *TRANSFER]
+SHOWN = {
+    "train_share": "train share", "layer": "layer", "llm": "profiles", "encoder": "encoder", "reduction": "reducer", "dims": "dims",
+    "loss": "loss", "projection": "projection", "balance": "balance", "schedule": "schedule", "switch": "switch", "handover": "hand-over",
+    "optimizer": "optimizer", "alpha_schedule": "alpha schedule", "learning_rate": "learning rate", "hyperparameters": "hyper-parameters",
+    "epochs": "epochs", "batch_size": "batch size", "weight_decay": "weight decay",
+}  # fmt: skip
+ARM_ORDER = ("baseline", "alpha0", "constant", "gaussian", "shuffled", "shuffled_strata", "item_mean", "template", "input_init", "input_concat")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The finished trials of one arm at one alpha: (split repetition, seed index) to row number of `Results.trials`."""
+
+    arm: str
+    alpha: float
+    rows: Mapping[tuple[int, int], int]
+
+    @property
+    def seeds(self) -> int:
+        """Number of seed indices that finished."""
+        return len({seed for _, seed in self.rows})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of factors.
+
+    Attributes:
+        number: its place in the report, from 1.
+        factors: column to value.
+        varied: names of the factors that distinguish the study's cells, dataset and model apart.
+        treated: alpha to runs, ascending.
+        controls: arm to runs.
+    """
+
+    number: int
+    factors: Mapping[str, Any]
+    varied: tuple[str, ...]
+    treated: Mapping[float, Runs]
+    controls: Mapping[str, Runs]
+    _cache: dict[tuple[str, float, str, str], Contrast | None] = field(default_factory=dict, compare=False)
+
+    @property
+    def title(self) -> str:
+        """Model and dataset."""
+        return f"{self.factors['model']} on {self.factors['dataset']}"
+
+    @property
+    def detail(self) -> str:
+        """The varied factors in words, empty where there are none."""
+        return ", ".join(f"{SHOWN[name]} {_plain(self.factors[name])}" for name in self.varied)
+
+    @property
+    def label(self) -> str:
+        """Title and detail."""
+        return f"{self.title} ({self.detail})" if self.detail else self.title
+
+    def runs(self, arm: str, alpha: float | None = None) -> Runs | None:
+        """Returns the runs of an arm (of `treated`, at `alpha`), None where there are none."""
+        return self.treated.get(alpha) if arm == "treated" and alpha is not None else self.controls.get(arm)
+
+
+def find_cells(results: Results) -> tuple[Cell, ...]:
+    """Returns the cells of a study, in the order of dataset, model and the other factors."""
+    trials = results.trials
+    missing = [column for column in [*CELL, "split_repetition", "seed_index", "alpha"] if column not in trials]
+    if trials.empty or missing:
+        return ()
+    rows = trials.assign(**{c: trials[c].map(_hashable) for c in CELL}, split_repetition=trials["split_repetition"].fillna(0).astype(int))
+    known = rows[rows["arm"] != "reference"]
+    specific = known[~known["arm"].isin(["baseline", "alpha0"])]
+    groups = [key for key, _ in specific.groupby(CELL, dropna=False, sort=True)]
+    varied = tuple(
+        name for name in SHOWN if len({tuple(g)[CELL.index(name)] for g in groups}) > 1 and not _follows_model(groups, name)
+    )
+    done = known[known["status"] == "done"]
+    by = {
+        "baseline": _grouped(done[done["arm"] == "baseline"], TRAINING),
+        "alpha0": _grouped(done[done["arm"] == "alpha0"], [*TRAINING, *SCHEDULE]),
+        "rest": _grouped(done[~done["arm"].isin(["baseline", "alpha0"])], CELL),
+    }
+    templates = _template_labels(results)
+    cells = []
+    for number, group in enumerate(groups, 1):
+        values = dict(zip(CELL, group, strict=True))
+        own = by["rest"].get(tuple(group), specific.iloc[:0])
+        treated = {float(a): _runs("treated", float(a), frame) for a, frame in own[own["arm"] == "treated"].groupby("alpha")}
+        controls = {str(arm): _runs(str(arm), _alpha(frame), frame) for arm, frame in own[own["arm"] != "treated"].groupby("arm")}
+        for arm, columns in (("baseline", TRAINING), ("alpha0", [*TRAINING, *SCHEDULE])):
+            frame = by[arm].get(tuple(values[c] for c in columns))
+            if frame is not None:
+                controls[arm] = _runs(arm, 0.0, frame)
+        if "template" not in controls and values["llm"] not in templates:
+            twin = _template_twin(values, templates, by["rest"], results.claim_alpha)
+            if twin is not None:
+                controls["template"] = twin
+        order = {arm: place for place, arm in enumerate(ARM_ORDER)}
+        ordered = dict(sorted(controls.items(), key=lambda pair: order.get(pair[0], len(order))))
+        cells.append(Cell(number, values, varied, dict(sorted(treated.items())), ordered))
+    return tuple(cells)
+
+
+def compare(results: Results, cell: Cell, alpha: float, control: str, metric: str | None = None, arm: str = "treated") -> Contrast | None:
+    """Returns the contrast of an arm (`treated` at `alpha`, or a control) with a control on shared splits, seeds and users.
+
+    None where one of them has not run, or where they share no seed.
+    """
+    metric = metric or results.metric
+    at = (arm, alpha, control, metric)
+    if at not in cell._cache:
+        cell._cache[at] = _compare(results, cell.runs(arm, alpha), cell.runs(control), metric)
+    return cell._cache[at]
+
+
+def paired_tables(results: Results, one: Runs, other: Runs, metric: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns for every shared split the two tables `(seeds, users)`, rows and columns in the same order."""
+    values = results.user_values(metric)
+    keys = results.trials["trial_key"]
+    tables = []
+    for repetition in sorted({r for r, _ in one.rows} & {r for r, _ in other.rows}):
+        seeds = sorted({s for r, s in one.rows if r == repetition} & {s for r, s in other.rows if r == repetition})
+        pairs = [(values.get(keys[one.rows[repetition, s]]), values.get(keys[other.rows[repetition, s]])) for s in seeds]
+        found = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if found:
+            tables.append((_stack(a for a, _ in found), _stack(b for _, b in found)))
+    return tables
+
+
+def _compare(results: Results, one: Runs | None, other: Runs | None, metric: str) -> Contrast | None:
+    if one is None or other is None:
+        return None
+    tables = [(a, b) for a, b in paired_tables(results, one, other, metric) if a.shape == b.shape and a.shape[1] >= 2]
+    return over_splits([contrast(a, b) for a, b in tables]) if tables else None
+
+
+def _stack(values: Iterable[UserValues]) -> np.ndarray:
+    """Returns a table `(seeds, users)`; all trials of one split evaluate the same users in the same order."""
+    found = list(values)
+    users = found[0][0]
+    if any(not np.array_equal(index, users) for index, _ in found):
+        raise AssertionError("trials of one split must have evaluated the same users")
+    return np.stack([value for _, value in found])
+
+
+def _runs(arm: str, alpha: float, frame: pd.DataFrame) -> Runs:
+    at = zip(frame["split_repetition"], frame["seed_index"], strict=True)
+    return Runs(arm, alpha, {(int(r), int(s)): int(row) for (r, s), row in zip(at, frame.index, strict=True)})
+
+
+def _alpha(frame: pd.DataFrame) -> float:
+    return float(frame["alpha"].iloc[0])
+
+
+def _grouped(frame: pd.DataFrame, columns: list[str]) -> dict[tuple[Any, ...], pd.DataFrame]:
+    return {tuple(key): part for key, part in frame.groupby(columns, dropna=False, sort=False)} if len(frame) else {}
+
+
+def _template_labels(results: Results) -> set[str]:
+    """Returns the labels of profiles that no LLM wrote and that come from the built-in template."""
+    return {str(p.get("name") or "template") for p in results.study.get("profiles", []) if p.get("llm") == "template"}
+
+
+def _template_twin(
+    values: Mapping[str, Any], templates: set[str], by: Mapping[tuple[Any, ...], pd.DataFrame], alpha: float
+) -> Runs | None:
+    """Returns the treated trials of the same cell with template profiles, where the study has them as a level of its own."""
+    for label in sorted(templates):
+        frame = by.get(tuple({**values, "llm": label}[c] for c in CELL))
+        if frame is not None:
+            same = frame[(frame["arm"] == "treated") & (frame["alpha"] == alpha)]
+            if len(same):
+                return _runs("template", alpha, same)
+    return None
+
+
+def _follows_model(groups: list[Any], name: str) -> bool:
+    """Says whether a factor takes one value a model and dataset only: then it is a setting, not an axis."""
+    at, model, dataset = CELL.index(name), CELL.index("model"), CELL.index("dataset")
+    levels: dict[tuple[Any, Any], set[Any]] = {}
+    for group in groups:
+        levels.setdefault((group[dataset], group[model]), set()).add(group[at])
+    return all(len(found) == 1 for found in levels.values())
+
+
+def _hashable(value: Any) -> Any:
+    """Missing values of any kind become "-", so that they group and compare as equal."""
+    return "-" if value is None or (isinstance(value, float) and np.isnan(value)) or value is pd.NA else value
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,75 @@
+"""The table at the end of a run: means over seeds on test, arm by arm. The report has the intervals; this has none."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+CELL = ["dataset", "train_share", "split_repetition", "model", "layer", "llm", "encoder", "reduction", "dims", "loss", "schedule", "switch"]
+"""Columns that tell cells apart."""
+SHARED_BY = {"baseline": CELL[:4], "alpha0": [*CELL[:4], "schedule", "switch"]}
+"""The columns that a control trial without a profile depends on: it is shared by all cells that agree in them."""
+
+
+@dataclass(frozen=True)
+class SummaryLine:
+    """One cell of the study.
+
+    Attributes:
+        cell: values of `CELL`, as text.
+        arms: column title to mean test value over seeds: baseline, alpha0, one a treated alpha, the control twins.
+        gain: relative difference of treated and alpha0 at the claim's alpha, NaN where either is missing.
+        over_shuffled: the same over shuffled.
+    """
+
+    cell: dict[str, str]
+    arms: dict[str, float]
+    gain: float
+    over_shuffled: float
+
+
+def summarise(trials: pd.DataFrame, metric: str, claim_alpha: float) -> tuple[tuple[SummaryLine, ...], dict[str, dict[str, float]]]:
+    """Returns the lines of the summary and, by dataset, the reference models' values.
+
+    Args:
+        trials: the ledger's trials.
+        metric: for example "NDCG@10".
+        claim_alpha: the alpha at which gains are stated.
+    """
+    column = f"test_{metric}"
+    if column not in trials:
+        return (), {}
+    done = trials[trials["status"] == "done"]
+    references = done[done["arm"] == "reference"].groupby(["dataset", "model"], sort=True)[column].mean()
+    by_dataset: dict[str, dict[str, float]] = {}
+    for (dataset, model), value in references.items():
+        by_dataset.setdefault(str(dataset), {})[str(model)] = float(value)
+    lines = []
+    of_cells = done[done["layer"].notna()]
+    for key, rows in of_cells.groupby(CELL, sort=True, dropna=False):
+        cell = dict(zip(CELL, key, strict=True))
+        arms = {arm: _mean(done[(done["arm"] == arm) & _equal(done, cell, names)], column) for arm, names in SHARED_BY.items()}
+        for alpha, treated in rows[rows["arm"] == "treated"].groupby("alpha", sort=True):
+            arms[f"alpha {alpha:g}"] = _mean(treated, column)
+        for arm, twins in rows[rows["arm"] != "treated"].groupby("arm", sort=True):
+            arms[str(arm)] = _mean(twins, column)
+        treated = arms.get(f"alpha {claim_alpha:g}", float("nan"))
+        lines.append(
+            SummaryLine(
+                {name: "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value) for name, value in cell.items()},
+                {arm: value for arm, value in arms.items() if not pd.isna(value)},
+                treated / arms["alpha0"] - 1,
+                treated / arms.get("shuffled", float("nan")) - 1,
+            )
+        )
+    return tuple(lines), by_dataset
+
+
+def _equal(frame: pd.DataFrame, cell: dict[str, object], names: list[str]) -> pd.Series:
+    same = pd.Series(True, index=frame.index)
+    for name in names:
+        same &= frame[name].isna() if pd.isna(cell[name]) else frame[name] == cell[name]
+    return same
+
+
+def _mean(rows: pd.DataFrame, column: str) -> float:
+    return float(rows[column].mean()) if len(rows) else float("nan")

@@ -1,0 +1,84 @@
+"""Tables for the terminal."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.summary import summarise
+from llmkt_ray.study import StudyConfig
+from llmkt_ray.sweep.estimate import estimate_s
+from llmkt_ray.sweep.plan import Plan
+from llmkt_ray.sweep.progress import duration
+from llmkt_ray.transfer.taps import Tap, candidates
+
+
+def plan_tables(plan: Plan, ledger: Ledger) -> Iterator[RenderableType]:
+    """Yields the plan: artifacts, cells, trials by model and arm, and the time it may take."""
+    artifacts = Table("artifact", "of", "there", title="artifacts", title_justify="left", box=None)
+    for node in plan.artifacts:
+        artifacts.add_row(node.kind, escape(node.label), "yes" if node.key in plan.there else "no")
+    yield artifacts
+    cells = Table("dataset", "model", "layer", "rows of", "profiles", "target", title="cells", title_justify="left", box=None)
+    for cell in plan.cells:
+        target = f"{cell.target.config.method} to {cell.target.dims}"
+        cells.add_row(
+            escape(cell.split.label), cell.model.name, escape(cell.tap.name), cell.tap.alignment, escape(str(cell.factors["llm"])), target
+        )
+    yield cells
+    done = ledger.done()
+    trials = Table("model", "arm", "trials", "done", title="trials", title_justify="left", box=None)
+    planned = Counter((spec.model, spec.arm) for spec in plan.trials)
+    finished = Counter((spec.model, spec.arm) for spec in plan.trials if spec.key in done)
+    for (model, arm), count in planned.items():
+        trials.add_row(escape(model), arm, str(count), str(finished[model, arm]))
+    yield trials
+    todo = [spec for spec in plan.trials if spec.key not in done]
+    if plan.searched_trials:
+        yield f"a search adds {plan.searched_trials} trials of its own suggestions"
+    seconds = estimate_s(plan, todo, ledger.trials())
+    yield f"{len(plan.trials)} trials, {len(todo)} to do; about {duration(seconds)} of computing on one core for what is known in advance"
+
+
+def summary_tables(study: StudyConfig, trials: pd.DataFrame) -> Iterator[RenderableType]:
+    """Yields the summary of a run: one line a cell, then the reference lines."""
+    metric = study.evaluation.select_on
+    lines, references = summarise(trials, metric, study.transfer.claim_alpha)
+    if not lines:
+        return
+    arms = list(dict.fromkeys(arm for line in lines for arm in line.arms))
+    telling = [name for name in lines[0].cell if name == "model" or len({line.cell[name] for line in lines}) > 1]
+    title = f"{metric} on test, mean over seeds; gain at alpha {study.transfer.claim_alpha:g}"
+    table = Table(*telling, title=title, title_justify="left", box=None)
+    for arm in arms:
+        table.add_column(arm, justify="right")
+    table.add_column("gain over alpha0", justify="right")
+    table.add_column("over shuffled", justify="right")
+    for line in lines:
+        values = [f"{line.arms[arm]:.4f}" if arm in line.arms else "" for arm in arms]
+        gains = ["" if pd.isna(gain) else f"{gain:+.1%}" for gain in (line.gain, line.over_shuffled)]
+        table.add_row(*(escape(line.cell[name]) for name in telling), *values, *gains)
+    yield table
+    for dataset, values_of in references.items():
+        yield f"reference lines on {escape(dataset)}: " + ", ".join(f"{name} {value:.4f}" for name, value in values_of.items())
+
+
+def layer_table(model: str, taps: Sequence[Tap]) -> Table:
+    """Returns the taps of a model; "layer k" of a study file is the number in the first column."""
+    numbers = {tap.name: str(k) for k, tap in enumerate(candidates(taps), 1)}
+    table = Table("layer", "name", "width", "shape", "rows of", "usable", "note", title=f"taps of {model}", title_justify="left", box=None)
+    for tap in taps:
+        table.add_row(
+            numbers.get(tap.name, ""),
+            escape(tap.name),
+            str(tap.width),
+            "x".join(map(str, tap.shape)),
+            tap.alignment,
+            "yes" if tap.usable else "no",
+            escape(tap.reason or (f"the same tensor as {tap.alias_of}" if tap.alias_of else "")),
+        )
+    return table

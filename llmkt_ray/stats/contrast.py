@@ -1,0 +1,102 @@
+"""A contrast: arm minus control on the same seeds and users, as a difference and relative to the control."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from llmkt_ray.stats.interval import Components, Interval, components, interval
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What an arm gains over its control.
+
+    Attributes:
+        difference: mean paired difference, in the metric's own unit.
+        relative: mean(arm) / mean(control) - 1; None where the control's mean is 0.
+        mean_arm, mean_control: the two means.
+        components: variance components of the relative values (of the differences where `relative` is None).
+        n_splits: frozen splits that the contrast was repeated on.
+    """
+
+    difference: Interval
+    relative: Interval | None
+    mean_arm: float
+    mean_control: float
+    components: Components
+    n_splits: int = 1
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What the interval is conditional on, in words."""
+        seeds = (self.difference.conditional,) if self.difference.conditional else ()
+        if self.n_splits == 1:
+            return (*seeds, "conditional on one split")
+        return seeds if self.n_splits >= 3 else (*seeds, f"conditional on these {self.n_splits} splits")
+
+
+def contrast(arm: np.ndarray, control: np.ndarray, level: float = 0.95) -> Contrast:
+    """Returns the paired contrast of two tables `(seeds, users)` with rows and columns in the same order.
+
+    The interval of the relative effect is the delta method's: that of the linearised values (a - (1 + r) b) / mean(b), which have
+    the crossed structure of the differences.
+
+    Raises:
+        ValueError: the shapes differ, or a table is not one that `interval` takes.
+    """
+    arm, control = np.asarray(arm, dtype=np.float64), np.asarray(control, dtype=np.float64)
+    if arm.shape != control.shape:
+        raise ValueError(f"a paired contrast needs equal seeds and users, but got {arm.shape} and {control.shape}")
+    d = arm - control
+    difference = interval(d, level)
+    mean_arm, mean_control = float(arm.mean()), float(control.mean())
+    if mean_control == 0:
+        return Contrast(difference, None, mean_arm, mean_control, components(d))
+    gain = mean_arm / mean_control - 1
+    linear = (arm - (1 + gain) * control) / mean_control + gain
+    relative = interval(linear, level)
+    return Contrast(difference, replace(relative, p=difference.p), mean_arm, mean_control, components(linear))
+
+
+def over_splits(contrasts: Sequence[Contrast]) -> Contrast:
+    """Returns one contrast from those of several splits of one dataset.
+
+    From 3 splits on, a t interval over the splits' estimates: it speaks of new splits. With 2, the mean of both with their own
+    uncertainty, conditional on these splits.
+
+    Raises:
+        ValueError: nothing is given.
+    """
+    if not contrasts:
+        raise ValueError("contrasts of at least one split are needed, but got none")
+    if len(contrasts) == 1:
+        return contrasts[0]
+    relatives = [c.relative for c in contrasts if c.relative is not None]
+    parts = [c.components for c in contrasts]
+    return Contrast(
+        difference=_pooled([c.difference for c in contrasts]),
+        relative=_pooled(relatives) if len(relatives) == len(contrasts) else None,
+        mean_arm=float(np.mean([c.mean_arm for c in contrasts])),
+        mean_control=float(np.mean([c.mean_control for c in contrasts])),
+        components=Components(*np.mean([(p.seed, p.user, p.rest) for p in parts], axis=0).tolist()),
+        n_splits=len(contrasts),
+    )
+
+
+def _pooled(intervals: Sequence[Interval]) -> Interval:
+    first, n = intervals[0], len(intervals)
+    estimates = np.array([i.estimate for i in intervals])
+    if n >= 3:
+        se, df = float(estimates.std(ddof=1) / math.sqrt(n)), float(n - 1)
+    else:
+        se, df = math.sqrt(sum(i.se**2 for i in intervals)) / n, min(i.df for i in intervals)
+    mean = float(estimates.mean())
+    half = float(stats.t.ppf(0.5 + first.level / 2, df)) * se
+    p = float(2 * stats.t.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0)
+    n_seeds, n_users = min(i.n_seeds for i in intervals), min(i.n_users for i in intervals)
+    method = "splits" if n >= 3 else first.method
+    return Interval(mean, mean - half, mean + half, se, df, p, n_seeds, n_users, method, first.level)
+

@@ -1,0 +1,166 @@
+"""One trial from its spec to its result: a plain function of its inputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.errors import TrainingError
+from llmkt_ray.seeds import derive_seed
+from llmkt_ray.training.batches import BatchSource
+from llmkt_ray.training.bridge.models import BuiltModel, build_model
+from llmkt_ray.training.checkpoint import INTERVAL_S, CheckpointFile
+from llmkt_ray.training.evaluate import Ranking, RankingTask
+from llmkt_ray.training.isolation import isolated, seed_globals
+from llmkt_ray.training.loop import EpochRow, TrainingLoop, make_adam
+from llmkt_ray.training.measure import Measures
+from llmkt_ray.training.metrics import Metric, parse_metrics
+from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
+from llmkt_ray.training.teacher import make_transfer
+from llmkt_ray.transfer.phases import PhasePlan
+from llmkt_ray.transfer.weights import WeightsManager
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training gives before test is opened: see the fields of the same names of `TrialResult`."""
+
+    valid: dict[str, float]
+    best_epoch: int = 0
+    converged: bool | None = None
+    epochs: tuple[EpochRow, ...] = ()
+
+
+def run_trial(
+    spec: TrialSpec,
+    artifacts: TrialArtifacts,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    checkpoint_dir: Path | None = None,
+    checkpoint_interval_s: float = INTERVAL_S,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> TrialResult:
+    """Trains and tests one trial; equal inputs give equal results, bitwise on CPU, whatever ran before in the process.
+
+    Everything random is derived from `spec.seed`: initialisation, projection, targets of a control, and for each epoch order,
+    negatives and dropout. Test rows are read once, by `open_test`, after the last epoch.
+
+    Args:
+        spec: the trial.
+        artifacts: the split, and the targets where the arm transfers.
+        device: "cpu" or "cuda".
+        threads: threads that torch may use.
+        checkpoint_dir: where `<trial key>.pt` is kept while the trial runs; a checkpoint found there is resumed exactly.
+        checkpoint_interval_s: seconds between checkpoints at the least; 0 saves at every epoch boundary.
+        on_epoch: called with each epoch's row as soon as it is known.
+
+    Raises:
+        TrainingError: the spec contradicts itself or the artifacts, the loss is not finite, or nothing was transferred.
+        LayerError: the tap cannot be used.
+        EmbeddingError: the targets belong to other users.
+        ResourceError: a GPU is asked for where there is none.
+        StorageError: a checkpoint cannot be written.
+    """
+    measures = Measures(device)
+    data = artifacts.data
+    metrics = parse_metrics(spec.metrics)
+    _check(spec, data)
+    with isolated(device=device, threads=threads):
+        model = build_model(
+            spec.model, data, hyperparameters=spec.hyperparameters, seed=derive_seed(spec.seed, "initialisation"),
+            device=device, class_path=spec.class_path,
+        )  # fmt: skip
+        validation = RankingTask(data.valid, [data.train_full], n_items=data.n_items, metrics=metrics)
+        facts: dict[str, Any] = {
+            "n_parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+            "n_train_rows": int(data.train.positive.sum()),
+            "n_valid_users": len(validation.users),
+        }
+        if model.entry.is_reference or spec.arm == REFERENCE:
+            outcome = Outcome(valid=_run_reference(spec, model, data, validation))
+        else:
+            checkpoint = CheckpointFile(checkpoint_dir, spec.key, checkpoint_interval_s) if checkpoint_dir is not None else None
+            outcome = _run_loop(spec, artifacts, model, validation, checkpoint, on_epoch, facts)
+        facts["train_wall_s"] = round(measures.wall_s, 3)
+        test = open_test(model, data, metrics)
+    return TrialResult(
+        spec=spec,
+        status="done",
+        valid=outcome.valid,
+        test=test.means,
+        best_epoch=outcome.best_epoch,
+        converged=outcome.converged,
+        epochs=outcome.epochs,
+        users={"user": test.users} | dict(test.per_user),
+        recommended=test.recommended,
+        facts=facts,
+        measures=measures.finish(threads),
+    )
+
+
+def open_test(model: BuiltModel, data: PreparedData, metrics: tuple[Metric, ...]) -> Ranking:
+    """Ranks for the test users with the model as it is: the one place of training that reads test rows.
+
+    Items of the full train split and of validation are masked.
+    """
+    model.module.eval()
+    return RankingTask(data.test, [data.train_full, data.valid], n_items=data.n_items, metrics=metrics).run(model.scores)
+
+
+def _check(spec: TrialSpec, data: PreparedData) -> None:
+    """Refuses a spec that does not fit its data or itself."""
+    if spec.split_key != data.key:
+        raise TrainingError(f"the trial is specified on split {spec.split_key!r}, but was given split {data.key!r}")
+    if spec.select_on not in spec.metrics:
+        raise TrainingError(f"select_on {spec.select_on!r} must be one of the metrics {list(spec.metrics)}")
+    if spec.protocol != "full":
+        raise TrainingError(f"protocol must be 'full', but got {spec.protocol!r}")
+
+
+def _run_loop(
+    spec: TrialSpec,
+    artifacts: TrialArtifacts,
+    model: BuiltModel,
+    validation: RankingTask,
+    checkpoint: CheckpointFile | None,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+    facts: dict[str, Any],
+) -> Outcome:
+    """Assembles and runs the training loop; adds what was resolved to `facts`."""
+    plan = PhasePlan(spec.schedule, spec.epochs, one_phase=spec.arm == "baseline")
+    batches = BatchSource(model, artifacts.data.train.positives(), batch_size=spec.batch_size, seed=spec.seed)
+    transfer = make_transfer(spec, plan, model, batches, artifacts.data, artifacts.targets)
+    weights = WeightsManager(model.module, plan, make_adam(spec), extra=transfer.parameters)
+    loop = TrainingLoop(spec, model, batches, plan, transfer, weights, validation, checkpoint, on_epoch)
+    loop.run()
+    if checkpoint is not None:
+        checkpoint.delete()
+    facts |= {
+        "path": "lean",
+        "batches": batches.kind,
+        "batches_per_epoch": batches.n_batches,
+        "negatives_per_row": model.negatives_per_row,
+        "phase1_epochs": 0 if plan.one_phase else plan.phase1_epochs,
+        "handed_over": weights.handed_over,
+        "beta": transfer.beta,
+        "transfer_steps": transfer.transfer_steps,
+    }
+    return Outcome(loop.best_valid, loop.best_epoch, loop.best_epoch < loop.last_evaluated, tuple(loop.rows))
+
+
+def _run_reference(spec: TrialSpec, model: BuiltModel, data: PreparedData, validation: RankingTask) -> dict[str, float]:
+    """Computes a reference model and returns its validation metrics."""
+    if not model.entry.is_reference:
+        raise TrainingError(f"{spec.model} is trained in steps: it cannot be a reference line; its arms are baseline, alpha0, treated, ...")
+    if spec.arm != REFERENCE:
+        raise TrainingError(f"{spec.model} has no layer to transfer into: its only arm is {REFERENCE!r}, but got {spec.arm!r}")
+    seed_globals(derive_seed(spec.seed, "dropout", 0))
+    model.count_items(np.bincount(data.train.positives().item, minlength=data.n_items))
+    model.module.eval()
+    return dict(validation.run(model.scores).means)

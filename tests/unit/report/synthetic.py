@@ -1,0 +1,220 @@
+"""Results folders with planted effects, written through the real ledger and card: what the report's tests and pictures are made from."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmkt_ray.artifacts import FileStore
+from llmkt_ray.results.card import CARD, write_card
+from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.study import ScheduleConfig, StudyConfig
+from llmkt_ray.training.spec import TrialResult, TrialSpec
+
+METRICS = ("NDCG@10", "Recall@10", "Hit@10", "MRR@10")
+TREATED_CURVE = {0.3: 0.03, 0.5: 0.06, 0.7: 0.05}
+
+
+def _certificate(status: str) -> dict[str, Any]:
+    return {"status": status, "pairs": 4242, "leaks": 0, "foreign": 0, "reason": f"planted: {status}"}
+
+
+@dataclass(frozen=True)
+class World:
+    """A study and the truth behind its numbers; effects are relative to alpha0."""
+
+    name: str = "synthetic"
+    datasets: tuple[str, ...] = ("ml-1m",)
+    models: dict[str, float] = field(default_factory=lambda: {"MultiVAE": 0.21, "SimpleX": 0.17})
+    llms: tuple[str, ...] = ("gpt-4o-mini",)
+    engine: str = "file"
+    layers: tuple[str, ...] = ("encoder.1",)
+    arms: tuple[str, ...] = ("baseline", "alpha0", "shuffled", "template")
+    alphas: tuple[float, ...] = (0.3, 0.5, 0.7)
+    effects: dict[str, float] = field(default_factory=lambda: {"baseline": -0.01, "alpha0": 0.0, "shuffled": 0.01, "template": 0.02})
+    treated: Callable[[str, float, str], float] = lambda model, alpha, layer: TREATED_CURVE.get(alpha, 0.04)
+    references: dict[str, float] = field(default_factory=lambda: {"Pop": 0.09, "ItemKNN": 0.16, "EASE": 0.2})
+    seeds: int = 3
+    n_users: int = 400
+    epochs: int = 20
+    splits: int = 1
+    seed_sd: float = 0.008
+    is_llm: bool = True
+    certificate: str = "verified"
+    converged: Callable[[str, str, int], bool] = lambda model, arm, seed: True
+    fails: Callable[[TrialSpec], str | None] = lambda spec: None
+    curve: Callable[[TrialSpec, int, float], float] | None = None
+    gradient_ratio: float = 0.4
+    knn_overlap: float = 0.55
+    description: str = "Synthetic results with planted effects."
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def study_of(world: World) -> StudyConfig:
+    profiles = [
+        {"llm": world.engine, "name": llm, **({"path": f"{llm}.parquet"} if world.engine == "file" else {})} for llm in world.llms
+    ]
+    return StudyConfig.model_validate(
+        {
+            "name": world.name,
+            "description": world.description,
+            "datasets": [
+                {"name": d, "positive": {"rating_at_least": 4}, "split": {"repetitions": world.splits}} for d in world.datasets
+            ],
+            "profiles": profiles,
+            "models": [{"name": m, "epochs": world.epochs} for m in world.models],
+            "transfer": {"alphas": list(world.alphas), "layers": list(world.layers)},
+            "seeds": world.seeds,
+            "evaluation": {"metrics": list(METRICS), "references": list(world.references)},
+            **world.extra,
+        }
+    )
+
+
+def specs(world: World, study: StudyConfig) -> list[TrialSpec]:
+    made = []
+    schedule = ScheduleConfig()
+    for dataset in world.datasets:
+        for repetition in range(world.splits):
+            split = {"train_share": 1.0, "split_repetition": repetition}
+            common = {
+                "study_seed": study.seed, "dataset": dataset, "split_key": f"split-{dataset}-{repetition}", "batch_size": 512,
+                "learning_rate": 0.001, "metrics": METRICS, "select_on": "NDCG@10",
+            }  # fmt: skip
+            for reference in world.references:
+                made.append(TrialSpec(**common, model=reference, epochs=1, arm="reference", seed_index=0, factors=split))
+            for model in world.models:
+                for seed in range(world.seeds):
+                    base = {**common, "model": model, "epochs": world.epochs, "seed_index": seed, "schedule": schedule}
+                    for arm in world.arms:
+                        if arm in ("baseline", "alpha0"):
+                            made.append(TrialSpec(**base, arm=arm, factors=split))
+                    for llm in world.llms:
+                        for layer in world.layers:
+                            factors = {**split, "llm": llm, "encoder": "all-MiniLM-L6-v2", "reduction": "umap", "dims": 64}
+                            tapped = {
+                                **base, "layer": layer, "targets_key": f"targets-{llm}-{repetition}", "balance": "initial",
+                                "factors": factors,
+                            }  # fmt: skip
+                            for arm in world.arms:
+                                if arm not in ("baseline", "alpha0"):
+                                    made.append(TrialSpec(**tapped, arm=arm, alpha=0.5))
+                            made += [TrialSpec(**tapped, arm="treated", alpha=alpha) for alpha in world.alphas]
+    return made
+
+
+def result_of(world: World, spec: TrialSpec) -> TrialResult:
+    measures = {
+        "wall_s": 41.5, "cpu_s": 40.1, "peak_rss_bytes": 900_000_000, "host": "node-1", "device": "cpu",
+        "versions": {"torch": "2.13.0"},
+    }  # fmt: skip
+    message = world.fails(spec)
+    if message is not None:
+        error = {"kind": "TrainingError", "message": message, "traceback": f"Traceback (most recent call last):\n  TrainingError: {message}"}
+        return TrialResult(spec=spec, status="failed", measures=measures, error=error)
+    level = world.references.get(spec.model) if spec.arm == "reference" else world.models[spec.model]
+    assert level is not None
+    effect = {"reference": 0.0, **world.effects}.get(spec.arm)
+    if spec.arm == "treated":
+        effect = world.treated(spec.model, spec.alpha, spec.layer or "")
+    assert effect is not None
+    users = _user_values(world, spec, level * (1 + effect))
+    test = {metric: float(values.mean()) for metric, values in users.items()}
+    epochs = () if spec.arm == "reference" else _epochs(world, spec, test["NDCG@10"])
+    converged = None if spec.arm == "reference" else world.converged(spec.model, spec.arm, spec.seed_index)
+    return TrialResult(
+        spec=spec,
+        status="done",
+        valid={metric: value * 0.97 for metric, value in test.items()},
+        test=test,
+        best_epoch=0 if spec.arm == "reference" else (world.epochs - 3 if converged else world.epochs),
+        converged=converged,
+        epochs=epochs,
+        users={"user": np.arange(world.n_users, dtype=np.int32), **users},
+        recommended=np.tile(np.arange(10, dtype=np.int32), (world.n_users, 1)),
+        facts={"phase1_epochs": world.epochs // 2, "beta": 1.7, "transfer_steps": 120},
+        measures=measures,
+    )
+
+
+def _user_values(world: World, spec: TrialSpec, mean: float) -> dict[str, np.ndarray]:
+    """Per-user metrics: a user's level shared by all arms and seeds, a seed's level shared by its arms, and noise of the trial."""
+    of_user = np.random.default_rng([7, len(spec.dataset), spec.factors.get("split_repetition") or 0]).gamma(2.0, 0.5, world.n_users)  # type: ignore[list-item]
+    of_seed = np.random.default_rng([11, spec.seed_index, len(spec.model)]).normal(0, world.seed_sd)
+    rng = np.random.default_rng([int(spec.key[:8], 16)])
+    of_trial = rng.normal(0, world.seed_sd)
+    values = mean * of_user / of_user.mean() * (1 + of_seed + of_trial) + rng.normal(0, 0.05, world.n_users)
+    ndcg = np.clip(values, 0, 1)
+    return {"NDCG@10": ndcg, "Recall@10": np.clip(ndcg * 1.1, 0, 1), "Hit@10": (ndcg > 0.1).astype(float), "MRR@10": ndcg * 0.8}
+
+
+def _epochs(world: World, spec: TrialSpec, final: float) -> tuple[dict[str, float | int], ...]:
+    rows: list[dict[str, float | int]] = []
+    for epoch in range(1, world.epochs + 1):
+        phase = 2 if spec.arm == "baseline" or epoch > world.epochs // 2 else 1
+        on = phase == 1 and spec.alpha > 0
+        value = final * (1 - np.exp(-epoch / (world.epochs / 5)))
+        if world.curve is not None:
+            value = world.curve(spec, epoch, value)
+        rows.append(
+            {
+                "epoch": epoch, "phase": phase, "loss_model": 4.0 / epoch**0.4,
+                "loss_transfer": 1.2 / epoch**0.3 if on else float("nan"),
+                "gradient_ratio": world.gradient_ratio if on else float("nan"),
+                **{f"valid_{m}": value * 0.97 for m in METRICS}, "duration_s": 2.0,
+            }
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def write(folder: Path, world: World | None = None, *, keep: Callable[[TrialSpec], bool] = lambda spec: True) -> Path:
+    """Writes the results folder of a world and returns it; trials that `keep` refuses have not run yet."""
+    world = world or World()
+    study = study_of(world)
+    planned = specs(world, study)
+    ledger = Ledger(folder)
+    for spec in planned:
+        if keep(spec):
+            ledger.record(result_of(world, spec), study.key)
+    splits = [(d, r) for d in world.datasets for r in range(world.splits)]
+    facts = {
+        "datasets": [
+            {
+                "name": d, "split_key": f"split-{d}-{r}", "repetition": r, "train_share": 1.0, "n_users": world.n_users, "n_items": 3706,
+                "notes": {
+                    "n_users": world.n_users, "n_items": 3706, "rows": {"train": 70_000, "valid": 10_000, "test": 20_000},
+                    "positives": {"train": 40_000, "valid": 5_700, "test": 11_400}, "warnings": [],
+                    "split": {"kind": "random", "ratios": [0.7, 0.1, 0.2]}, "positive": {"rating_at_least": 4.0},
+                },
+            }
+            for d, r in splits
+        ],
+        "profiles": [
+            {
+                "dataset": d, "split_key": f"split-{d}-{r}", "llm": llm, "key": f"profiles-{llm}-{r}", "is_llm": world.is_llm,
+                "certificate": _certificate(world.certificate),
+                "notes": {"coverage": 0.998, "users": world.n_users, "with_profile": int(world.n_users * 0.998)},
+            }
+            for d, r in splits for llm in world.llms
+        ],
+        "embeddings": [
+            {"dataset": d, "split_key": f"split-{d}-{r}", "llm": llm, "encoder": "all-MiniLM-L6-v2", "key": f"emb-{llm}-{r}",
+             "identity": {"name": "all-MiniLM-L6-v2", "sha256": "53aa51172d14"}}
+            for d, r in splits for llm in world.llms
+        ],
+        "targets": [
+            {"dataset": d, "split_key": f"split-{d}-{r}", "llm": llm, "encoder": "all-MiniLM-L6-v2", "reduction": "umap", "dims": 64,
+             "key": f"targets-{llm}-{r}", "notes": {"trustworthiness": 0.87, "knn_overlap": world.knn_overlap}}
+            for d, r in splits for llm in world.llms
+        ],
+        "cells": [],
+        "planned_trials": len(planned),
+    }  # fmt: skip
+    write_card(folder, study, facts)
+    card = json.loads((folder / CARD).read_bytes())
+    finished = card["started"] if len(list((folder / "ledger/trials").glob("*"))) == len(planned) else None
+    FileStore(folder).write_bytes(CARD, json.dumps({**card, "command": "llmkt run synthetic.yaml", "finished": finished}).encode())
+    return folder

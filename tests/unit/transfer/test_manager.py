@@ -1,0 +1,295 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from llmkt_ray.errors import LayerError, TrainingError
+from llmkt_ray.study import ScheduleConfig
+from llmkt_ray.transfer.discovery import discover_taps
+from llmkt_ray.transfer.loss import user_weights
+from llmkt_ray.transfer.manager import TransferManager, TransferSetup
+from llmkt_ray.transfer.phases import PhasePlan
+from llmkt_ray.transfer.taps import named_tap
+from llmkt_ray.transfer.weights import WeightsManager
+
+EPOCHS, BATCHES = 4, 3
+
+
+def setup_of(model, batch, name, *, alpha=0.5, dims=6, **choices):
+    targets = torch.randn(model.n_users, dims, generator=torch.Generator().manual_seed(11))
+    present = torch.ones(model.n_users, dtype=torch.bool)
+    present[0] = False
+    tap = named_tap(discover_taps(model, batch), name, "Toy")
+    weights = user_weights(batch.users, model.n_users, present)
+    return TransferSetup(tap, targets, weights, alpha, generator=torch.Generator().manual_seed(4), **choices)
+
+
+def trial(toy, kind, name, *, alpha=0.5, plan=None, choices=None, balanced=False):
+    """Trains a toy through its phases as the training loop does; returns what every arm can be compared by."""
+    model, batch = toy(kind)
+    plan = plan or PhasePlan(ScheduleConfig(), EPOCHS)
+    setup = setup_of(model, batch, name, alpha=alpha, **(choices or {})) if alpha else None
+    transfer = TransferManager(model, plan, setup)
+    torch.manual_seed(9)
+    if balanced:
+        transfer.balance(((batch.loss(batch.users, False), batch.users) for _ in range(99)), setup.targets)
+    weights = WeightsManager(model, plan, lambda p: torch.optim.Adam(p, lr=0.01), extra=transfer.parameters)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    rows, noise = [], []
+    for epoch in range(1, plan.epochs + 1):
+        weights.begin_epoch(epoch)
+        torch.manual_seed(epoch)
+        model.train()
+        with transfer.epoch(epoch):
+            for _ in range(BATCHES):
+                weights.optimizer.zero_grad(set_to_none=True)
+                loss = transfer.step(batch.loss(batch.users, False), batch.users)
+                noise.append(torch.get_rng_state())
+                loss.backward()
+                weights.optimizer.step()
+        rows.append(transfer.record())
+        model.eval()
+        with torch.no_grad():
+            batch.loss(batch.users, False)
+    transfer.check_computed()
+    return {"model": model, "start": start, "rows": rows, "noise": noise, "transfer": transfer, "batch": batch, "setup": setup}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("rows", "user_embedding"), ("prefix", "dropout"), ("graph", "layer"), ("encoder", "decoder:input")]
+)
+@pytest.mark.parametrize("projection", ["none", "student"])
+def test_treated_and_alpha0_start_equal_and_draw_equal_random_numbers(toy, kind, name, projection):
+    dims = 6 if projection == "none" else 4
+    treated = trial(toy, kind, name, choices={"projection": projection, "dims": dims}, balanced=True)
+    alpha0 = trial(toy, kind, name, alpha=0)
+    assert all(torch.equal(treated["start"][n], alpha0["start"][n]) for n in alpha0["start"])
+    assert all(torch.equal(a, b) for a, b in zip(treated["noise"], alpha0["noise"], strict=True))
+    assert treated["rows"][0]["loss_model"] != alpha0["rows"][0]["loss_model"]
+
+
+def test_the_first_step_of_treated_and_alpha0_sees_the_same_model_loss(toy):
+    plan = PhasePlan(ScheduleConfig(), 2)
+    losses = []
+    for alpha in (0.0, 0.5):
+        model, batch = toy("encoder")
+        transfer = TransferManager(model, plan, setup_of(model, batch, "encoder.1", dims=10) if alpha else None)
+        torch.manual_seed(3)
+        with transfer.epoch(1):
+            transfer.step(batch.loss(batch.users, False), batch.users)
+        losses.append(transfer.record()["loss_model"])
+    assert losses[0] == losses[1]
+
+
+def test_the_loss_is_the_papers_formula_in_phase_1_and_the_models_own_in_phase_2(toy):
+    model, batch = toy("rows")
+    setup = setup_of(model, batch, "user_embedding", alpha=0.3)
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup)
+    expected = ((model.user_embedding(batch.users) - setup.targets[batch.users]).square().mean(1) * setup.weights[batch.users]).mean()
+    for epoch in (1, 2):
+        with transfer.epoch(epoch):
+            loss_model = batch.loss(batch.users, False)
+            total = transfer.step(loss_model, batch.users)
+        if epoch == 1:
+            torch.testing.assert_close(total, 0.7 * loss_model + 0.3 * expected)
+            assert transfer.record()["loss_transfer"] == pytest.approx(float(expected.detach()), rel=1e-6)
+        else:
+            assert total is loss_model
+            assert math.isnan(transfer.record()["loss_transfer"])
+
+
+def test_transfer_brings_the_tapped_rows_towards_the_targets_and_only_in_phase_1(toy):
+    treated, alpha0 = trial(toy, "rows", "user_embedding", alpha=0.9), trial(toy, "rows", "user_embedding", alpha=0)
+    users, setup = treated["batch"].users, treated["setup"]
+    distance = {
+        name: float((t["model"].user_embedding(users) - setup.targets[users]).square().mean())
+        for name, t in (("treated", treated), ("alpha0", alpha0))
+    }
+    assert distance["treated"] < distance["alpha0"]
+    assert treated["rows"][1]["loss_transfer"] < treated["rows"][0]["loss_transfer"]
+    assert [math.isnan(row["loss_transfer"]) for row in treated["rows"]] == [False, False, True, True]
+    assert treated["transfer"].transfer_steps == 2 * BATCHES
+
+
+def test_trap_08_no_hook_is_there_outside_the_training_steps_of_phase_1(toy):
+    model, batch = toy("graph")
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup_of(model, batch, "forward[0]"))
+    assert "forward" not in vars(model)
+    with transfer.epoch(1):
+        assert "forward" in vars(model)
+        transfer.step(batch.loss(batch.users, False), batch.users)
+    assert "forward" not in vars(model)
+    with transfer.epoch(2):
+        assert "forward" not in vars(model)
+
+
+def test_the_hook_is_gone_even_after_an_error_in_training(toy):
+    model, batch = toy("rows")
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup_of(model, batch, "user_embedding"))
+    with pytest.raises(ZeroDivisionError), transfer.epoch(1):
+        raise ZeroDivisionError
+    assert not model.user_embedding._forward_hooks
+
+
+def test_memory_does_not_grow_with_epochs(toy):
+    import gc
+
+    plan = PhasePlan(ScheduleConfig(kind="joint"), 12)
+    model, batch = toy("encoder")
+    transfer = TransferManager(model, plan, setup_of(model, batch, "encoder.1", dims=10))
+    counts = []
+    for epoch in range(1, 13):
+        with transfer.epoch(epoch):
+            for _ in range(3):
+                transfer.step(batch.loss(batch.users, False), batch.users).backward()
+        transfer.record()
+        gc.collect()
+        counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+    assert counts[-1] == counts[2]
+
+
+def test_the_gradient_ratio_is_that_of_the_weighted_losses(toy):
+    model, batch = toy("rows")
+    setup = setup_of(model, batch, "user_embedding", alpha=0.25)
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup)
+    with transfer.epoch(1):
+        for _ in range(2):
+            transfer.step(batch.loss(batch.users, False), batch.users).backward()
+    rows = model.user_embedding(batch.users).detach().requires_grad_(True)
+    items = model.item_embedding.weight.detach()
+    place = torch.arange(9) * 3
+    own = -torch.nn.functional.logsigmoid((rows * (items[place % 29] - items[(place % 29 + 11) % 29])).sum(1)).mean()
+    theirs = torch.autograd.grad(0.75 * own, rows)[0]
+    ours = 0.25 * 2 * (rows - setup.targets[batch.users]) * setup.weights[batch.users].unsqueeze(1) / (6 * 9)
+    assert transfer.record()["gradient_ratio"] == pytest.approx(float(ours.norm() / theirs.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rows", "encoder"])
+def test_balance_makes_the_losses_equal_in_size_at_initialisation_and_leaves_no_trace(toy, kind):
+    model, batch = toy(kind)
+    setup = setup_of(model, batch, "user_embedding" if kind == "rows" else "decoder:input")
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup)
+    model.train()
+    before = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    consumed, losses = [], []
+
+    def batches():
+        for index in range(99):
+            consumed.append(index)
+            loss = batch.loss(batch.users, False)
+            losses.append(abs(float(loss.detach())))
+            yield loss, batch.users
+
+    beta = transfer.balance(batches(), setup.targets)
+    assert len(consumed) == 10
+    assert all(torch.equal(model.state_dict()[n], v) for n, v in before[0].items())
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert vars(model).get("update", 0) == 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+    if kind == "rows":
+        h = model.user_embedding(batch.users)
+        transferred = float(((h - setup.targets[batch.users]).square().mean(1) * setup.weights[batch.users]).mean())
+        assert beta == pytest.approx(sum(losses) / 10 / transferred, rel=1e-5)
+
+
+def test_a_control_twin_shares_the_treated_arms_balance(toy):
+    model, batch = toy("rows")
+    treated = setup_of(model, batch, "user_embedding")
+    shuffled = TransferSetup(treated.tap, treated.targets * 7 + 3, treated.weights, treated.alpha)
+    betas = [
+        TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup).balance(batches(batch), treated.targets)
+        for setup in (treated, shuffled)
+    ]
+    assert betas[0] == betas[1] != 1.0
+
+
+def batches(batch):
+    for _ in range(3):
+        yield batch.loss(batch.users, False), batch.users
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1e-6, 1e3), (1e6, 1e-3)])
+def test_beta_is_clamped(toy, scale, expected):
+    model, batch = toy("rows")
+    setup = setup_of(model, batch, "user_embedding")
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup)
+    with torch.no_grad():
+        model.user_embedding.weight.mul_(scale)
+    assert transfer.balance(batches(batch), setup.targets * scale) == expected
+
+
+def test_a_balance_of_infinite_losses_is_refused(toy):
+    model, batch = toy("rows")
+    setup = setup_of(model, batch, "user_embedding")
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup)
+    with pytest.raises(TrainingError, match="finite losses"):
+        transfer.balance(batches(batch), setup.targets * math.inf)
+    with pytest.raises(TrainingError, match="0 batches"):
+        transfer.balance(iter(()), setup.targets)
+
+
+def test_trap_13_a_trial_whose_transfer_was_never_computed_fails(toy):
+    model, batch = toy("rows")
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2, one_phase=True), setup_of(model, batch, "user_embedding"))
+    for epoch in (1, 2):
+        with transfer.epoch(epoch):
+            transfer.step(batch.loss(batch.users, False), batch.users)
+    with pytest.raises(TrainingError, match=r"alpha is 0.5.*never computed"):
+        transfer.check_computed()
+
+
+def test_without_transfer_every_method_works_and_nothing_is_claimed(toy):
+    model, batch = toy("rows")
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), None)
+    with transfer.epoch(1):
+        loss = batch.loss(batch.users, False)
+        assert transfer.step(loss, batch.users) is loss
+    transfer.check_computed()
+    assert transfer.beta == 1.0
+    assert transfer.parameters == []
+    assert math.isnan(transfer.record()["gradient_ratio"])
+
+
+def test_trap_01_a_target_of_another_width_is_refused(toy):
+    model, batch = toy("rows")
+    with pytest.raises(LayerError, match="6 wide and the target 2"):
+        TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup_of(model, batch, "user_embedding", dims=2))
+
+
+def test_only_the_student_side_is_learned(toy):
+    done = trial(toy, "rows", "user_embedding", choices={"projection": "student", "dims": 4})
+    fresh = setup_of(done["model"], done["batch"], "user_embedding", dims=4)
+    assert torch.equal(done["setup"].targets, fresh.targets)
+    start = TransferManager(
+        done["model"],
+        PhasePlan(ScheduleConfig(), 2),
+        setup_of(done["model"], done["batch"], "user_embedding", dims=4, projection="student"),
+    )
+    assert not torch.equal(done["transfer"].projection.weight, start.projection.weight)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -0.1, 1.1])
+def test_alpha_outside_its_range_is_refused(toy, alpha):
+    model, batch = toy("rows")
+    with pytest.raises(TrainingError, match=r"\(0, 1\]"):
+        TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup_of(model, batch, "user_embedding", alpha=alpha))
+
+
+def test_pretrain_leaves_the_models_own_loss_out(toy):
+    done = trial(toy, "rows", "user_embedding", plan=PhasePlan(ScheduleConfig(kind="pretrain"), 2), alpha=0.3)
+    model, batch = toy("rows")
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(kind="pretrain"), 2), setup_of(model, batch, "user_embedding", alpha=0.3))
+    with transfer.epoch(1):
+        transfer.step(batch.loss(batch.users, False), batch.users).backward()
+    assert model.item_embedding.weight.grad is None
+    assert done["transfer"].transfer_steps == BATCHES
+
+
+def test_state_comes_back(toy):
+    done = trial(toy, "rows", "user_embedding", balanced=True)
+    model, batch = toy("rows")
+    other = TransferManager(model, PhasePlan(ScheduleConfig(), EPOCHS), setup_of(model, batch, "user_embedding"))
+    other.load_state_dict(done["transfer"].state_dict())
+    assert other.beta == done["transfer"].beta != 1.0
+    assert other.transfer_steps == done["transfer"].transfer_steps
