@@ -14,7 +14,8 @@
 set -euo pipefail
 
 study=${1:?"usage: sbatch cluster/slurm.sh STUDY.yaml"}
-cd "${SLURM_SUBMIT_DIR:?"start this with sbatch"}"
+job=${SLURM_JOB_ID:?"start this with sbatch"}
+cd "${SLURM_SUBMIT_DIR:-$PWD}"
 if [[ ! -f $study ]]; then
   echo "there is no study file '$study' in $PWD" >&2
   exit 2
@@ -25,18 +26,19 @@ elif [[ -d .venv ]]; then
   PATH=$PWD/.venv/bin:$PATH
 fi
 
-# A token of this job's own, in a file that only this user can read; nodes read it by path, so it is in no process list.
+# A token of this job's own, in a file that only this user can read. The nodes read it by path, so it is in no process
+# list; it lies in the home folder, which the nodes share, and not here: this folder goes to the cluster with the job.
 umask 077
-private=$(mktemp -d "$PWD/.llmkt-slurm-$SLURM_JOB_ID.XXXXXX")
+private=$(mktemp -d "$HOME/.llmkt-slurm-$job.XXXXXX")
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$private/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1
 
 # Ports from the job id: two jobs of one user may share a node.
-port=$((20000 + SLURM_JOB_ID % 4000 * 5))
+port=$((20000 + job % 4000 * 5))
 dashboard=http://127.0.0.1:$((port + 1))
 cpus=${SLURM_CPUS_PER_TASK:-1}
 gpus=${SLURM_GPUS_ON_NODE:-0}
-mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:?}")
 head=${nodes[0]}
 head_ip=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
 head_ip=${head_ip%% *}
@@ -61,7 +63,7 @@ start() { # start NODE RAY_START_ARGUMENTS...
   local node=$1
   shift
   srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" \
-    ray start --block --temp-dir="/tmp/llmkt-$SLURM_JOB_ID" --disable-usage-stats "$@" &
+    ray start --block --temp-dir="/tmp/llmkt-$job" --dashboard-agent-listen-port=0 --disable-usage-stats "$@" &
   pids+=($!)
 }
 
@@ -91,7 +93,26 @@ Ray runs on ${#nodes[@]} nodes. To watch it from your laptop:
 and open http://127.0.0.1:8265 with the token in $private/token
 HINT
 
-ray job submit --address "$dashboard" --working-dir . -- python -m sweeps.run "$study" &
-submit=$!
-pids+=("$submit")
-wait "$submit"
+# The head answers before it can take a job, so a refused submission is repeated; the id keeps it from being taken twice.
+id=slurm-$job-${SLURM_RESTART_COUNT:-0}
+for attempt in $(seq 12); do
+  if ray job submit --address "$dashboard" --submission-id "$id" --no-wait --working-dir . -- python -m sweeps.run "$study"; then
+    break
+  elif [[ $attempt == 12 ]]; then
+    echo "the sweep could not be submitted to $dashboard; the reason is above" >&2
+    exit 1
+  fi
+  sleep 5
+done
+ray job logs --address "$dashboard" --follow "$id" &
+pids+=($!)
+wait "$!"
+python - "$dashboard" "$id" << 'STATUS'
+import sys
+
+from ray.job_submission import JobSubmissionClient
+
+status = JobSubmissionClient(sys.argv[1]).get_job_status(sys.argv[2])
+print(f"job {sys.argv[2]}: {status}")
+sys.exit(status != "SUCCEEDED")
+STATUS

@@ -13,7 +13,8 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -80,6 +81,15 @@ def storage_problem(error: OSError, where: str) -> StorageError:
     return StorageError(f"writing {where} failed: {error}; check the storage, then run again")
 
 
+@contextmanager
+def _told(doing: str, where: str) -> Iterator[None]:
+    """Turns an `OSError` of a file system (denied, not answering, damaged) into one that a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{doing} {where} failed: {error}; check the storage, then run again") from error
+
+
 class FileStore:
     """Whole files under a root, local or remote, each written atomically.
 
@@ -143,31 +153,34 @@ class FileStore:
         Raises:
             StorageError: it is there but cannot be read, or the storage does not answer.
         """
-        try:
-            with self._fs.open_input_stream(self.path(name)) as stream:
-                return bytes(stream.read())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise StorageError(f"reading {self.path(name)} failed: {error}; check the storage, then run again") from error
+        with _told("reading", self.path(name)):
+            try:
+                with self._fs.open_input_stream(self.path(name)) as stream:
+                    return bytes(stream.read())
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def exists(self, name: str) -> bool:
         """Says whether a file or folder `name` is there."""
-        return bool(self._fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+        with _told("looking for", self.path(name)):
+            return bool(self._fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
 
     def list(self, folder: str, recursive: bool = False) -> list[str]:
         """Returns the names of the files below `folder`, sorted, relative to the root; partial files left out."""
         selector = pafs.FileSelector(self.path(folder), recursive=recursive, allow_not_found=True)
-        names = (info.path[len(self._base) :].lstrip("/") for info in self._fs.get_file_info(selector) if info.type == pafs.FileType.File)
+        with _told("listing", self.path(folder)):
+            infos = self._fs.get_file_info(selector)
+        names = (info.path[len(self._base) :].lstrip("/") for info in infos if info.type == pafs.FileType.File)
         return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
 
     def delete(self, name: str) -> None:
         """Deletes file or folder `name`; absent is fine."""
-        info = self._fs.get_file_info(self.path(name))
-        if info.type == pafs.FileType.Directory:
-            self._fs.delete_dir(info.path)
-        elif info.type == pafs.FileType.File:
-            self._fs.delete_file(info.path)
+        with _told("deleting", self.path(name)):
+            info = self._fs.get_file_info(self.path(name))
+            if info.type == pafs.FileType.Directory:
+                self._fs.delete_dir(info.path)
+            elif info.type == pafs.FileType.File:
+                self._fs.delete_file(info.path)
 
 
 class ArtifactStore:

@@ -182,6 +182,8 @@ class ScheduleConfig(Section):
     handover: Literal["last", "best_valid"] = "last"
     optimizer: Literal["keep", "reset"] = "reset"
     alpha: Literal["constant", "linear", "cosine", "step"] = "constant"
+    freeze: dict[Literal["phase1", "phase2"], tuple[str, ...]] = {}
+    """Parameters that stay fixed in a phase, by name patterns: {phase1: ["item_*"]}."""
 
 
 class TransferConfig(Section):
@@ -251,12 +253,23 @@ class SearchConfig(Section):
     """Suggestions made at once (optuna): they are in the ledger before they start and are told in order."""
     alpha: tuple[float, float] = (0.05, 0.95)
     """Range of alpha (optuna)."""
+    objectives: Annotated[tuple[Literal["mean", "worst", "mean_minus_sd", "epochs"], ...], BeforeValidator(_as_tuple)] = ("mean",)
+    """Statistics over the seeds of a suggestion, of `evaluation.select_on` on validation; several make the search multi-objective.
+    `epochs` is the cost: the mean number of epochs to the best one, minimised."""
+    risk: float = Field(1.0, ge=0)
+    """k of `mean_minus_sd`: mean - k sd."""
+    storage: str | None = None
+    """URL of an RDB that Optuna's tools read the search from; None: a journal file in the results folder."""
 
     @model_validator(mode="after")
     def _range(self) -> Self:
         low, high = self.alpha
         if not 0 <= low < high <= 1:
             raise ValueError(f"the range of alpha must be [low, high] with 0 <= low < high <= 1, but got {list(self.alpha)}")
+        if not self.objectives or len(set(self.objectives)) != len(self.objectives):
+            raise ValueError(f"objectives must be different and at least one, but got {list(self.objectives)}")
+        if len(self.objectives) > 1 and self.sampler == "qmc":
+            raise ValueError("sampler 'qmc' does not look at objectives: give one, or use 'tpe'")
         return self
 
 
@@ -319,6 +332,10 @@ class StudyConfig(Section):
                         f"switch {schedule.switch:g} of {epochs} epochs leaves model {model.name!r} without phase 1; "
                         f"switch must be at least {1 / epochs:g} there"
                     )
+        if "mean_minus_sd" in self.search.objectives and self.seeds < 2:
+            problems.append(f"objective 'mean_minus_sd' needs at least 2 seeds, but got {self.seeds}")
+        if self.search.kind == "optuna" and "://" in self.storage and self.search.storage is None:
+            problems.append(f"storage {self.storage!r} is an object store, where Optuna's journal cannot live: give `search.storage` an RDB URL")
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self

@@ -1,4 +1,4 @@
-"""A small film dataset on disk with a split column, and its prepared split: for tests of profiles and embeddings."""
+"""A tiny dataset with structure and studies on it, for the tests of the sweep: seconds from the split to the last row."""
 
 from pathlib import Path
 
@@ -6,36 +6,55 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmkt_ray.artifacts import ArtifactStore
-from llmkt_ray.data.prepared import PreparedData
-from llmkt_ray.data.split import prepare
-from llmkt_ray.study import DatasetConfig
+from llmkt_ray.study import StudyConfig, parse_study
 
-GENRES = ("Drama", "Comedy", "Horror", "Western", "Sci-Fi", "Romance")
-N_ITEMS = 60
+USERS, ITEMS, TASTES = 60, 40, 4
 
 
-def film_dataset(folder: Path, n_users: int = 40, *, domain: str = "movies", split: str = "column") -> DatasetConfig:
-    """Writes interactions (ratings, a split column with about a quarter test) and films; user u loves genre u % 6 and hates the next."""
-    rng = np.random.default_rng(5)
-    rows = []
-    for user in range(n_users):
-        for place, item in enumerate(rng.choice(N_ITEMS, size=int(rng.integers(12, 30)), replace=False)):
-            gap = (int(item) - user) % len(GENRES)
-            rating = {0: 5.0, 1: 1.0}.get(gap, 3.0)
-            rows.append((f"u{user:02d}", f"i{item:02d}", rating, 1000 + place, "test" if place % 4 == 3 else "train"))
+def write_dataset(folder: Path) -> Path:
+    """Writes users who like items of their own taste, with titles, genres, ratings and timestamps."""
+    generator = np.random.default_rng(3)
+    users, items, ratings = [], [], []
+    for user in range(USERS):
+        liked = generator.random(ITEMS) < np.where(np.arange(ITEMS) % TASTES == user % TASTES, 0.8, 0.15)
+        for item in np.flatnonzero(liked):
+            users.append(f"u{user}")
+            items.append(f"i{item}")
+            ratings.append(float(5 if item % TASTES == user % TASTES else 3))
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("user_id", "item_id", "rating", "timestamp", "split")
-    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), folder / "interactions.parquet")
-    films = {
-        "item_id": [f"i{item:02d}" for item in range(N_ITEMS)],
-        "title": [f"Film Number {item} ({1950 + item})" for item in range(N_ITEMS)],
-        "genres": [GENRES[item % len(GENRES)] for item in range(N_ITEMS)],
-    }
-    pq.write_table(pa.table(films), folder / "items.parquet")
-    return DatasetConfig(name="films", path=str(folder), domain=domain, positive={"rating_at_least": 4}, split={"kind": split})
+    times = generator.permutation(len(users)).astype(np.float64)
+    pq.write_table(pa.table({"user_id": users, "item_id": items, "rating": ratings, "timestamp": times}), folder / "interactions.parquet")
+    names = [f"i{item}" for item in range(ITEMS)]
+    genres = [["drama", "comedy", "horror", "western"][item % TASTES] for item in range(ITEMS)]
+    pq.write_table(pa.table({"item_id": names, "title": [f"Title {n}" for n in names], "genres": genres}), folder / "items.parquet")
+    pq.write_table(pa.table({"user_id": [f"u{user}" for user in range(USERS)]}), folder / "users.parquet")
+    return folder
 
 
-def film_split(folder: Path, store: ArtifactStore, n_users: int = 40, *, seed: int = 1, **options: str) -> PreparedData:
-    """Returns the prepared split of `film_dataset`."""
-    return prepare(film_dataset(folder, n_users, **options), study_seed=seed, store=store)
+STUDY = """
+name: tiny
+seed: 11
+datasets:
+  - {{name: toy, path: {dataset}, split: {{kind: random, ratios: [0.6, 0.2, 0.2]}}}}
+embedding: {{encoder: tfidf_svd, dims: 20}}
+reduction: {{method: pca}}
+models:
+  - {{name: BPR, epochs: 4, batch_size: 256, hyperparameters: {{embedding_size: 8}}}}
+transfer: {{alphas: [0.3, 0.5]}}
+controls: [baseline, alpha0, shuffled]
+training: {{evaluate_every: 1}}
+seeds: 1
+evaluation: {{references: [Pop]}}
+storage: {storage}
+"""
+
+
+def study_text(root: Path) -> str:
+    """Returns the text of a study of six trials on the tiny dataset, its results below `root`."""
+    return STUDY.format(dataset=write_dataset(root / "toy"), storage=root / "results")
+
+
+def tiny_study(root: Path, **changes: object) -> StudyConfig:
+    """Returns the tiny study with sections replaced."""
+    study = parse_study(study_text(root))
+    return StudyConfig.model_validate({**study.model_dump(), **changes})

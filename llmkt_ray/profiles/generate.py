@@ -4,8 +4,11 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import pyarrow.compute as pc
+
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.data.raw import shown
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.base import Progress
 from llmkt_ray.profiles.engines.registry import engine_of
@@ -37,20 +40,17 @@ def generate(config: ProfileConfig, data: PreparedData, store: ArtifactStore, *,
     """Returns the profiles of a split, from the store where they are there already.
 
     Raises:
-        ProfileError: they cannot be written, a user would have no row, or too few users would have a text.
+        ProfileError: they cannot be written, a user would have no row, or fewer users than `min_coverage` have a text.
         StorageError: they cannot be stored.
     """
     key = profiles_key(config, data.key, study_seed)
     if store.find(KIND, key) is not None:
-        return Profiles.load(store, key)
+        return _covered(Profiles.load(store, key), config, data)
     started = time.monotonic()
     engine = engine_of(config)
     written = engine.write(data, derive_seed(study_seed, KIND, key), progress)
     table = one_row_per_user(written.table, data.user_tokens)
     with_text = len(table) - table.column("profile").null_count
-    if with_text == 0:
-        reasons = sorted(set(table.column("error").to_pylist()))[:3]
-        raise ProfileError(f"no user of {data.name!r} has a profile from {config.label!r}: {'; '.join(map(str, reasons))}")
     notes = {
         **written.notes,
         "is_llm": engine.is_llm,
@@ -67,4 +67,23 @@ def generate(config: ProfileConfig, data: PreparedData, store: ArtifactStore, *,
         notes=notes,
         wall_s=time.monotonic() - started,
     )
-    return Profiles.load(store, key)
+    return _covered(Profiles.load(store, key), config, data)
+
+
+def _covered(profiles: Profiles, config: ProfileConfig, data: PreparedData) -> Profiles:
+    """Returns the profiles if enough users have a text; they stay stored if not: texts that were paid for are not thrown away.
+
+    Raises:
+        ProfileError: too few users have a text; it says why, by kind of error, with examples.
+    """
+    if profiles.coverage >= config.min_coverage:
+        return profiles
+    kinds: dict[str, list[str]] = {}
+    for row in profiles.table.filter(pc.is_null(profiles.table.column("profile"))).to_pylist():
+        kinds.setdefault(str(row["error"]), []).append(row["user_id"])
+    reasons = "; ".join(f"{error[:200]}: {len(users):,} users ({shown(users, 4)})" for error, users in sorted(kinds.items())[:5])
+    raise ProfileError(
+        f"{config.label!r} has a profile for {profiles.coverage:.1%} of the {data.n_users:,} users of {data.name!r}, "
+        f"but `min_coverage` asks for {config.min_coverage:.0%}. Without one: {reasons}. {' '.join(profiles.notes.get('warnings', []))} "
+        "Check that the ids are those of the interactions, mend the profiles, or set `min_coverage` lower"
+    )

@@ -23,7 +23,9 @@ SHOWN = {
     "optimizer": "optimizer", "alpha_schedule": "alpha schedule", "learning_rate": "learning rate", "hyperparameters": "hyper-parameters",
     "epochs": "epochs", "batch_size": "batch size", "weight_decay": "weight decay",
 }  # fmt: skip
-ARM_ORDER = ("baseline", "alpha0", "constant", "gaussian", "shuffled", "shuffled_strata", "item_mean", "template", "input_init", "input_concat")
+ARM_ORDER = (
+    "baseline", "alpha0", "constant", "gaussian", "shuffled", "shuffled_strata", "item_mean", "template", "input_init", "input_concat",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,7 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
     known = rows[rows["arm"] != "reference"]
     specific = known[~known["arm"].isin(["baseline", "alpha0"])]
     groups = [key for key, _ in specific.groupby(CELL, dropna=False, sort=True)]
-    varied = tuple(
-        name for name in SHOWN if len({tuple(g)[CELL.index(name)] for g in groups}) > 1 and not _follows_model(groups, name)
-    )
+    varied = tuple(name for name in SHOWN if len({tuple(g)[CELL.index(name)] for g in groups}) > 1 and not _follows_model(groups, name))
     done = known[known["status"] == "done"]
     by = {
         "baseline": _grouped(done[done["arm"] == "baseline"], TRAINING),
@@ -179,9 +179,7 @@ def _template_labels(results: Results) -> set[str]:
     return {str(p.get("name") or "template") for p in results.study.get("profiles", []) if p.get("llm") == "template"}
 
 
-def _template_twin(
-    values: Mapping[str, Any], templates: set[str], by: Mapping[tuple[Any, ...], pd.DataFrame], alpha: float
-) -> Runs | None:
+def _template_twin(values: Mapping[str, Any], templates: set[str], by: Mapping[tuple[Any, ...], pd.DataFrame], alpha: float) -> Runs | None:
     """Returns the treated trials of the same cell with template profiles, where the study has them as a level of its own."""
     for label in sorted(templates):
         frame = by.get(tuple({**values, "llm": label}[c] for c in CELL))

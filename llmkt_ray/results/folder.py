@@ -74,17 +74,22 @@ def claim(study: StudyConfig) -> None:
 
 
 def write_problem(root: str | Path) -> str | None:
-    """Returns why `root` cannot be written, or None; leaves nothing behind."""
+    """Returns why nothing can be written below `root`, or None; makes no folder and leaves nothing behind.
+
+    Where `root` is not there yet, the nearest folder above it that is there is tried.
+    """
     try:
         files = FileStore(root)
-        there = files.exists("")
+        if files.is_local:
+            there = next(path for path in (Path(files.path("")), *Path(files.path("")).parents) if path.exists())
+            if not there.is_dir():
+                return f"{root} cannot be used: {there} is a file, not a folder; choose another `storage` or `name`"
+            files = FileStore(there)
         name = f".probe-{uuid.uuid4().hex[:8]}"
         files.write_bytes(name, b"0")
         files.delete(name)
     except StorageError as error:
         return str(error)
-    if not there and files.is_local and not any(Path(files.path("")).iterdir()):
-        Path(files.path("")).rmdir()
     return None
 
 

@@ -12,12 +12,13 @@ import torch
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.check import dataset_problems
 from llmkt_ray.embeddings.encoders import encoder_identity
-from llmkt_ray.embeddings.reducers import REDUCERS
+from llmkt_ray.embeddings.reducers import REDUCERS, reduction_problem
 from llmkt_ray.errors import LlmktError, StudyError, unknown_name
 from llmkt_ray.profiles.generate import profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
 from llmkt_ray.study import StudyConfig
-from llmkt_ray.sweep.plan import layer_wish
+from llmkt_ray.sweep.pipeline import encoder_width
+from llmkt_ray.sweep.plan import Plan, layer_wish
 from llmkt_ray.training.bridge.registry import MODELS
 from llmkt_ray.training.layers import probe_layers, resolve_layers
 from llmkt_ray.training.metrics import metric_problem
@@ -40,6 +41,22 @@ def check_study(study: StudyConfig, store: ArtifactStore, *, allow_code: bool = 
     problems = list(study_problems(study, store, allow_code=allow_code, local=local))
     if problems:
         raise StudyError(dict.fromkeys(problems), f"study {study.name!r}")
+
+
+def refuse_impossible_targets(plan: Plan, store: ArtifactStore) -> None:
+    """Returns if every target can be made of the users that its split really has; called when the splits are there.
+
+    Raises:
+        StudyError: with every one that cannot.
+    """
+    problems: dict[str, None] = {}
+    for target in plan.targets:
+        users = store.manifest("split", target.embedding.profiles.split.key).notes["n_users"]
+        problem = reduction_problem(target.config, target.dims, users, encoder_width(target.embedding.config))
+        if problem:
+            problems[f"{problem} (targets of {target.label})"] = None
+    if problems:
+        raise StudyError(problems, f"study {plan.study.name!r}")
 
 
 def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool, local: bool) -> Iterator[str]:
@@ -118,6 +135,11 @@ def _layer_problems(study: StudyConfig) -> Iterator[str]:
 def _width_problems(study: StudyConfig, model: str, tap: Tap) -> Iterator[str]:
     for reduction in study.reduction:
         dims = tap.width if reduction.dims == "layer" else reduction.dims
+        for embedding in study.embedding:
+            if reduction.method in REDUCERS and not list(_raised(partial(encoder_width, embedding))):
+                problem = reduction_problem(reduction, dims, reduction.fit_sample, encoder_width(embedding))
+                if problem:
+                    yield f"{problem} (layer {tap.name!r} of {model}, encoder {embedding.encoder!r})"
         for loss in study.transfer.loss:
             yield from _raised(partial(check_widths, loss, study.transfer.projection, f"{tap.name} of {model}", tap.width, dims))
 

@@ -3,6 +3,7 @@
 split -> profiles -> embeddings -> targets. A node is small and picklable; a Ray task or a plain call may compute it.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.split import prepare, split_key
 from llmkt_ray.embeddings.encode import embeddings_key, encode
-from llmkt_ray.embeddings.encoders import encoder_identity
+from llmkt_ray.embeddings.encoders import TFIDF_SVD, encoder_identity
 from llmkt_ray.embeddings.targets import make_targets, targets_key
+from llmkt_ray.embeddings.weights import find_weights
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.study import DatasetConfig, EmbeddingConfig, ProfileConfig, ReductionConfig, StudyConfig
@@ -105,6 +107,18 @@ class TargetNode:
             study_seed=split.study_seed,
             store=store,
         )
+
+
+def encoder_width(config: EmbeddingConfig) -> int:
+    """Returns the width of an encoder's vectors without loading it.
+
+    Raises:
+        EmbeddingError: the weights are not to be had.
+    """
+    if config.encoder == TFIDF_SVD:
+        return config.dims
+    settings = json.loads((find_weights(config.encoder, config.revision).folder / "config.json").read_text())
+    return int(settings["hidden_size"])
 
 
 Node = SplitNode | ProfileNode | EmbeddingNode | TargetNode

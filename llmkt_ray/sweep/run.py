@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Literal, Protocol, TypeVar
 
+from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from llmkt_ray.artifacts import MANIFEST, ArtifactStore
@@ -17,11 +18,13 @@ from llmkt_ray.results.folder import artifacts_folder, claim, locked, study_fold
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep import cluster
+from llmkt_ray.sweep.check import refuse_impossible_targets
 from llmkt_ray.sweep.execute import LoadArtifacts, RunTrial, Workplace, load_artifacts
 from llmkt_ray.sweep.loop import LoopExecutor
 from llmkt_ray.sweep.pipeline import EmbeddingNode, Node, ProfileNode, SplitNode, TargetNode, split_nodes
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.progress import Progress
+from llmkt_ray.sweep.search import mirror, rounds, search_cells, suggestions, told
 from llmkt_ray.sweep.tuner import RayExecutor
 from llmkt_ray.training.spec import TrialSpec
 from llmkt_ray.training.trial import run_trial as train_and_test
@@ -123,21 +126,64 @@ def run_study(
                 progress.workers = worker.workers()
             make_splits(study, store, worker, progress)
             plan = make_plan(study, store)
+            refuse_impossible_targets(plan, store)
             if retry_failed:
                 forget_failed(ledger)
-            done = ledger.done()
-            todo = [spec for spec in (plan.trials if limit is None else spread(plan.trials, limit)) if spec.key not in done]
-            if todo:
-                make_targets_for(todo, plan, store, worker, progress)
-                write_card(folder, study, card_facts(plan, store))
-                with progress.stage("trials", len(todo)):
-                    progress.expect(todo)
-                    worker.run(todo, place, progress)
+            steps = _Steps(study, plan, store, worker, progress, place, ledger, limit)
+            steps.run(list(plan.trials))
+            if study.search.kind == "optuna":
+                _search(steps)
         ledger.compact(COMPACT_AT)
         finish_card(folder)
         rows = ledger.trials()
         failures = int((rows["status"] == "failed").sum())
-        return RunSummary(folder=folder, ran=len(todo), done=len(rows) - failures, failed=failures)
+        return RunSummary(folder=folder, ran=steps.ran, done=len(rows) - failures, failed=failures)
+
+
+@dataclass
+class _Steps:
+    """Runs groups of trials one after the other: what is missing of each, with the artifacts that it needs."""
+
+    study: StudyConfig
+    plan: Plan
+    store: ArtifactStore
+    worker: Executor
+    progress: Progress
+    place: Workplace
+    ledger: Ledger
+    limit: int | None
+    ran: int = 0
+
+    def run(self, specs: list[TrialSpec], stage: str = "trials") -> None:
+        """Runs what is missing of these trials."""
+        if self.limit is not None:
+            specs = list(spread(specs, self.limit))
+            self.limit -= len(specs)
+        done = self.ledger.done()
+        todo = [spec for spec in specs if spec.key not in done]
+        if not todo:
+            return
+        make_targets_for(todo, self.plan, self.store, self.worker, self.progress)
+        write_card(self.place.folder, self.study, card_facts(self.plan, self.store))
+        with self.progress.stage(stage, len(todo)):
+            self.progress.expect(todo)
+            self.worker.run(todo, self.place, self.progress)
+        self.ran += len(todo)
+
+
+def _search(steps: _Steps) -> None:
+    """Runs the rounds of all searches of a study, one round of every search at a time."""
+    study, cells, files = steps.study, search_cells(steps.plan), steps.ledger.files
+    history: dict[str, list[FrozenTrial]] = {cell.key: [] for cell in cells}
+    every = rounds(study.search)
+    for number, (first, count) in enumerate(every, 1):
+        new = {cell.key: suggestions(files, study, cell, first, count, history[cell.key]) for cell in cells}
+        specs = {spec.key: spec for cell in cells for params in new[cell.key] for spec in cell.specs(study, params)}
+        steps.run(list(specs.values()), f"round {number} of {len(every)}")
+        rows = steps.ledger.trials().set_index("trial_key")
+        for cell in cells:
+            history[cell.key] += told(study, cell, new[cell.key], rows)
+            mirror(study.search.storage, steps.place.folder, study, cell, history[cell.key])
 
 
 def make_splits(study: StudyConfig, store: ArtifactStore, worker: Executor, progress: Progress) -> None:

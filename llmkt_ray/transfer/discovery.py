@@ -7,12 +7,13 @@ is left as it was.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llmkt_ray.errors import LayerError
+from llmkt_ray.transfer.lineage import depth_of, distances_from
 from llmkt_ray.transfer.sites import ROOT, Site, is_traced, tensors_in, watch
 from llmkt_ray.transfer.state import untouched
 from llmkt_ray.transfer.taps import Tap
@@ -98,7 +99,7 @@ def discover_taps(model: nn.Module, batch: ProbeBatch) -> tuple[Tap, ...]:
                 kept[label] = {site: found.first.detach() for site, found in seen.items()}
     live = _without_losses(live)
     taps: list[Tap] = []
-    names, ahead = _canonical_names(live), _distances(loss)
+    names, ahead = _canonical_names(live), distances_from(loss)
     for site, found in sorted(live.items(), key=lambda pair: pair[1].order):
         evidence = _Evidence(kept["base"].get(site, found.first), kept["users"].get(site), kept["items"].get(site), gradients.get(site))
         first = _classify(Tap(site.name, "none", 0, tuple(found.first.shape), calls=found.calls), found.first, evidence, changed, batch)
@@ -110,7 +111,7 @@ def discover_taps(model: nn.Module, batch: ProbeBatch) -> tuple[Tap, ...]:
                     tap,
                     alias_of=alias,
                     is_scores=tap.width >= batch.n_items - 1,
-                    depth=_depth(found.first) if tap.usable else 0,
+                    depth=depth_of(found.first) if tap.usable else 0,
                     ahead=ahead.get(found.first.grad_fn, 0),
                 )
             )
@@ -273,47 +274,6 @@ def _changed_rows(base: Tensor, other: Tensor | None, dim: int, position: int | 
         difference = difference.select(1 - dim, position)
         dim = 0
     return (difference > limit).movedim(dim, 0).flatten(1).any(dim=1)
-
-
-def _bottom_up(root: object) -> list[Any]:
-    """Returns the nodes of the autograd graph below `root`, each after everything below it."""
-    order: list[Any] = []
-    done: set[object] = set()
-    stack: list[Any] = [root]
-    while stack:
-        node = stack[-1]
-        waiting = [below for below, _ in node.next_functions if below is not None and below not in done]
-        if node in done or not waiting:
-            stack.pop()
-            if node not in done:
-                done.add(node)
-                order.append(node)
-        else:
-            stack.extend(waiting)
-    return order
-
-
-def _depth(tensor: Tensor) -> int:
-    """Returns the length of the longest path from a tensor to a leaf of the autograd graph."""
-    if tensor.grad_fn is None:
-        return 0
-    height: dict[object, int] = {}
-    for node in _bottom_up(tensor.grad_fn):
-        height[node] = 1 + max((height[below] for below, _ in node.next_functions if below is not None), default=0)
-    return height[tensor.grad_fn]
-
-
-def _distances(loss: Tensor) -> dict[object, int]:
-    """Returns the length of the longest path from the loss down to every node of its autograd graph."""
-    if loss.grad_fn is None:
-        return {}
-    distance: dict[object, int] = {}
-    for node in reversed(_bottom_up(loss.grad_fn)):
-        own = distance.setdefault(node, 0)
-        for below, _ in node.next_functions:
-            if below is not None:
-                distance[below] = max(distance.get(below, 0), own + 1)
-    return distance
 
 
 def _refused(tap: Tap, reason: str) -> Tap:

@@ -116,7 +116,7 @@ class TransferManager:
                 h, rows = self._hook.take(users, next(length) if length is not None else None)
                 with torch.no_grad():
                     transfer_sum += float(self._loss.transfer(self.projection(h), rows, targets))
-                model_sum += float(loss_model)
+                model_sum += float(loss_model.detach())
                 count += 1
                 if count == BALANCE_BATCHES:
                     break

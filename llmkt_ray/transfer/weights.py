@@ -28,10 +28,9 @@ class WeightsManager:
         make_optimizer: makes an optimizer from a list of parameters; called at the start and, with
             `optimizer: reset`, at the switch.
         extra: parameters of the student projection, trained in transferring epochs only.
-        freeze: phase to patterns of parameter names (`item_*`, shell style) that stay fixed in that phase.
 
     Raises:
-        TrainingError: a pattern matches no parameter, or nothing is left to train.
+        TrainingError: a freezing pattern of the schedule matches no parameter, or nothing is left to train.
     """
 
     def __init__(
@@ -41,14 +40,14 @@ class WeightsManager:
         make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         *,
         extra: Sequence[nn.Parameter] = (),
-        freeze: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         self._model = model
         self._plan = plan
         self._make = make_optimizer
         self._extra = list(extra)
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._frozen = {phase: self._matched(phase, patterns) for phase, patterns in (freeze or {}).items()}
+        freeze = {} if plan.one_phase else plan.schedule.freeze
+        self._frozen = {phase: self._matched(phase, patterns) for phase, patterns in freeze.items()}
         self._best: dict[str, Any] | None = None
         self._best_value = float("-inf")
         self.optimizer = self._new_optimizer()
@@ -63,7 +62,7 @@ class WeightsManager:
         """
         if self._plan.switches_before(epoch):
             self._hand_over(epoch)
-        frozen = self._frozen.get(self._plan.phase(epoch), set())
+        frozen = self._frozen.get("phase1" if self._plan.phase(epoch) == 1 else "phase2", set())
         for name, parameter in self._model.named_parameters():
             if name in self._trainable:
                 parameter.requires_grad_(name not in frozen)
@@ -99,8 +98,7 @@ class WeightsManager:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned; the model's own state is restored by the caller."""
-        # A copy: torch takes the moments over as they are, and stepping would change the caller's state.
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._load_optimizer(state["optimizer"])
         self._best = state["best"]
         self._best_value = state["best_value"]
         self.handed_over = state["handed_over"]
@@ -116,7 +114,7 @@ class WeightsManager:
                 )
             self._model.load_state_dict(self._best["model"])
             self._load_extra(self._best["extra"])
-            self.optimizer.load_state_dict(self._best["optimizer"])
+            self._load_optimizer(self._best["optimizer"])
             set_counters(self._model, self._best["counters"])
             self.handed_over = self._best["epoch"]
             self._best = None
@@ -127,19 +125,23 @@ class WeightsManager:
         model = [parameter for name, parameter in self._model.named_parameters() if name in self._trainable]
         return self._make([*model, *self._extra])
 
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        # A copy: torch takes the moments over as they are, and stepping would change the caller's state.
+        self.optimizer.load_state_dict(copy.deepcopy(state))
+
     def _load_extra(self, values: Sequence[torch.Tensor]) -> None:
         with torch.no_grad():
             for parameter, value in zip(self._extra, values, strict=True):
                 parameter.copy_(value)
 
-    def _matched(self, phase: int, patterns: Sequence[str]) -> set[str]:
+    def _matched(self, phase: str, patterns: Sequence[str]) -> set[str]:
         names = sorted(self._trainable)
         found: set[str] = set()
         for pattern in patterns:
             hit = {name for name in names if fnmatchcase(name, pattern)}
             if not hit:
-                raise TrainingError(f"freezing pattern {pattern!r} of phase {phase} matches no parameter; parameters: {', '.join(names)}")
+                raise TrainingError(f"freezing pattern {pattern!r} of {phase} matches no parameter; parameters: {', '.join(names)}")
             found |= hit
         if len(found) == len(names):
-            raise TrainingError(f"freezing {list(patterns)} in phase {phase} leaves nothing to train; parameters: {', '.join(names)}")
+            raise TrainingError(f"freezing {list(patterns)} in {phase} leaves nothing to train; parameters: {', '.join(names)}")
         return found

@@ -53,15 +53,13 @@ class FileEngine:
         path: a Parquet file with `user_id` and `profile` (string or whole-number ids), or a folder of `profiles.parquet` and, if
             there is one, `manifest.json`.
         declared: what the study says the texts were written from, for files without a manifest.
-        min_coverage: smallest share of the split's users that must have a text.
     """
 
     draws = False
 
-    def __init__(self, path: str, declared: str | None, min_coverage: float) -> None:
+    def __init__(self, path: str, declared: str | None) -> None:
         self._path = path
         self._declared = declared
-        self._min_coverage = min_coverage
         self._source = _locate(Path(path))
         self._manifest = self._read_manifest()
         self.is_llm = self._manifest.is_llm
@@ -75,10 +73,10 @@ class FileEngine:
         }
 
     def write(self, data: PreparedData, seed: int, progress: Progress) -> Written:
-        """Returns the file's texts, one row for every user of the split; those without a text get an error row.
+        """Returns the file's texts, one row for every user of the split; those without a text get a row with the reason.
 
         Raises:
-            ProfileError: the profiles are declared for another split; a user has several; too few users have one.
+            ProfileError: the profiles are declared for another split, the file cannot be read, or a user has several.
         """
         certificate = declare(data, self._manifest.split)
         texts = self._texts()
@@ -86,14 +84,6 @@ class FileEngine:
         absent = [user for user in users if user not in texts]
         empty = [user for user in users if user in texts and texts[user] is None]
         unknown = sorted(set(texts) - set(users))
-        covered = 1 - (len(absent) + len(empty)) / len(users)
-        if covered < self._min_coverage:
-            raise ProfileError(
-                f"{self._path} has a profile for {covered:.1%} of the {len(users):,} users of {data.name!r}, but at least "
-                f"{self._min_coverage:.0%} are needed (`min_coverage`): {len(absent):,} are missing ({shown(absent, 4)}), "
-                f"{len(empty):,} are empty ({shown(empty, 4)}), and {len(unknown):,} ids of the file are not users of the dataset "
-                f"({shown(unknown, 4)}); check that the ids are those of the interactions"
-            )
         sizes = np.bincount(data.train.user, minlength=data.n_users).tolist()
         rows = [
             ProfileRow(
@@ -103,7 +93,11 @@ class FileEngine:
                 prompt_version=self._manifest.prompt_version,
                 history_size=size,
                 prompt_hash=sha256(text.encode()).hexdigest() if (text := texts.get(user)) else None,
-                error=None if text else f"missing: {'the text is empty' if user in texts else 'the file has no row'} for this user",
+                error=None
+                if text
+                else "empty: the file's text for this user is empty"
+                if user in texts
+                else "missing: the file has no row for this user",
             )
             for user, size in zip(users, sizes, strict=True)
         ]
@@ -184,6 +178,10 @@ def write_folder(folder: Path, table: pa.Table, manifest: FileManifest) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / PROFILES_FILE, compression="zstd")
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _why_absent(has_row: bool) -> str:
+    return "empty: the text in the file is empty" if has_row else "missing: the file has no row for this user"
 
 
 def _locate(path: Path) -> _Source:

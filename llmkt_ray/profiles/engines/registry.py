@@ -10,7 +10,7 @@ from llmkt_ray.study import ProfileConfig
 
 ENGINES: dict[str, Callable[[ProfileConfig], Engine]] = {
     "template": lambda config: TemplateEngine(config.full_history),
-    "file": lambda config: FileEngine(config.path or "", config.declares_split, config.min_coverage),
+    "file": lambda config: FileEngine(config.path or "", config.declares_split),
 }
 
 

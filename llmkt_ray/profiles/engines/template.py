@@ -130,7 +130,7 @@ def _special(liked: Sequence[Entry], population: Population) -> list[str]:
 
 def _surprise(entry: Entry, population: Population) -> float:
     """How far the user's rating lies above everybody's: a favourite of all says little about one."""
-    return (entry.rating or 0.0) - float(population.item_rating[entry.index])
+    return (entry.rating or 0.0) - float(population.item_rating[entry.item_index])
 
 
 def _names(entries: Iterable[Entry], limit: int) -> list[str]:

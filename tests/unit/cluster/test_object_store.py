@@ -129,12 +129,22 @@ def test_a_bucket_that_is_not_there_is_an_error_to_act_on(storage: str) -> None:
 
 
 def test_a_server_that_does_not_answer_is_an_error_to_act_on(storage: str, endpoint: str) -> None:
-    with socket.socket() as unused:
+    with socket.socket() as unused:  # bound but not listening: connections are refused
         unused.bind(("127.0.0.1", 0))
-        closed = f"127.0.0.1:{unused.getsockname()[1]}"
-        files = FileStore(storage.replace(endpoint, closed) + "&check_directory_existence_before_creation=false")
-        with pytest.raises(StorageError, match=r"reading .* failed"):
+        files = FileStore(storage.replace(endpoint, f"127.0.0.1:{unused.getsockname()[1]}"))
+        with pytest.raises(StorageError, match=r"reading .*card.json failed: .*check the storage"):
             files.read_bytes("card.json")
+
+
+@pytest.mark.parametrize("operation", ["read_bytes", "exists", "list", "delete"])
+def test_a_refused_request_is_an_error_to_act_on(storage: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers 400 to a bucket name that cannot be one: like a denied access, this is not the same as absent."""
+    files = FileStore(storage)
+    FileStore(storage).write_bytes("folder/a", b"x")
+    bucket = storage.split("/")[2]
+    refused = FileStore(storage.replace(bucket, "x", 1)) if operation else files
+    with pytest.raises(StorageError, match="check the storage, then run again"):
+        vars(FileStore)[operation](refused, "folder/a")
 
 
 def test_another_process_reads_what_was_written(storage: str) -> None:

@@ -242,10 +242,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB; where none may be mounted, a limit of 64 KiB a file."""
     point = tmp_path / "disk"
     point.mkdir()
-    mounted = (
-        os.geteuid() == 0
-        and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", point], capture_output=True).returncode == 0
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", point]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
     if mounted:
         yield point
         subprocess.run(["umount", point], check=True)

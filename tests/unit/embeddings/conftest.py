@@ -4,7 +4,7 @@ import pytest
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
-from tests.tiny import film_split
+from tests.films import film_split
 
 
 @pytest.fixture

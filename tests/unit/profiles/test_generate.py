@@ -9,7 +9,7 @@ from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.table import SCHEMA, Profiles, one_row_per_user
 from llmkt_ray.study import ProfileConfig
-from tests.tiny import film_split
+from tests.films import film_split
 
 
 def test_template_gives_one_row_for_every_user_in_index_order(data: PreparedData, store: ArtifactStore) -> None:

@@ -8,7 +8,7 @@ from llmkt_ray.data.history import histories
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.template import Population, TemplateEngine, describe
-from tests.tiny import GENRES
+from tests.films import GENRES
 
 
 def _texts(data: PreparedData, full: bool = False) -> dict[str, str]:
@@ -78,6 +78,8 @@ def test_items_without_any_text_are_refused(data: PreparedData) -> None:
 
 
 def test_items_with_descriptions_only(data: PreparedData) -> None:
-    items = pa.table({"item_id": data.items.column("item_id"), "description": [f"Slow songs about rain number {i}" for i in range(len(data.items))]})
+    items = pa.table(
+        {"item_id": data.items.column("item_id"), "description": [f"Slow songs about rain number {i}" for i in range(len(data.items))]}
+    )
     text = next(iter(_texts(dataclasses.replace(data, items=items, domain="music")).values()))
     assert "Slow songs about rain" in text

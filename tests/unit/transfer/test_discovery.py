@@ -138,7 +138,7 @@ def test_a_probe_leaves_model_and_random_state_as_they_were(toy, kind):
     model.train()
     weights = copy.deepcopy(model.state_dict())
     attributes = {k: v for k, v in vars(model).items() if not k.startswith("_")}
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002 - what RecBole draws from
     discover_taps(model, batch)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
     assert {k: v for k, v in vars(model).items() if not k.startswith("_")} == attributes
@@ -147,7 +147,7 @@ def test_a_probe_leaves_model_and_random_state_as_they_were(toy, kind):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert (np.random.get_state()[1] == states[2]).all()
+    assert (np.random.get_state()[1] == states[2]).all()  # noqa: NPY002
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)

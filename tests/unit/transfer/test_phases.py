@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -86,4 +87,4 @@ def test_alpha_starts_at_its_value_never_rises_and_stays_positive(shape, epochs,
     p = plan(epochs, alpha=shape)
     values = [p.alpha(alpha, e) for e in range(1, p.phase1_epochs + 1)]
     assert values[0] == alpha
-    assert all(0 < later <= earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(0 < later <= earlier for earlier, later in pairwise(values))

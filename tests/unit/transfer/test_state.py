@@ -54,16 +54,16 @@ def test_untouched_brings_back_attributes_buffers_mode_and_random_state():
 
 
 def test_random_state_is_kept_even_after_an_error_and_starts_from_the_seed_inside():
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002 - what RecBole draws from
     drawn = []
     for _ in range(2):
         try:
             with random_state_kept(7):
-                drawn.append((float(torch.rand(())), random.random(), np.random.rand()))
+                drawn.append((float(torch.rand(())), random.random(), np.random.rand()))  # noqa: NPY002
                 raise ValueError
         except ValueError:
             pass
     assert drawn[0] == drawn[1]
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert (np.random.get_state()[1] == states[2]).all()
+    assert (np.random.get_state()[1] == states[2]).all()  # noqa: NPY002

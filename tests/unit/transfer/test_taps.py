@@ -56,7 +56,7 @@ def test_trap_06_layers_are_names_and_a_wrong_one_offers_the_closest(toy):
 
 
 def test_an_unusable_tap_is_refused_with_its_reason(toy):
-    with pytest.raises(LayerError, match="integer-valued.*user-aligned layers: 'user_embedding'"):
+    with pytest.raises(LayerError, match=r"integer-valued.*user-aligned layers: 'user_embedding'"):
         named_tap(taps_of(toy, "rows"), "user_embedding:input", "BPR")
 
 

@@ -16,11 +16,11 @@ class Model(nn.Module):
         self.step = 0
 
 
-def managed(epochs=4, freeze=None, extra=(), one_phase=False, **schedule):
+def managed(epochs=4, extra=(), one_phase=False, **schedule):
     torch.manual_seed(0)
     model = Model()
     plan = PhasePlan(ScheduleConfig(**schedule), epochs, one_phase=one_phase)
-    return model, WeightsManager(model, plan, lambda p: torch.optim.Adam(p, lr=0.1), extra=extra, freeze=freeze)
+    return model, WeightsManager(model, plan, lambda p: torch.optim.Adam(p, lr=0.1), extra=extra)
 
 
 def train(model, manager, steps=3):
@@ -116,7 +116,7 @@ def test_best_valid_without_a_validation_in_phase_1_is_refused():
 
 
 def test_epochs_of_phase_2_are_never_handed_over():
-    model, manager = managed(epochs=6, handover="best_valid")
+    _, manager = managed(epochs=6, handover="best_valid")
     manager.observe(3, 0.1)
     manager.observe(4, 0.9)
     manager.begin_epoch(4)
@@ -124,7 +124,7 @@ def test_epochs_of_phase_2_are_never_handed_over():
 
 
 def test_frozen_parameters_stay_in_their_phase_and_move_in_the_other():
-    model, manager = managed(freeze={1: ["item.*"], 2: ["user.*"]}, optimizer="keep")
+    model, manager = managed(freeze={"phase1": ["item.*"], "phase2": ["user.*"]}, optimizer="keep")
     start = weights_of(model)
     manager.begin_epoch(1)
     train(model, manager)
@@ -138,6 +138,14 @@ def test_frozen_parameters_stay_in_their_phase_and_move_in_the_other():
     assert not torch.equal(end["item.weight"], middle["item.weight"])
 
 
+def test_a_baseline_has_no_phases_and_freezes_nothing():
+    model, manager = managed(freeze={"phase1": ["item.*"]}, one_phase=True)
+    start = weights_of(model)
+    manager.begin_epoch(1)
+    train(model, manager)
+    assert not torch.equal(model.item.weight, start["item.weight"])
+
+
 def test_a_parameter_that_the_model_itself_froze_stays_frozen():
     model = Model()
     model.item.requires_grad_(False)
@@ -148,10 +156,10 @@ def test_a_parameter_that_the_model_itself_froze_stays_frozen():
 
 
 def test_a_pattern_without_a_parameter_and_one_that_freezes_all_are_refused():
-    with pytest.raises(TrainingError, match=r"'items\*' of phase 1 matches no parameter; parameters: item.weight, user.weight"):
-        managed(freeze={1: ["items*"]})
+    with pytest.raises(TrainingError, match=r"'items\*' of phase1 matches no parameter; parameters: item.weight, user.weight"):
+        managed(freeze={"phase1": ["items*"]})
     with pytest.raises(TrainingError, match="nothing to train"):
-        managed(freeze={2: ["*"]})
+        managed(freeze={"phase2": ["*"]})
 
 
 def test_the_projection_is_trained_in_phase_1_and_dropped_in_phase_2():

@@ -1,0 +1,107 @@
+"""What a phase-1 epoch costs over the same epoch without transfer, on ml-100k.
+
+    python -m benchmarks.transfer.phase1_cost [--pairs 9] [--models BPR NeuMF ...] [--batch-size 2048]
+
+Both arms run in one process, on one thread, alternating epoch by epoch from equal weights; the figure is the median of
+the paired ratios of process CPU time. Target: at most 1.15.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+
+import torch
+
+from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.data.split import prepare
+from llmkt_ray.study import DatasetConfig, PositiveRule, ScheduleConfig
+from llmkt_ray.training.batches import BatchSource
+from llmkt_ray.training.bridge.dataset import PADDING
+from llmkt_ray.training.bridge.models import BuiltModel, build_model
+from llmkt_ray.training.layers import model_taps, resolve_layers
+from llmkt_ray.transfer.loss import user_weights
+from llmkt_ray.transfer.manager import TransferManager, TransferSetup
+from llmkt_ray.transfer.phases import PhasePlan
+from llmkt_ray.transfer.weights import WeightsManager
+
+TARGET = 1.15
+BATCH_SIZES = {"MultiVAE": 128}
+PLAN = PhasePlan(ScheduleConfig(kind="joint"), 10_000)
+
+
+@dataclass
+class Arm:
+    """One model in training, with or without transfer."""
+
+    model: BuiltModel
+    batches: BatchSource
+    transfer: TransferManager
+    weights: WeightsManager
+    layer: str
+
+    def epoch_cpu_s(self, epoch: int) -> float:
+        """Runs one epoch; returns its process CPU seconds."""
+        self.weights.begin_epoch(epoch)
+        self.model.module.train()
+        torch.manual_seed(epoch)
+        started = time.process_time()
+        with self.transfer.epoch(epoch):
+            for batch in self.batches.epoch(epoch):
+                self.weights.optimizer.zero_grad(set_to_none=True)
+                self.transfer.step(self.model.loss(batch.interaction), batch.users).backward()
+                self.weights.optimizer.step()
+        self.transfer.record()
+        return time.process_time() - started
+
+
+def make_arm(name: str, data: PreparedData, batch_size: int, loss: str | None) -> Arm:
+    """Returns an arm; `loss` None: without transfer."""
+    model = build_model(name, data, hyperparameters={}, seed=1)
+    batches = BatchSource(model, data.train.positives(), batch_size=batch_size, seed=1)
+    (tap,) = resolve_layers("auto", model_taps(model, data), name)
+    setup = None
+    if loss is not None:
+        targets = torch.randn(model.n_users + PADDING, tap.width, generator=torch.Generator().manual_seed(0))
+        present = torch.ones(len(targets), dtype=torch.bool)
+        present[0] = False
+        users = torch.from_numpy(data.train.positives().user.astype("int64")) + PADDING
+        setup = TransferSetup(tap, targets, user_weights(users, len(targets), present), alpha=0.5, loss=loss)
+    transfer = TransferManager(model.module, PLAN, setup)
+    weights = WeightsManager(model.module, PLAN, lambda p: torch.optim.Adam(p, lr=1e-3, fused=True), extra=transfer.parameters)
+    return Arm(model, batches, transfer, weights, tap.name)
+
+
+def main() -> None:
+    """Prints one line a model: layer, CPU seconds an epoch without and with transfer, ratio, met or not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--models", nargs="+", default=["BPR", "NeuMF", "SimpleX", "MultiVAE", "LightGCN"])
+    parser.add_argument("--batch-size", type=int, default=2048)
+    parser.add_argument("--loss", default="mse")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        config = DatasetConfig(name="ml-100k", positive=PositiveRule(rating_at_least=4))
+        data = prepare(config, study_seed=1, store=ArtifactStore(folder))
+        print(f"{'model':10} {'layer':28} {'batch':>6} {'plain s':>8} {'phase 1 s':>9} {'ratio':>6}  target <= {TARGET}")
+        for name in arguments.models:
+            size = BATCH_SIZES.get(name, arguments.batch_size)
+            plain, treated = (make_arm(name, data, size, loss) for loss in (None, arguments.loss))
+            times = []
+            for epoch in range(1, arguments.pairs + 2):
+                pair = {}
+                for arm in (plain, treated) if epoch % 2 else (treated, plain):
+                    pair[arm is treated] = arm.epoch_cpu_s(epoch)
+                times.append((pair[False], pair[True]))
+            times = times[1:]  # the first pair warms up
+            ratio = statistics.median(b / a for a, b in times)
+            medians = [statistics.median(column) for column in zip(*times, strict=True)]
+            verdict = "met" if ratio <= TARGET else "NOT met"
+            print(f"{name:10} {treated.layer:28} {size:6d} {medians[0]:8.3f} {medians[1]:9.3f} {ratio:6.3f}  {verdict}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""The report's charts: plain functions from numbers to a canvas, each one panel that is readable at the width of a phone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llmkt_ray.report.figures.canvas import Canvas, Scale, span
+from llmkt_ray.report.figures.style import series
+from llmkt_ray.report.text import percent, plain, signed
+from llmkt_ray.stats.interval import Interval
+
+WIDTH = 360.0
+ROW = 26.0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of an interval chart.
+
+    Attributes:
+        label: what the row is.
+        arm: whose colour and marker it has.
+        interval: estimate and bounds, in the chart's unit.
+        tip: text shown on hover.
+    """
+
+    label: str
+    arm: str
+    interval: Interval
+    tip: str
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value at a position, with bounds where there are some."""
+
+    x: float
+    y: float
+    low: float = math.nan
+    high: float = math.nan
+    tip: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Dots of one arm, drawn as markers, joined by a line where `joined`; a band spans the bounds where they exist."""
+
+    arm: str
+    dots: tuple[Dot, ...]
+    joined: bool = True
+    markers: bool = True
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line: the value of an arm or a reference."""
+
+    label: str
+    arm: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Ranges and names of a panel's axes; equal ranges make panels comparable."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    x_name: str
+    y_name: str
+    y_digits: int = 3
+    phase1: tuple[float, float] | None = None
+    x_ticks: tuple[float, ...] = field(default=())
+
+
+def intervals(title: str, bars: Sequence[Bar], reach: tuple[float, float], smallest: float | None, *, as_percent: bool) -> Canvas:
+    """Draws rows of estimates with their intervals on a shared axis with a line at 0.
+
+    Args:
+        title: of the panel.
+        bars: rows, top to bottom.
+        reach: range of the axis; bounds beyond it are cut.
+        smallest: smallest effect of interest, shaded around 0; None: no shading.
+        as_percent: whether values are shares to be written as percent.
+    """
+    left, right, top = 104.0, 296.0, 12.0
+    bottom = top + ROW * len(bars)
+    shown = [f"{bar.label} {_number(bar.interval.estimate, as_percent)}" for bar in bars]
+    canvas = Canvas(WIDTH, bottom + 34, title, f"{title}: {'; '.join(shown)}.")
+    x = Scale(*reach, left, right)
+    if smallest is not None:
+        canvas.rect(x.clipped(-smallest), top - 4, x.clipped(smallest) - x.clipped(-smallest), bottom - top + 8, "small")
+    for tick in x.ticks(4):
+        canvas.line((x(tick), top - 4), (x(tick), bottom + 4), style="grid")
+        canvas.text(x(tick), bottom + 18, f"{tick * 100:+g}" if as_percent and tick else f"{tick:+g}" if tick else "0", anchor="middle")
+    canvas.line((x(0), top - 4), (x(0), bottom + 4), style="zero")
+    for row, bar in enumerate(bars):
+        y = top + ROW * (row + 0.5)
+        colour, shape, _ = series(bar.arm)
+        canvas.text(left - 10, y + 4, bar.label, "value", "end")
+        low, high = x.clipped(bar.interval.low), x.clipped(bar.interval.high)
+        canvas.line((low, y), (high, y), style=f"whisker-{colour}", tip=bar.tip)
+        for bound, end in ((bar.interval.low, low), (bar.interval.high, high)):
+            if reach[0] <= bound <= reach[1]:
+                canvas.line((end, y - 4), (end, y + 4), style=f"whisker-{colour}")
+        if reach[0] <= bar.interval.estimate <= reach[1]:
+            canvas.marker(shape, x(bar.interval.estimate), y, f"mark-{colour}", bar.tip, 5)
+        canvas.text(WIDTH - 4, y + 4, _number(bar.interval.estimate, as_percent), "strong", "end")
+    return canvas
+
+
+def bars(title: str, rows: Sequence[Bar], reach: tuple[float, float], digits: int = 4) -> Canvas:
+    """Draws rows as bars from 0 with their intervals: parts that add up."""
+    left, right, top = 118.0, 292.0, 12.0
+    bottom = top + ROW * len(rows)
+    shown = [f"{bar.label} {signed(bar.interval.estimate, digits)}" for bar in rows]
+    canvas = Canvas(WIDTH, bottom + 34, title, f"{title}: {'; '.join(shown)}.")
+    x = Scale(*reach, left, right)
+    for tick in x.ticks(3):
+        canvas.line((x(tick), top - 4), (x(tick), bottom + 4), style="grid")
+        canvas.text(x(tick), bottom + 18, signed(tick, 2 if abs(x.high - x.low) > 0.04 else 3) if tick else "0", anchor="middle")
+    for row, bar in enumerate(rows):
+        y = top + ROW * (row + 0.5)
+        colour, _, _ = series(bar.arm)
+        canvas.text(left - 10, y + 4, bar.label, "value", "end")
+        width = x.clipped(bar.interval.estimate) - x(0)
+        canvas.rect(x(0), y - 7, width, 14, f"bar-{colour}", bar.tip)
+        canvas.line((x.clipped(bar.interval.low), y), (x.clipped(bar.interval.high), y), style=f"whisker-{colour}", tip=bar.tip)
+        canvas.text(WIDTH - 4, y + 4, signed(bar.interval.estimate, digits), "strong", "end")
+    canvas.line((x(0), top - 4), (x(0), bottom + 4), style="zero")
+    return canvas
+
+
+def curves(title: str, lines: Sequence[Series], levels: Sequence[Level], axes: Axes, height: float = 210.0) -> Canvas:
+    """Draws series over x with bands, and levels as horizontal lines named at the right edge."""
+    left, right, top, bottom = 44.0, WIDTH - (62.0 if levels else 10.0), 14.0, height - 36
+    canvas = Canvas(WIDTH, height, title, _curves_summary(title, lines, levels, axes))
+    x, y = Scale(*axes.x, left, right), Scale(*axes.y, bottom, top)
+    if axes.phase1:
+        canvas.rect(x.clipped(axes.phase1[0]), top, x.clipped(axes.phase1[1]) - x.clipped(axes.phase1[0]), bottom - top, "phase")
+        canvas.text(x.clipped(axes.phase1[0]) + 4, top + 11, "phase 1", "label")
+        canvas.text(x.clipped(axes.phase1[1]) + 4, top + 11, "phase 2", "label")
+    for tick in y.ticks(4):
+        canvas.line((left, y(tick)), (right, y(tick)), style="grid")
+        canvas.text(left - 6, y(tick) + 4, f"{tick:.{axes.y_digits}f}".removeprefix("0") if abs(tick) < 1 else f"{tick:g}", anchor="end")
+    for tick in axes.x_ticks or x.ticks(5):
+        canvas.line((x(tick), bottom), (x(tick), bottom + 4), style="axis")
+        canvas.text(x(tick), bottom + 16, f"{tick:g}", anchor="middle")
+    canvas.line((left, bottom), (right, bottom), style="axis")
+    canvas.text((left + right) / 2, height - 5, axes.x_name, anchor="middle")
+    _draw_levels(canvas, levels, axes, y, left, right)
+    for one in lines:
+        colour, shape, _ = series(one.arm)
+        band = [d for d in one.dots if math.isfinite(d.low)]
+        if one.joined and len(band) > 1:
+            outline = [(x(d.x), y.clipped(d.high)) for d in band] + [(x(d.x), y.clipped(d.low)) for d in reversed(band)]
+            canvas.line(*outline, style=f"band-{colour}", closed=True)
+        else:
+            for d in band:
+                canvas.line((x(d.x), y.clipped(d.low)), (x(d.x), y.clipped(d.high)), style=f"whisker-{colour}", tip=d.tip)
+        if one.joined:
+            canvas.line(*((x(d.x), y.clipped(d.y)) for d in one.dots), style=f"line-{colour}")
+        if one.markers:
+            for d in one.dots:
+                canvas.marker(shape, x(d.x), y.clipped(d.y), f"mark-{colour}", d.tip, 4.5)
+    return canvas
+
+
+def _draw_levels(canvas: Canvas, levels: Sequence[Level], axes: Axes, y: Scale, left: float, right: float) -> None:
+    """Draws horizontal lines, their names kept apart; a level outside the range is named at the edge with its value."""
+    ordered = sorted((level for level in levels if math.isfinite(level.value)), key=lambda level: -level.value)
+    inside = [level for level in ordered if axes.y[0] <= level.value <= axes.y[1]]
+    place = -math.inf
+    for level in inside:
+        colour, _, _ = series(level.arm)
+        canvas.line((left, y(level.value)), (right, y(level.value)), style=f"thin-{colour}", tip=f"{level.label} {plain(level.value)}")
+        place = max(y(level.value) + 4, place + 12)
+        style = f"{colour}-text" if colour in ("alpha0", "baseline", "reference") else "label"
+        canvas.text(right + 5, place, level.label, style)
+    above = [level for level in ordered if level.value > axes.y[1]]
+    below = [level for level in ordered if level.value < axes.y[0]]
+    for row, level in enumerate(above):
+        canvas.text(right - 4, y.end + 10 + 12 * row, f"{level.label} {plain(level.value, 3)} \u2191", "reference-text", "end")
+    for row, level in enumerate(reversed(below)):
+        canvas.text(right - 4, y.start - 5 - 12 * row, f"{level.label} {plain(level.value, 3)} \u2193", "reference-text", "end")
+
+
+def dots(title: str, rows: Sequence[tuple[str, str, float, str]], reach: tuple[float, float], line: float | None) -> Canvas:
+    """Draws one value a row: (label, arm, value, tip); `line` is a value to be marked through all rows, for example EASE's."""
+    left, right, top, row_height = 104.0, 306.0, 10.0, 21.0
+    bottom = top + row_height * len(rows)
+    shown = "; ".join(f"{label} {plain(value)}" for label, _, value, _ in rows)
+    canvas = Canvas(WIDTH, bottom + 30, title, f"{title}: {shown}.")
+    x = Scale(*reach, left, right)
+    for tick in x.ticks(4):
+        canvas.line((x(tick), top), (x(tick), bottom), style="grid")
+        canvas.text(x(tick), bottom + 15, f"{tick:.2f}".removeprefix("0") if tick else "0", anchor="middle")
+    if line is not None and reach[0] <= line <= reach[1]:
+        canvas.line((x(line), top), (x(line), bottom), style="thin-reference")
+    for row, (label, arm, value, tip) in enumerate(rows):
+        y = top + row_height * (row + 0.5)
+        colour, shape, _ = series(arm)
+        canvas.text(left - 10, y + 4, label, "value", "end")
+        canvas.line((x(reach[0]), y), (x.clipped(value), y), style=f"thin-{colour}")
+        canvas.marker(shape, x.clipped(value), y, f"mark-{colour}", tip, 5)
+        canvas.text(WIDTH - 4, y + 4, plain(value), "strong", "end")
+    return canvas
+
+
+def heat(
+    title: str, rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[int, int], tuple[float, str]], reach: float
+) -> Canvas:
+    """Draws a table of shares as colours, white at 0 and full at +-`reach`; `values` maps (row, column) to (value, tip)."""
+    left, top, right = 118.0, 10.0, WIDTH - 4
+    width, height = (right - left) / max(len(columns), 1), 28.0
+    bottom = top + height * len(rows)
+    shown = "; ".join(f"{rows[r]} at {columns[c]} {percent(v)}" for (r, c), (v, _) in sorted(values.items())[:40])
+    canvas = Canvas(WIDTH, bottom + 36, title, f"{title}: {shown}.")
+    for r, name in enumerate(rows):
+        canvas.text(left - 8, top + height * (r + 0.5) + 4, _short(name, 18), "value", "end")
+        for c in range(len(columns)):
+            at, found = (left + width * c, top + height * r), values.get((r, c))
+            if found is None:
+                continue
+            step = min(10, max(1, math.ceil(abs(found[0]) / reach * 10)))
+            canvas.rect(at[0] + 1, at[1] + 1, width - 2, height - 2, f"{'heat' if found[0] >= 0 else 'cold'}-{step}", found[1])
+            if width >= 34:
+                style = "on-dark" if step > 6 else "value"
+                canvas.text(at[0] + width / 2, at[1] + height / 2 + 4, signed(found[0] * 100, 1), style, "middle")
+    every = max(1, math.ceil(26 / width))
+    for c, name in enumerate(columns):
+        if c % every == 0:
+            canvas.text(left + width * (c + 0.5), bottom + 14, name, anchor="middle")
+    canvas.text((left + right) / 2, bottom + 30, "alpha", anchor="middle")
+    return canvas
+
+
+def reach_of(values: Sequence[Interval], at_least: float, at_most: float) -> tuple[float, float]:
+    """Returns an axis range around 0 that shows the intervals, cut at `at_most` times the largest estimate.
+
+    So one very wide interval does not squeeze all others to a point.
+    """
+    if not values:
+        return -at_least, at_least
+    largest = max(max(abs(v.estimate) for v in values) * at_most, at_least)
+    low = max(min(0.0, *(v.low for v in values)), -largest)
+    high = min(max(0.0, *(v.high for v in values)), largest)
+    return span([min(low, -at_least / 2), max(high, at_least / 2)], 0.06)
+
+
+def _curves_summary(title: str, lines: Sequence[Series], levels: Sequence[Level], axes: Axes) -> str:
+    parts = [f"{level.label} {plain(level.value)}" for level in levels if math.isfinite(level.value)]
+    for one in lines:
+        finite = [d for d in one.dots if math.isfinite(d.y)]
+        if finite:
+            best = max(finite, key=lambda d: d.y)
+            parts.append(f"{one.arm} highest {plain(best.y)} at {axes.x_name} {best.x:g}")
+    return f"{title}, {axes.y_name} by {axes.x_name}: {'; '.join(parts)}."
+
+
+def _number(value: float, as_percent: bool) -> str:
+    return percent(value) if as_percent else signed(value)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else "\u2026" + text[-(most - 1) :]

@@ -1,0 +1,196 @@
+"""What a study found: for every cell its contrasts, its claim, and what stands against it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmkt_ray.report.cells import Cell, Runs, compare, find_cells
+from llmkt_ray.report.load import Results
+from llmkt_ray.report.text import count, listed
+from llmkt_ray.stats.claims import Claim, claim
+from llmkt_ray.stats.contrast import Contrast
+from llmkt_ray.stats.corrections import benjamini_hochberg, holm
+
+MUST_CONVERGE = ("baseline", "alpha0")
+"""Arms whose best epoch at the end of training forbids a verdict: any regulariser looks like knowledge beside them."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of the attribution: `arm` minus `control`.
+
+    Attributes:
+        name: schedule, regularisation, own profile, LLM, and so on.
+        meaning: what it is, in words.
+        contrast: None where one of the two has not run.
+    """
+
+    name: str
+    meaning: str
+    contrast: Contrast | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one cell.
+
+    Attributes:
+        cell: the cell.
+        contrasts: control to contrast of `treated` at the prespecified alpha.
+        holm: control to Holm's p over all planned contrasts of the study.
+        grid: alpha to contrast of `treated` with alpha0.
+        grid_bh: alpha to Benjamini-Hochberg's p over all alphas and cells of the study.
+        steps: the attribution.
+        claim: what can be said.
+        levels: arm (or reference model) to mean test value.
+        flags: what a reader should know, one sentence each.
+    """
+
+    cell: Cell
+    contrasts: Mapping[str, Contrast]
+    holm: Mapping[str, float]
+    grid: Mapping[float, Contrast]
+    grid_bh: Mapping[float, float]
+    steps: tuple[Step, ...]
+    claim: Claim
+    levels: Mapping[str, float]
+    flags: tuple[str, ...] = field(default=())
+
+
+def find(results: Results) -> tuple[Finding, ...]:
+    """Returns the findings of every cell."""
+    cells = find_cells(results)
+    alpha = results.claim_alpha
+    contrasts = [{arm: c for arm in cell.controls if (c := compare(results, cell, alpha, arm)) is not None} for cell in cells]
+    grids = [{a: c for a in cell.treated if (c := compare(results, cell, a, "alpha0")) is not None} for cell in cells]
+    planned = _adjusted(contrasts, holm)
+    searched = _adjusted(grids, benjamini_hochberg)
+    return tuple(
+        Finding(
+            cell=cell,
+            contrasts=contrasts[at],
+            holm=planned[at],
+            grid=grids[at],
+            grid_bh=searched[at],
+            steps=steps_of(results, cell),
+            claim=claim(contrasts[at], blocks_of(results, cell), results.smallest_effect),
+            levels=levels_of(results, cell),
+            flags=flags_of(results, cell),
+        )
+        for at, cell in enumerate(cells)
+    )
+
+
+def steps_of(results: Results, cell: Cell) -> tuple[Step, ...]:
+    """Returns the attribution of METHOD.md section 4 at the prespecified alpha; parts whose arms do not exist are left out."""
+    alpha = results.claim_alpha
+    wanted = [
+        ("schedule", "two phases instead of one", "alpha0", "baseline"),
+        ("regularisation", "any targets of this shape", "shuffled", "alpha0"),
+        ("own profile", "the user's own instead of another's", "treated", "shuffled"),
+        ("the LLM", "the LLM's text instead of a template's", "treated", "template"),
+        ("direct input", "transfer instead of the profile as input", "treated", "input_init"),
+        ("direct input", "transfer instead of the profile joined to the input", "treated", "input_concat"),
+        ("in all", "treated instead of the plain model", "treated", "baseline"),
+    ]
+    found = [
+        Step(name, f"{arm} \u2212 {control}: {meaning}", compare(results, cell, alpha, control, arm=arm))
+        for name, meaning, arm, control in wanted
+    ]
+    return tuple(step for step in found if step.contrast is not None)
+
+
+def blocks_of(results: Results, cell: Cell) -> list[str]:
+    """Returns what forbids a verdict on a cell, one sentence each."""
+    blocks = []
+    entries = profiles_of(results, cell)
+    if not entries:
+        blocks.append("nothing is known of who wrote the profiles: the study's card does not name them")
+    elif not all(entry.get("is_llm") for entry in entries):
+        blocks.append(f"no LLM wrote these profiles ({cell.factors['llm']})")
+    for status, reason in {certificate(entry) for entry in entries}:
+        if status not in ("verified", "declared"):
+            blocks.append(f"the leak certificate is {status}: {reason}" if reason else f"the leak certificate is {status}")
+    for arm in MUST_CONVERGE:
+        runs = cell.controls.get(arm)
+        late = late_runs(results, runs) if runs else 0
+        if runs and late:
+            blocks.append(f"{arm} has not converged: its best epoch is the last one in {late} of {count(len(runs.rows), 'trial')}")
+    return blocks
+
+
+def flags_of(results: Results, cell: Cell) -> tuple[str, ...]:
+    """Returns what a reader of a cell's numbers should know."""
+    flags = []
+    for arm, runs in [*cell.controls.items(), *((f"treated at alpha {a:g}", r) for a, r in cell.treated.items())]:
+        late = late_runs(results, runs)
+        if late:
+            flags.append(f"not converged: {arm}, best epoch at the end in {late} of {count(len(runs.rows), 'trial')}")
+    treated = cell.treated.get(results.claim_alpha)
+    if treated is None:
+        flags.append(f"treated at the prespecified alpha {results.claim_alpha:g} has not finished")
+    levels = levels_of(results, cell)
+    if "EASE" in levels and "alpha0" in levels and levels["alpha0"] < levels["EASE"]:
+        gap = 1 - levels["alpha0"] / levels["EASE"]
+        flags.append(f"below EASE: without transfer the model is {gap:.0%} below it")
+    facts = {str(entry.get("alignment")) for entry in results.card.get("cells", []) if entry.get("layer") == cell.factors["layer"]}
+    if facts & {"pair", "user_item_table", "sequence"}:
+        flags.append(f"the tapped layer {cell.factors['layer']} is not the user's alone ({listed(sorted(facts))})")
+    return tuple(flags)
+
+
+def late_runs(results: Results, runs: Runs) -> int:
+    """Returns how many trials selected the last evaluated epoch."""
+    if not runs.rows:
+        return 0
+    converged = results.trials["converged"].iloc[list(runs.rows.values())]
+    return int((converged.astype(object) == False).sum())  # noqa: E712 - None means that it does not apply
+
+
+def levels_of(results: Results, cell: Cell) -> dict[str, float]:
+    """Returns the mean test value of every arm at the prespecified alpha, and of the references of the same splits."""
+    column = results.trials[f"test_{results.metric}"]
+    runs: dict[str, Runs] = dict(cell.controls)
+    if results.claim_alpha in cell.treated:
+        runs["treated"] = cell.treated[results.claim_alpha]
+    levels = {arm: float(column.iloc[list(r.rows.values())].mean()) for arm, r in runs.items() if r.rows}
+    return {**levels, **references_of(results, cell.factors["dataset"], cell.factors["train_share"])}
+
+
+def references_of(results: Results, dataset: str, train_share: Any) -> dict[str, float]:
+    """Returns reference model to mean test value over the splits of a dataset."""
+    trials = results.trials
+    mine = trials[(trials["arm"] == "reference") & (trials["status"] == "done") & (trials["dataset"] == dataset)]
+    if isinstance(train_share, float):
+        mine = mine[np.isclose(mine["train_share"].astype(float), train_share)]
+    means = mine.groupby("model")[f"test_{results.metric}"].mean()
+    return {str(name): float(value) for name, value in means.items() if pd.notna(value)}
+
+
+def profiles_of(results: Results, cell: Cell) -> list[dict[str, Any]]:
+    """Returns the card's entries of the profiles that a cell was made with."""
+    keys = {results.trials["split_key"].iloc[row] for runs in cell.treated.values() for row in runs.rows.values()}
+    mine = (cell.factors["llm"], cell.factors["dataset"])
+    entries = [p for p in results.card.get("profiles", []) if (p.get("llm"), p.get("dataset")) == mine]
+    return [p for p in entries if not keys or p.get("split_key") in (None, *keys)]
+
+
+def certificate(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns (status, reason) of the leak certificate of a card's profiles entry; "unknown" where there is none."""
+    value = entry.get("certificate")
+    if isinstance(value, Mapping):
+        return str(value.get("status", "unknown")), str(value.get("reason", ""))
+    return str(value or "unknown"), ""
+
+
+def _adjusted(tables: list[dict[Any, Contrast]], correct: Any) -> list[dict[Any, float]]:
+    """Returns the p-values of all contrasts of all cells, corrected together."""
+    flat = [(at, name) for at, table in enumerate(tables) for name in table]
+    values = correct([tables[at][name].difference.p for at, name in flat])
+    adjusted: list[dict[Any, float]] = [{} for _ in tables]
+    for (at, name), value in zip(flat, values, strict=True):
+        adjusted[at][name] = float(value)
+    return adjusted

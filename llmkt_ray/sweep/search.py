@@ -1,0 +1,217 @@
+"""Search inside a cell with Optuna, in rounds, so that it is as reproducible as a grid.
+
+A round's suggestions are in the ledger before its trials start, every suggestion is run over all seeds, and its outcome is
+told in order of its number: so neither the order in which a cluster finishes nor a crash changes what is suggested next.
+What the sampler sees is rebuilt from the ledger; nothing of Optuna's own state is read back.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from llmkt_ray.artifacts import FileStore
+from llmkt_ray.errors import SweepError
+from llmkt_ray.seeds import content_key, derive_seed
+from llmkt_ray.study import SearchConfig, StudyConfig
+from llmkt_ray.sweep.objective import directions, outcome
+from llmkt_ray.sweep.plan import Cell, Plan, treated_spec
+from llmkt_ray.training.spec import TrialSpec
+
+SUGGESTIONS = "ledger/suggestions"
+DECIMALS = 4
+"""Suggested numbers are rounded to so many decimals, so that they read the same everywhere."""
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SearchCell:
+    """What one Optuna study searches: cells that differ in the layer alone.
+
+    Attributes:
+        members: layer name to cell, the first is the default.
+    """
+
+    members: Mapping[str, Cell]
+
+    @property
+    def key(self) -> str:
+        """A key of the cells in it."""
+        return content_key(sorted(cell.key for cell in self.members.values()))
+
+    @property
+    def name(self) -> str:
+        """A readable name, for Optuna's storage."""
+        cell = next(iter(self.members.values()))
+        return f"{cell.split.label} {cell.model.name} {cell.factors['llm']} {cell.factors['reduction']} {cell.loss} {self.key[:6]}"
+
+    def space(self, search: SearchConfig) -> dict[str, BaseDistribution]:
+        """Returns the parameters: alpha, and the layer where there are several; names as in optuna.importance's plots."""
+        model = next(iter(self.members.values())).model.name
+        space: dict[str, BaseDistribution] = {"alpha": FloatDistribution(*search.alpha)}
+        if len(self.members) > 1:
+            space[f"layer_{model}"] = CategoricalDistribution(tuple(self.members))
+        return space
+
+    def default(self, study: StudyConfig) -> Params:
+        """Returns what is tried first: the claim's alpha at the first layer."""
+        low, high = study.search.alpha
+        found: Params = {"alpha": min(max(study.transfer.claim_alpha, low), high)}
+        for name, distribution in self.space(study.search).items():
+            if isinstance(distribution, CategoricalDistribution):
+                found[name] = distribution.choices[0]
+        return found
+
+    def specs(self, study: StudyConfig, params: Params) -> list[TrialSpec]:
+        """Returns the trials of a suggestion: one a seed."""
+        layer = next((value for name, value in params.items() if name.startswith("layer_")), next(iter(self.members)))
+        return [treated_spec(study, self.members[layer], seed, alpha=params["alpha"]) for seed in range(study.seeds)]
+
+
+def search_cells(plan: Plan) -> tuple[SearchCell, ...]:
+    """Returns the searches of a plan, each over the layers of one combination of the other factors."""
+    groups: dict[str, dict[str, Cell]] = {}
+    for cell in plan.cells:
+        labels = {name: value for name, value in cell.factors.items() if name != "dims"}
+        key = content_key([labels, cell.split.key, cell.model.model_dump(mode="json"), cell.loss, cell.schedule.model_dump(mode="json")])
+        groups.setdefault(key, {})[cell.tap.name] = cell
+    return tuple(SearchCell(members) for members in groups.values())
+
+
+def rounds(search: SearchConfig) -> list[tuple[int, int]]:
+    """Returns (number of the first suggestion, how many) for each round."""
+    return [(first, min(search.round_size, search.trials - first)) for first in range(0, search.trials, search.round_size)]
+
+
+def suggestions(
+    files: FileStore, study: StudyConfig, cell: SearchCell, first: int, count: int, history: Sequence[FrozenTrial]
+) -> list[Params]:
+    """Returns a round's suggestions: those in the ledger, or new ones, which are in the ledger when this returns.
+
+    Raises:
+        StorageError: they cannot be written.
+        SweepError: what is in the ledger is damaged.
+    """
+    name = f"{SUGGESTIONS}/{cell.key}-{first:05d}.json"
+    data = files.read_bytes(name)
+    if data is None:
+        made = suggest(cell.space(study.search), study, history, first, count, cell.default(study), cell.key)
+        files.write_bytes(name, json.dumps({"cell": cell.name, "first": first, "suggestions": made}, indent=1).encode())
+        return made
+    try:
+        found: list[Params] = json.loads(data)["suggestions"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SweepError(f"{files.path(name)} is damaged ({error}); delete it and run again: the same suggestions are made anew") from error
+    return found
+
+
+def suggest(
+    space: Mapping[str, BaseDistribution],
+    study: StudyConfig,
+    history: Sequence[FrozenTrial],
+    first: int,
+    count: int,
+    default: Params,
+    cell: str,
+) -> list[Params]:
+    """Returns `count` suggestions: a pure function of the space, the history and the seeds.
+
+    Args:
+        space: the parameters.
+        study: for the sampler, its seed and the directions.
+        history: every earlier suggestion with its outcome, in order.
+        first: number of the first suggestion of this round; number 0 is the default.
+        count: how many.
+        default: the settings that are tried first.
+        cell: key of the search, part of the seed.
+    """
+    search = study.search
+    is_sequence = search.sampler == "qmc"  # knows no history: its n-th point is a function of n
+    seed = derive_seed(study.seed, "search", cell, 0 if is_sequence else first)
+    startup = min(10, max(2, search.trials // 3))
+    samplers = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "qmc": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_asynchronous_seeding=False),
+    }
+    with _quiet():
+        optuna_study = optuna.create_study(directions=directions(search), sampler=samplers[search.sampler]())
+        if not is_sequence:
+            optuna_study.add_trials(history)
+        asked = [optuna_study.ask(dict(space)).params for _ in range(first + count if is_sequence else count)]
+    made = [{name: round(v, DECIMALS) if isinstance(v, float) else v for name, v in params.items()} for params in asked[-count:]]
+    return [default, *made[1:]] if first == 0 else made
+
+
+def told(study: StudyConfig, cell: SearchCell, made: Sequence[Params], rows: pd.DataFrame) -> list[FrozenTrial]:
+    """Returns suggestions with their outcome, as Optuna keeps them; states are true (failed and NaN are FAIL, stopped is PRUNED).
+
+    Args:
+        study: the study.
+        cell: the search.
+        made: suggestions in order.
+        rows: the ledger's trials, indexed by trial key.
+    """
+    frozen = []
+    for params in made:
+        keys = [spec.key for spec in cell.specs(study, params)]
+        state, values = outcome(study, rows.reindex(keys))
+        frozen.append(
+            create_trial(
+                state=state,
+                values=values if state == TrialState.COMPLETE else None,
+                params=dict(params),
+                distributions=cell.space(study.search),
+                user_attrs={"trial_keys": keys},
+            )
+        )
+    return frozen
+
+
+def mirror(url: str | None, folder: str, study: StudyConfig, cell: SearchCell, history: Sequence[FrozenTrial]) -> None:
+    """Copies the history into Optuna storage, for optuna-dashboard and optuna.importance; what is there already stays.
+
+    Args:
+        url: an RDB URL; None: a journal file in the results folder, which must be local.
+        folder: the results folder.
+        study: the study.
+        cell: the search.
+        history: every suggestion told so far, in order.
+    """
+    with _quiet():
+        storage = optuna.storages.RDBStorage(url) if url else _journal(folder)
+        copy = optuna.create_study(
+            storage=storage, study_name=f"{study.name} {cell.name}", directions=directions(study.search), load_if_exists=True
+        )
+        copy.set_metric_names(list(study.search.objectives))
+        copy.add_trials(history[len(copy.trials) :])
+
+
+def _journal(folder: str) -> optuna.storages.BaseStorage:
+    FileStore(folder).write_bytes("search/README.txt", b"Open with: optuna-dashboard journal.log\n")
+    backend = optuna.storages.journal.JournalFileBackend(f"{folder}/search/journal.log")
+    return optuna.storages.JournalStorage(backend)
+
+
+class _quiet:
+    """Silences Optuna's own log for as long as the block lasts."""
+
+    def __enter__(self) -> None:
+        self._before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        optuna.logging.set_verbosity(self._before)
+
+
+def best(history: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """Returns the suggestion with the largest first objective, or None where none is complete."""
+    complete = [trial for trial in history if trial.state == TrialState.COMPLETE and not math.isnan(trial.values[0])]
+    return max(complete, key=lambda trial: trial.values[0], default=None)

@@ -1,0 +1,114 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from llmkt_ray.errors import StorageError
+from llmkt_ray.results import folder as folders
+from llmkt_ray.results.card import finish_card, read_card, write_card
+from llmkt_ray.results.folder import claim, holder, locked, owner_problem, study_folder, write_problem
+from llmkt_ray.study import StudyConfig
+
+HOLD = """
+import sys
+from llmkt_ray.results.folder import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def study(tmp_path, **changes) -> StudyConfig:
+    values = {"name": "one", "datasets": [{"name": "toy", "path": "."}], "models": ["BPR"], "storage": str(tmp_path)}
+    return StudyConfig.model_validate(values | changes)
+
+
+def test_a_folder_belongs_to_the_study_that_claimed_it(tmp_path):
+    mine = study(tmp_path)
+    claim(mine)
+    claim(mine)
+    assert yaml.safe_load((tmp_path / "one" / "study.yaml").read_text())["key"] == mine.key
+    with pytest.raises(StorageError, match=r"belongs to another study .*seeds.* changed\); give this study another `name`"):
+        claim(study(tmp_path, seeds=7))
+
+
+def test_settings_that_change_no_number_do_not_change_the_owner(tmp_path):
+    claim(study(tmp_path))
+    assert owner_problem(study(tmp_path, description="other words", resources={"trial": {"cpus": 2}})) is None
+
+
+def test_a_foreign_study_file_is_not_overwritten(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "study.yaml").write_text("a list: [of, something]")
+    with pytest.raises(StorageError, match="not what a study leaves there"):
+        claim(study(tmp_path))
+
+
+def test_two_processes_cannot_hold_one_folder_and_a_killed_one_leaves_it_free(tmp_path):
+    target = str(tmp_path / "one")
+    other = subprocess.Popen([sys.executable, "-c", HOLD, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        assert holder(target)["pid"] == other.pid
+        with pytest.raises(StorageError, match=f"run already in .*process {other.pid} on"), locked(target):
+            pytest.fail("the lock was given twice")
+    finally:
+        other.kill()
+        other.wait()
+    assert holder(target) is None
+    with locked(target):
+        assert holder(target)["pid"] == os.getpid()
+    assert holder(target) is None
+
+
+def test_on_remote_storage_a_silent_holder_is_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders.FileStore, "__init__", _remote(folders.FileStore.__init__))
+    target = tmp_path / "one"
+    with locked(target):
+        assert holder(target)["pid"] == os.getpid()
+        with pytest.raises(StorageError, match="run already"), locked(target):
+            pytest.fail("the lock was given twice")
+    target.mkdir(exist_ok=True)
+    old = {"host": "gone", "pid": 1, "started": "2020-01-01T00:00:00+00:00", "alive": "2020-01-01T00:00:00+00:00", "id": "x"}
+    (target / "run.json").write_text(json.dumps(old))
+    with locked(target):
+        assert holder(target)["pid"] == os.getpid()
+
+
+def _remote(init):
+    def wrapped(self, root):
+        init(self, root)
+        self.is_local = False
+        os.makedirs(self.path(""), exist_ok=True)
+
+    return wrapped
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_nothing_is_left(tmp_path):
+    assert write_problem(tmp_path / "new") is None
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    assert "file" in write_problem(tmp_path / "file" / "below")
+
+
+def test_the_card_keeps_its_start_and_gets_its_end_once(tmp_path):
+    one = study(tmp_path)
+    where = study_folder(one)
+    assert read_card(where) is None
+    write_card(where, one, {"cells": [], "planned_trials": 3})
+    first = read_card(where)
+    assert (first["key"], first["planned_trials"], first["finished"]) == (one.key, 3, None)
+    assert {"python", "torch", "ray"} <= set(first["versions"])
+    finish_card(where)
+    ended = read_card(where)["finished"]
+    write_card(where, one, {"cells": [], "planned_trials": 3})
+    assert (read_card(where)["started"], read_card(where)["finished"]) == (first["started"], ended)
+
+
+def test_a_damaged_card_is_told(tmp_path):
+    (tmp_path / "card.json").write_text("{half")
+    with pytest.raises(StorageError, match=r"card.json is damaged"):
+        read_card(tmp_path)

@@ -1,0 +1,110 @@
+import pytest
+
+from llmkt_ray.errors import StudyError
+from llmkt_ray.results.folder import claim, locked, study_folder
+from llmkt_ray.study import StudyConfig
+from llmkt_ray.sweep.check import check_study
+from llmkt_ray.sweep.run import store_of
+from tests.tiny import tiny_study
+
+
+def problems(study: StudyConfig, **settings) -> str:
+    with pytest.raises(StudyError) as caught:
+        check_study(study, store_of(study), **settings)
+    return str(caught.value)
+
+
+def test_a_good_study_has_no_problems_and_nothing_is_left(tmp_path):
+    study = tiny_study(tmp_path)
+    check_study(study, store_of(study))
+    assert not (tmp_path / "results").exists()
+
+
+def test_every_wrong_name_is_told_at_once_with_the_closest(tmp_path):
+    study = tiny_study(
+        tmp_path,
+        models=["NeuMFF", "EASE"],
+        evaluation={"metrics": ["NDGC@10", "Hit"], "select_on": "Hit", "references": ["Popp", "BPR"]},
+        transfer={"alphas": (0.5,), "loss": ("mze",), "layers": {"NeuMF": "auto"}},
+        reduction={"method": "umapp"},
+        embedding={"encoder": "tfidf_svdd"},
+    )
+    text = problems(study)
+    for part in (
+        "model 'NeuMFF' is not known; did you mean 'NeuMF'",
+        "model 'EASE' has no layer to transfer to; list it under `evaluation.references`",
+        "metric 'NDGC@10' is not known; did you mean 'NDCG@10'",
+        "'Hit' needs a depth of at least 1, for example Hit@10",
+        "reference 'Popp' is not known; did you mean 'Pop'",
+        "reference 'BPR' is a model that is trained in steps",
+        "loss 'mze' is not known; did you mean 'mse'",
+        "reduction method 'umapp' is not known; did you mean 'umap'",
+        "transfer.layers: model 'NeuMF' is not known",
+        "tfidf_svdd",
+    ):
+        assert part in text
+
+
+def test_datasets_are_told_beside_names(tmp_path):
+    study = tiny_study(tmp_path, models=["BRP"])
+    (tmp_path / "toy" / "interactions.parquet").unlink()
+    text = problems(study)
+    assert "model 'BRP' is not known; did you mean 'BPR'" in text
+    assert "toy" in text.split("BRP", 1)[1]
+
+
+def test_a_class_by_import_path_needs_permission(tmp_path):
+    study = tiny_study(tmp_path, models=[{"name": "Mine", "class_path": "os:system"}])
+    assert "run again with --allow-code" in problems(study)
+
+
+def test_a_layer_that_does_not_exist(tmp_path):
+    study = tiny_study(tmp_path, transfer={"alphas": (0.5,), "layers": ("mlp.3",)})
+    assert "'mlp.3' is not known" in problems(study)
+    assert "llmkt layers BPR" in problems(study)
+
+
+def test_a_target_of_another_width_than_the_layer(tmp_path):
+    study = tiny_study(tmp_path, reduction={"method": "pca", "dims": 5})
+    assert "is 8 wide and the target 5" in problems(study)
+    student = tiny_study(tmp_path, reduction={"method": "pca", "dims": 5}, transfer={"alphas": (0.5,), "projection": "student"})
+    check_study(student, store_of(student))
+
+
+def test_targets_wider_than_what_they_are_made_of(tmp_path):
+    wide = [{"name": "BPR", "epochs": 4, "hyperparameters": {"embedding_size": 64}}]
+    text = problems(tiny_study(tmp_path, models=wide))
+    assert "64" in text
+    assert "toy" in text or "tfidf_svd" in text
+
+
+def test_a_gpu_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    study = tiny_study(tmp_path, resources={"trial": {"cpus": 1, "gpus": 0.5}})
+    assert "resources.trial asks for 0.5 GPU" in problems(study)
+    check_study(study, store_of(study), local=False)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "plain-file").write_text("")
+    assert "plain-file" in problems(tiny_study(tmp_path, storage=str(tmp_path / "plain-file")))
+
+
+def test_the_folder_of_another_study(tmp_path):
+    claim(tiny_study(tmp_path))
+    assert "belongs to another study" in problems(tiny_study(tmp_path, seeds=5))
+
+
+def test_a_study_that_is_running(tmp_path):
+    study = tiny_study(tmp_path)
+    with locked(study_folder(study)):
+        assert "is being run already" in problems(study)
+
+
+def test_the_name_of_the_artifacts_folder_is_taken(tmp_path):
+    assert "cannot be named 'artifacts'" in problems(tiny_study(tmp_path, name="artifacts"))
+
+
+def test_profiles_that_cannot_be_read(tmp_path):
+    study = tiny_study(tmp_path, profiles=[{"llm": "file", "path": str(tmp_path / "nowhere.parquet")}])
+    assert "nowhere.parquet" in problems(study)

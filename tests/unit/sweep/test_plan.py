@@ -1,0 +1,93 @@
+from collections import Counter
+
+import pytest
+
+from llmkt_ray.errors import LayerError
+from llmkt_ray.sweep.plan import make_plan
+from llmkt_ray.sweep.run import spread, store_of
+from tests.tiny import tiny_study
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("plan")
+
+
+def plan_of(root, **changes):
+    study = tiny_study(root, **changes)
+    return make_plan(study, store_of(study))
+
+
+def arms(plan) -> Counter:
+    return Counter(spec.arm for spec in plan.trials)
+
+
+def test_a_grid_has_its_arms_once_and_the_reference_once(root):
+    plan = plan_of(root)
+    assert arms(plan) == {"reference": 1, "baseline": 1, "alpha0": 1, "treated": 2, "shuffled": 1}
+    (cell,) = plan.cells
+    assert (cell.tap.name, cell.target.dims) == ("user_embedding", 8), "dims: layer is the width of the tapped layer"
+    assert plan.there == frozenset(), "nothing is computed by planning"
+
+
+def test_planning_leaves_nothing_on_disk(root):
+    plan_of(root)
+    assert not (root / "results").exists()
+
+
+def test_the_quickstart_has_36_trials_and_3_reference_lines():
+    from pathlib import Path
+
+    from llmkt_ray.study import load_study
+
+    study = load_study(Path(__file__).parents[3] / "sweeps" / "quickstart.yaml")
+    counts = arms(make_plan(study, store_of(study)))
+    assert counts == {"reference": 3, "baseline": 6, "alpha0": 6, "treated": 18, "shuffled": 6}
+
+
+def test_controls_are_not_repeated_over_factors_that_they_do_not_depend_on(root):
+    reductions = [{"method": "pca", "dims": "layer"}, {"method": "umap", "dims": "layer"}]
+    plan = plan_of(root, reduction=reductions, seeds=2)
+    assert len(plan.cells) == 2
+    assert arms(plan) == {"reference": 1, "baseline": 2, "alpha0": 2, "treated": 8, "shuffled": 4}
+    assert len({spec.key for spec in plan.trials}) == len(plan.trials)
+
+
+def test_alpha0_follows_the_schedule_and_the_baseline_does_not(root):
+    schedules = [{"switch": 0.5}, {"switch": 0.75}, {"switch": 0.5, "alpha": "linear"}]
+    plan = plan_of(root, transfer={"alphas": (0.5,), "schedule": schedules})
+    assert arms(plan) == {"reference": 1, "baseline": 1, "alpha0": 2, "treated": 3, "shuffled": 3}
+    assert {spec.schedule.alpha for spec in plan.trials if spec.arm == "alpha0"} == {"constant"}
+
+
+def test_everything_repeats_over_splits_and_train_shares(root):
+    study = tiny_study(root)
+    dataset = study.datasets[0].model_dump() | {"train_share": (1.0, 0.5)}
+    dataset["split"] = dataset["split"] | {"repetitions": 2}
+    plan = plan_of(root, datasets=[dataset])
+    assert len(plan.splits) == 4
+    assert arms(plan) == {"reference": 4, "baseline": 4, "alpha0": 4, "treated": 8, "shuffled": 4}
+    shares = {(spec.factors["train_share"], spec.factors["split_repetition"]) for spec in plan.trials}
+    assert shares == {(1.0, 0), (0.5, 0), (1.0, 1), (0.5, 1)}
+
+
+def test_twins_of_one_seed_index_share_their_seed(root):
+    plan = plan_of(root, seeds=2)
+    seeds = {(spec.arm, spec.seed_index): spec.seed for spec in plan.trials if spec.model == "BPR"}
+    for index in (0, 1):
+        assert len({seed for (_, at), seed in seeds.items() if at == index}) == 1
+    assert seeds["treated", 0] != seeds["treated", 1]
+
+
+def test_layers_by_number_and_name_resolve_to_the_same_tap(root):
+    by_number = plan_of(root, transfer={"alphas": (0.5,), "layers": ("1",)})
+    by_name = plan_of(root, transfer={"alphas": (0.5,), "layers": {"BPR": ("user_embedding",)}})
+    assert [cell.tap.name for cell in by_number.cells] == [cell.tap.name for cell in by_name.cells] == ["user_embedding"]
+    with pytest.raises(LayerError, match="layer 9 of BPR does not exist"):
+        plan_of(root, transfer={"alphas": (0.5,), "layers": ("layer 9",)})
+
+
+def test_a_limit_spreads_over_the_arms(root):
+    trials = plan_of(root, seeds=3).trials
+    assert [spec.arm for spec in spread(trials, 4)] == ["treated", "shuffled", "alpha0", "baseline"]
+    assert len(spread(trials, 1000)) == len(trials)

@@ -1,0 +1,91 @@
+"""Checkpoints: exact resume at any epoch boundary, whole files only, nothing executable in them."""
+
+import pickle
+
+import pytest
+import torch
+
+from llmkt_ray.errors import StorageError
+from llmkt_ray.study import ScheduleConfig
+from llmkt_ray.training.checkpoint import CheckpointFile
+
+from .conftest import make_spec, same
+
+
+class Killed(Exception):
+    """Stands for the process's end right after an epoch was saved."""
+
+
+def stop_after(last):
+    def on_epoch(row):
+        if row["epoch"] == last:
+            raise Killed
+
+    return on_epoch
+
+
+@pytest.mark.parametrize("model", ["BPR", "NeuMF", "SimpleX", "MultiVAE", "LightGCN"])
+@pytest.mark.parametrize("last", [1, 2, 3, 5])
+def test_resume_is_bitwise(run, data, tmp_path, model, last):
+    """Killed in phase 1, at its end, right after the switch and late in phase 2: the result is that of an unbroken trial."""
+    changes = {"epochs": 6, "schedule": ScheduleConfig(handover="best_valid", optimizer="keep")}
+    options = {"checkpoint_dir": tmp_path, "checkpoint_interval_s": 0.0}
+    with pytest.raises(Killed):
+        run(model, "treated", options=options | {"on_epoch": stop_after(last)}, **changes)
+    assert len(list(tmp_path.iterdir())) == 1
+    seen = []
+    resumed = run(model, "treated", options=options | {"on_epoch": lambda row: seen.append(row["epoch"])}, **changes)
+    assert seen == list(range(last + 1, 7))
+    same(resumed, run(model, "treated", **changes))
+    assert resumed.facts["transfer_steps"] == 3 * resumed.facts["batches_per_epoch"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_with_projection_and_reset(run, tmp_path):
+    changes = {"epochs": 6, "projection": "student", "loss": "mse"}
+    options = {"checkpoint_dir": tmp_path, "checkpoint_interval_s": 0.0}
+    for last in (2, 4):
+        with pytest.raises(Killed):
+            run("MultiVAE", "shuffled", options=options | {"on_epoch": stop_after(last)}, **changes)
+        same(run("MultiVAE", "shuffled", options=options, **changes), run("MultiVAE", "shuffled", **changes))
+
+
+def test_a_checkpoint_of_another_trial_or_a_damaged_one_is_not_used(run, data, tmp_path):
+    spec = make_spec(data, "BPR")
+    path = tmp_path / f"{spec.key}.pt"
+    whole = run("BPR")
+    for content in (b"", b"not a checkpoint", pickle.dumps({"version": 1})):
+        path.write_bytes(content)
+        same(run("BPR", options={"checkpoint_dir": tmp_path}), whole)
+    torch.save({"version": 1, "key": "someone else's", "epoch": 2, "state": {}}, path)
+    same(run("BPR", options={"checkpoint_dir": tmp_path}), whole)
+
+
+def test_a_checkpoint_cannot_execute_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    file = CheckpointFile(tmp_path, "k")
+    torch.save({"version": 1, "key": "k", "epoch": 1, "state": Evil()}, file.path)
+    assert file.load(torch.device("cpu")) is None
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_half_written_file_never_takes_the_place_of_a_whole_one(tmp_path, monkeypatch):
+    file = CheckpointFile(tmp_path, "k", 0.0)
+    file.save(1, lambda: {"weights": torch.ones(3)})
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(StorageError, match="no space left"):
+        file.save(2, lambda: {"weights": torch.zeros(3)})
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["k.pt"]
+    saved = file.load(torch.device("cpu"))
+    assert saved is not None
+    assert saved[0] == 1
+
+
+def test_fresh_checkpoints_are_not_written_again(tmp_path):
+    file = CheckpointFile(tmp_path, "k", 1000.0)
+    file.save(1, lambda: pytest.fail("asked for the state"))
+    assert file.load(torch.device("cpu")) is None

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from llmkt_ray.errors import TrainingError
+from llmkt_ray.training import negatives as module
+from llmkt_ray.training.negatives import UniformNegatives
+
+
+def brute_force_used(users, items, pairs):
+    return np.asarray([(u, i) in pairs for u, i in zip(users.tolist(), items.tolist(), strict=True)])
+
+
+@pytest.mark.parametrize("bits_at_most", [1 << 31, 0], ids=["bits", "sorted"])
+def test_membership_is_that_of_the_train_positives(monkeypatch, bits_at_most):
+    monkeypatch.setattr(module, "_BITS_AT_MOST", bits_at_most)
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 13, 80), rng.integers(0, 31, 80)
+    sampler = UniformNegatives(users, items, 13, 31)
+    all_users, all_items = (grid.ravel() for grid in np.meshgrid(np.arange(13), np.arange(31), indexing="ij"))
+    np.testing.assert_array_equal(
+        sampler.used(all_users, all_items), brute_force_used(all_users, all_items, set(zip(users.tolist(), items.tolist(), strict=True)))
+    )
+
+
+@pytest.mark.parametrize("bits_at_most", [1 << 31, 0], ids=["bits", "sorted"])
+def test_draws_are_uniform_over_what_the_user_has_not_liked(monkeypatch, bits_at_most):
+    monkeypatch.setattr(module, "_BITS_AT_MOST", bits_at_most)
+    users, items = np.asarray([0, 0, 0, 1]), np.asarray([0, 3, 7, 5])
+    sampler = UniformNegatives(users, items, 2, 10)
+    rows = np.repeat([0, 1], 30_000)
+    drawn = sampler.draw(rows, np.random.default_rng(1))
+    for user, liked in ((0, {0, 3, 7}), (1, {5})):
+        counts = np.bincount(drawn[rows == user], minlength=10)
+        allowed = [item for item in range(10) if item not in liked]
+        assert counts[list(liked)].sum() == 0
+        expected = 30_000 / len(allowed)
+        # chi-square with len(allowed) - 1 degrees of freedom: 30 is far beyond its 99.9 % point
+        assert ((counts[allowed] - expected) ** 2 / expected).sum() < 30
+
+
+def test_the_generator_alone_decides():
+    sampler = UniformNegatives(np.asarray([0, 1]), np.asarray([1, 2]), 2, 50)
+    rows = np.repeat([0, 1], 100)
+    first, again, other = (sampler.draw(rows, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_a_user_who_likes_everything_is_refused():
+    with pytest.raises(TrainingError, match="have all 3 items as train positives"):
+        UniformNegatives(np.asarray([0, 1, 1, 1]), np.asarray([0, 0, 1, 2]), 2, 3)
