@@ -28,6 +28,10 @@ from recbole.data import create_dataset, data_preparation  # noqa: E402
 from recbole.utils import get_model, get_trainer, init_seed  # noqa: E402
 
 
+NAME = "frozen"
+"""The dataset's name on RecBole's side: "ml-100k" would make it read its own bundled files."""
+
+
 def positives_only(data: PreparedData) -> PreparedData:
     """The split with its positive rows alone: RecBole masks what is in its files, so both sides see the same rows."""
     train = data.train.positives()
@@ -35,13 +39,13 @@ def positives_only(data: PreparedData) -> PreparedData:
 
 
 def write_atomic(data: PreparedData, folder: Path) -> None:
-    """Writes the positives of a split as RecBole's pre-split atomic files `<name>.<part>.inter`."""
-    target = folder / data.name
+    """Writes the positives of a split as RecBole's pre-split atomic files `frozen.<part>.inter`."""
+    target = folder / NAME
     target.mkdir(parents=True, exist_ok=True)
     for part, rows in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         kept = rows.positives()
         frame = pd.DataFrame({"user_id:token": data.user_tokens[kept.user], "item_id:token": data.item_tokens[kept.item]})
-        frame.to_csv(target / f"{data.name}.{part}.inter", sep="\t", index=False)
+        frame.to_csv(target / f"{NAME}.{part}.inter", sep="\t", index=False)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def _contained() -> Iterator[Path]:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None) if state is None else os.environ.update(CUDA_VISIBLE_DEVICES=state)
 
 
-def run_recbole(model: str, data: PreparedData, files: Path, *, seed: int, epochs: int, settings: Mapping[str, Any]) -> RecBoleResult:
+def run_recbole(model: str, files: Path, *, seed: int, epochs: int, settings: Mapping[str, Any]) -> RecBoleResult:
     """Trains `model` by RecBole's Trainer on the files of `write_atomic` and tests its best validation epoch."""
     with _contained():
         started = time.perf_counter()
@@ -83,7 +87,7 @@ def run_recbole(model: str, data: PreparedData, files: Path, *, seed: int, epoch
             "metrics": ["NDCG", "Recall", "Hit", "MRR"], "topk": [10], "valid_metric": "NDCG@10", "metric_decimal_place": 9,
             "eval_args": {"mode": "full", "order": "RO", "group_by": "user", "split": {"RS": [0.8, 0.1, 0.1]}},
         } | dict(settings)  # fmt: skip
-        config = Config(model=model, dataset=data.name, config_dict=values)
+        config = Config(model=model, dataset=NAME, config_dict=values)
         init_seed(seed, True)
         train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
         init_seed(seed, True)

@@ -31,7 +31,7 @@ fi
 umask 077
 private=$(mktemp -d "$HOME/.llmkt-slurm-$job.XXXXXX")
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$private/token"
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 
 # Ports from the job id: two jobs of one user may share a node.
 port=$((20000 + job % 4000 * 5))

@@ -74,6 +74,7 @@ class Study:
                     "models": tuple(model.model_copy(update={"epochs": 2}) for model in config.models),
                     "training": TrainingConfig(**{**config.training.model_dump(), "epochs": 2, "evaluate_every": 1}),
                     "seeds": 1,
+                    "search": config.search.model_copy(update={"trials": 1, "round_size": 1, "objectives": ("mean",)}),
                 }
             ),
             self.allow_code,

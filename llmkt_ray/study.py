@@ -33,7 +33,7 @@ def _as_named(value: Any) -> Any:
 class Section(BaseModel):
     """A part of a study file: frozen, unknown keys forbidden, no NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class PositiveRule(Section):
@@ -109,6 +109,51 @@ class ProfileConfig(Section):
     """Smallest share of the users that must have a text; below it the study stops."""
     full_history: bool = False
     """Profiles from the full train split where `train_share` thins what models learn from."""
+    model: str | None = None
+    """`vllm`, `vllm-sync`: a folder or a hub name; `openai`: the endpoint's name of the model."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; None: the default one."""
+    prompt: str | None = None
+    """A prompt template of one's own (Jinja2 with blocks `system` and `user`); None: the built-in one of the dataset's domain."""
+    prompt_budget: int = Field(2048, ge=64)
+    """Most tokens a prompt may have: the most telling part of a history that fits."""
+    demographics: bool = False
+    """Whether age, gender and occupation enter the prompt."""
+    max_tokens: int = Field(220, ge=1)
+    """Most tokens a profile may have."""
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    generation: int = Field(0, ge=0)
+    """Index of the generation: another one gives other texts of the same model and prompt, as a factor."""
+    attempts: int = Field(2, ge=1, le=10)
+    """How often a user's profile is tried before the row keeps its error."""
+    block_size: int = Field(32, ge=1)
+    """Prompts handed to an engine at once; a part file appears as a block finishes."""
+    workers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_tuple)] = (1,)
+    """Engine actors: a number, or [min, max] for a pool that grows (`vllm`)."""
+    engine: dict[str, str | int | float | bool] = {}
+    """vLLM's own engine settings by name: tensor_parallel_size, max_model_len, gpu_memory_utilization..."""
+    base_url: str = "https://api.openai.com/v1"
+    """`openai`: any endpoint that speaks OpenAI's chat completions."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """`openai`: the environment variable that holds the key; the key itself never stands in a study."""
+    requests_per_minute: float = Field(500, gt=0)
+    """`openai`: rate limit."""
+    concurrency: int = Field(16, ge=1)
+    """`openai`: requests in flight at the most."""
+    timeout_s: float = Field(60, gt=0)
+    """`openai`: seconds to wait for one answer."""
+
+    @model_validator(mode="after")
+    def _model(self) -> Self:
+        language = self.llm in ("vllm", "vllm-sync", "openai")
+        if language and not self.model:
+            raise ValueError(f"profiles with llm {self.llm!r} need a `model`")
+        if not language and self.model:
+            raise ValueError(f"`model` belongs to a language model (vllm, vllm-sync, openai), not to {self.llm!r}")
+        if len(self.workers) > 2 or (len(self.workers) == 2 and self.workers[0] > self.workers[1]):
+            raise ValueError(f"workers is a number or [min, max], but got {list(self.workers)}")
+        return self
 
     @model_validator(mode="after")
     def _path(self) -> Self:
@@ -123,7 +168,7 @@ class ProfileConfig(Section):
     @property
     def label(self) -> str:
         """The name of this choice in results and reports."""
-        return self.name or self.llm
+        return self.name or (f"{self.llm}:{self.model}" if self.model else self.llm)
 
 
 class EmbeddingConfig(Section):

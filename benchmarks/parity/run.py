@@ -74,7 +74,7 @@ def main() -> int:
                 }  # fmt: skip
                 started = time.perf_counter()
                 theirs.append(
-                    run_recbole(model, data, Path(scratch, "files"), seed=seed + 1, epochs=chosen["epochs"], settings=settings).test["NDCG@10"]
+                    run_recbole(model, Path(scratch, "files"), seed=seed + 1, epochs=chosen["epochs"], settings=settings).test["NDCG@10"]
                 )
                 seconds[0] += time.perf_counter() - started
             difference, low, high = interval(np.asarray(ours), np.asarray(theirs))

@@ -10,8 +10,9 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.raw import shown
 from llmkt_ray.errors import ProfileError
-from llmkt_ray.profiles.engines.base import Progress
+from llmkt_ray.profiles.engines.base import Job, Progress
 from llmkt_ray.profiles.engines.registry import engine_of
+from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.table import KIND, Profiles, one_row_per_user
 from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import ProfileConfig
@@ -48,7 +49,8 @@ def generate(config: ProfileConfig, data: PreparedData, store: ArtifactStore, *,
         return _covered(Profiles.load(store, key), config, data)
     started = time.monotonic()
     engine = engine_of(config)
-    written = engine.write(data, derive_seed(study_seed, KIND, key), progress)
+    parts = Parts(store, key)
+    written = engine.write(data, Job(derive_seed(study_seed, KIND, key), progress, parts))
     table = one_row_per_user(written.table, data.user_tokens)
     with_text = len(table) - table.column("profile").null_count
     notes = {
@@ -67,6 +69,7 @@ def generate(config: ProfileConfig, data: PreparedData, store: ArtifactStore, *,
         notes=notes,
         wall_s=time.monotonic() - started,
     )
+    parts.delete()
     return _covered(Profiles.load(store, key), config, data)
 
 

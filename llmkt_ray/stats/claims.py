@@ -55,9 +55,9 @@ def claim(contrasts: Mapping[str, Contrast], blocks: Sequence[str], smallest_eff
         return Claim("works", (f"every lower bound is above 0, but not every one is above {smallest_effect:.0%}",))
     alpha0 = needed["alpha0"]
     if alpha0.difference.high < 0:
-        return Claim("hurts", ("the interval against alpha0 lies below 0",))
+        return Claim("hurts", ("treated is worse than alpha0: the whole interval is below 0",))
     if alpha0.relative is not None and equivalence_p(alpha0.relative, smallest_effect) <= 0.05:
         return Claim("no effect", (f"equivalent to alpha0 within {smallest_effect:.0%} (two one-sided tests)",))
-    short = [f"the interval against {name} includes 0" for name, c in needed.items() if c.difference.low <= 0 <= c.difference.high]
-    short += [f"worse than {name}" for name, c in needed.items() if c.difference.high < 0]
+    short = [f"treated cannot be told apart from {name}" for name, c in needed.items() if c.difference.low <= 0 <= c.difference.high]
+    short += [f"treated is worse than {name}" for name, c in needed.items() if c.difference.high < 0]
     return Claim("inconclusive", tuple(short))

@@ -161,10 +161,10 @@ def _draws(n_seeds: int, n_users: int, resamples: int) -> tuple[np.ndarray, np.n
 def _t_interval(d: np.ndarray, se: float, df: float, method: str, level: float) -> Interval:
     estimate = float(d.mean())
     if se == 0:  # two arms that are equal throughout, or differ by a constant
-        return Interval(estimate, estimate, estimate, 0.0, df, float(estimate == 0), *d.shape, method, level)
+        return Interval(estimate, estimate, estimate, 0.0, df, float(estimate == 0), d.shape[0], d.shape[1], method, level)
     half = float(stats.t.ppf(0.5 + level / 2, df)) * se
     p = float(2 * stats.t.sf(abs(estimate) / se, df))
-    return Interval(estimate, estimate - half, estimate + half, se, df, p, *d.shape, method, level)
+    return Interval(estimate, estimate - half, estimate + half, se, df, p, d.shape[0], d.shape[1], method, level)
 
 
 def _checked(d: np.ndarray) -> np.ndarray:

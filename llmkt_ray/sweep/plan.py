@@ -66,6 +66,12 @@ class Cell:
         settings = [self.model.model_dump(mode="json"), self.schedule.model_dump(mode="json")]
         return content_key([self.split.key, self.target.key, self.tap.name, self.loss, *settings])
 
+    @property
+    def search_key(self) -> str:
+        """A key that cells share which differ in the layer alone: in a search the layer is a parameter."""
+        labels = {name: value for name, value in self.factors.items() if name != "dims"}
+        return content_key([labels, self.split.key, self.model.model_dump(mode="json"), self.loss, self.schedule.model_dump(mode="json")])
+
     def facts(self) -> dict[str, Any]:
         """Returns the cell for the card."""
         return {
@@ -112,7 +118,7 @@ class Plan:
     def searched_trials(self) -> int:
         """Number of trials that a search will suggest, over all cells and seeds."""
         search = self.study.search
-        return 0 if search.kind == "grid" else len(self.cells) * search.trials * self.study.seeds
+        return 0 if search.kind == "grid" else len({cell.search_key for cell in self.cells}) * search.trials * self.study.seeds
 
 
 def make_plan(study: StudyConfig, store: ArtifactStore) -> Plan:

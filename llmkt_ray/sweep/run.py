@@ -180,6 +180,8 @@ def _search(steps: _Steps) -> None:
         new = {cell.key: suggestions(files, study, cell, first, count, history[cell.key]) for cell in cells}
         specs = {spec.key: spec for cell in cells for params in new[cell.key] for spec in cell.specs(study, params)}
         steps.run(list(specs.values()), f"round {number} of {len(every)}")
+        if steps.limit == 0:
+            return
         rows = steps.ledger.trials().set_index("trial_key")
         for cell in cells:
             history[cell.key] += told(study, cell, new[cell.key], rows)

@@ -6,8 +6,9 @@ What the sampler sees is rebuilt from the ledger; nothing of Optuna's own state 
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +80,7 @@ def search_cells(plan: Plan) -> tuple[SearchCell, ...]:
     """Returns the searches of a plan, each over the layers of one combination of the other factors."""
     groups: dict[str, dict[str, Cell]] = {}
     for cell in plan.cells:
-        labels = {name: value for name, value in cell.factors.items() if name != "dims"}
-        key = content_key([labels, cell.split.key, cell.model.model_dump(mode="json"), cell.loss, cell.schedule.model_dump(mode="json")])
-        groups.setdefault(key, {})[cell.tap.name] = cell
+        groups.setdefault(cell.search_key, {})[cell.tap.name] = cell
     return tuple(SearchCell(members) for members in groups.values())
 
 
@@ -200,18 +199,14 @@ def _journal(folder: str) -> optuna.storages.BaseStorage:
     return optuna.storages.JournalStorage(backend)
 
 
-class _quiet:
-    """Silences Optuna's own log for as long as the block lasts."""
-
-    def __enter__(self) -> None:
-        self._before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        optuna.logging.set_verbosity(self._before)
-
-
-def best(history: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """Returns the suggestion with the largest first objective, or None where none is complete."""
-    complete = [trial for trial in history if trial.state == TrialState.COMPLETE and not math.isnan(trial.values[0])]
-    return max(complete, key=lambda trial: trial.values[0], default=None)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences Optuna's own log, and its remark that the QMC sampler is young, for as long as the block lasts."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from llmkt_ray.data.leaks import Certificate
 from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.profiles.parts import Parts
 
 Progress = Callable[[int, int], None]
 """Called with (users done, users in all) as the work goes on."""
@@ -28,6 +29,21 @@ class Written:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Job:
+    """The circumstances of one run of an engine.
+
+    Attributes:
+        seed: of what the engine draws.
+        progress: told as users end.
+        parts: part files of the run before, and of this one.
+    """
+
+    seed: int
+    progress: Progress
+    parts: Parts
+
+
 class Engine(Protocol):
     """Writes the profiles of all users of a split."""
 
@@ -43,7 +59,7 @@ class Engine(Protocol):
             ProfileError: the engine cannot work as configured; found before anything expensive starts.
         """
 
-    def write(self, data: PreparedData, seed: int, progress: Progress) -> Written:
+    def write(self, data: PreparedData, job: Job) -> Written:
         """Writes one row for every user of `data`.
 
         Raises:

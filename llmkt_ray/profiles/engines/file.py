@@ -16,7 +16,7 @@ from llmkt_ray.data.leaks import DECLARED_COLUMN, declare
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.raw import id_column, shown
 from llmkt_ray.errors import ProfileError
-from llmkt_ray.profiles.engines.base import Progress, Written
+from llmkt_ray.profiles.engines.base import Job, Written
 from llmkt_ray.profiles.table import ProfileRow, as_table
 from llmkt_ray.study import Section
 
@@ -72,7 +72,7 @@ class FileEngine:
             "manifest": self._manifest.model_dump(mode="json"),
         }
 
-    def write(self, data: PreparedData, seed: int, progress: Progress) -> Written:
+    def write(self, data: PreparedData, job: Job) -> Written:
         """Returns the file's texts, one row for every user of the split; those without a text get a row with the reason.
 
         Raises:
@@ -108,7 +108,7 @@ class FileEngine:
             )
         if unknown:
             warnings.append(f"{len(unknown):,} ids of the file are not users of the split and are left out: {shown(unknown, 4)}")
-        progress(len(users), len(users))
+        job.progress(len(users), len(users))
         return Written(as_table(rows), certificate, {"warnings": warnings, "file": self._manifest.notes})
 
     def _texts(self) -> dict[str, str | None]:

@@ -18,7 +18,7 @@ from llmkt_ray.data.history import Entry, Histories, Item, histories
 from llmkt_ray.data.leaks import verify
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
-from llmkt_ray.profiles.engines.base import Progress, Written
+from llmkt_ray.profiles.engines.base import Job, Written
 from llmkt_ray.profiles.table import ProfileRow, as_table
 
 TEMPLATE_VERSION = "template-1"
@@ -130,7 +130,7 @@ def _special(liked: Sequence[Entry], population: Population) -> list[str]:
 
 def _surprise(entry: Entry, population: Population) -> float:
     """How far the user's rating lies above everybody's: a favourite of all says little about one."""
-    return (entry.rating or 0.0) - float(population.item_rating[entry.item_index])
+    return (entry.rating or 0.0) - float(population.item_rating[entry.index])
 
 
 def _names(entries: Iterable[Entry], limit: int) -> list[str]:
@@ -183,7 +183,7 @@ class TemplateEngine:
         """Returns the template's version and which history it reads."""
         return {"engine": NAME, "version": TEMPLATE_VERSION, "full_history": self._full}
 
-    def write(self, data: PreparedData, seed: int, progress: Progress) -> Written:
+    def write(self, data: PreparedData, job: Job) -> Written:
         """Writes one row for every user; a user without train rows has none to write from and gets an error row.
 
         Raises:
@@ -212,5 +212,5 @@ class TemplateEngine:
                 )
             )
             if done % 1000 == 0 or done == len(past):
-                progress(done, len(past))
+                job.progress(done, len(past))
         return Written(as_table(rows), verify(data, *past.pairs()))

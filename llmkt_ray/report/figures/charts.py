@@ -73,11 +73,14 @@ class Axes:
     x_ticks: tuple[float, ...] = field(default=())
 
 
-def intervals(title: str, bars: Sequence[Bar], reach: tuple[float, float], smallest: float | None, *, as_percent: bool) -> Canvas:
+def intervals(
+    title: str, axis: str, bars: Sequence[Bar], reach: tuple[float, float], smallest: float | None, *, as_percent: bool
+) -> Canvas:
     """Draws rows of estimates with their intervals on a shared axis with a line at 0.
 
     Args:
         title: of the panel.
+        axis: what the axis shows, with its unit.
         bars: rows, top to bottom.
         reach: range of the axis; bounds beyond it are cut.
         smallest: smallest effect of interest, shaded around 0; None: no shading.
@@ -86,13 +89,19 @@ def intervals(title: str, bars: Sequence[Bar], reach: tuple[float, float], small
     left, right, top = 104.0, 296.0, 12.0
     bottom = top + ROW * len(bars)
     shown = [f"{bar.label} {_number(bar.interval.estimate, as_percent)}" for bar in bars]
-    canvas = Canvas(WIDTH, bottom + 34, title, f"{title}: {'; '.join(shown)}.")
+    canvas = Canvas(WIDTH, bottom + 42, title, f"{title}: {'; '.join(shown)}.")
+    canvas.text((left + right) / 2, bottom + 34, axis, anchor="middle")
     x = Scale(*reach, left, right)
     if smallest is not None:
         canvas.rect(x.clipped(-smallest), top - 4, x.clipped(smallest) - x.clipped(-smallest), bottom - top + 8, "small")
-    for tick in x.ticks(4):
+    for tick in x.ticks(6):
         canvas.line((x(tick), top - 4), (x(tick), bottom + 4), style="grid")
-        canvas.text(x(tick), bottom + 18, f"{tick * 100:+g}" if as_percent and tick else f"{tick:+g}" if tick else "0", anchor="middle")
+        canvas.text(
+            x(tick),
+            bottom + 18,
+            signed(tick * (100 if as_percent else 1), 0 if as_percent and tick * 100 == round(tick * 100) else 1) if tick else "0",
+            anchor="middle",
+        )
     canvas.line((x(0), top - 4), (x(0), bottom + 4), style="zero")
     for row, bar in enumerate(bars):
         y = top + ROW * (row + 0.5)
@@ -109,14 +118,15 @@ def intervals(title: str, bars: Sequence[Bar], reach: tuple[float, float], small
     return canvas
 
 
-def bars(title: str, rows: Sequence[Bar], reach: tuple[float, float], digits: int = 4) -> Canvas:
+def bars(title: str, axis: str, rows: Sequence[Bar], reach: tuple[float, float], digits: int = 4) -> Canvas:
     """Draws rows as bars from 0 with their intervals: parts that add up."""
     left, right, top = 118.0, 292.0, 12.0
     bottom = top + ROW * len(rows)
     shown = [f"{bar.label} {signed(bar.interval.estimate, digits)}" for bar in rows]
-    canvas = Canvas(WIDTH, bottom + 34, title, f"{title}: {'; '.join(shown)}.")
+    canvas = Canvas(WIDTH, bottom + 42, title, f"{title}: {'; '.join(shown)}.")
+    canvas.text((left + right) / 2, bottom + 34, axis, anchor="middle")
     x = Scale(*reach, left, right)
-    for tick in x.ticks(3):
+    for tick in x.ticks(5):
         canvas.line((x(tick), top - 4), (x(tick), bottom + 4), style="grid")
         canvas.text(x(tick), bottom + 18, signed(tick, 2 if abs(x.high - x.low) > 0.04 else 3) if tick else "0", anchor="middle")
     for row, bar in enumerate(rows):
@@ -133,7 +143,7 @@ def bars(title: str, rows: Sequence[Bar], reach: tuple[float, float], digits: in
 
 def curves(title: str, lines: Sequence[Series], levels: Sequence[Level], axes: Axes, height: float = 210.0) -> Canvas:
     """Draws series over x with bands, and levels as horizontal lines named at the right edge."""
-    left, right, top, bottom = 44.0, WIDTH - (62.0 if levels else 10.0), 14.0, height - 36
+    left, right, top, bottom = 44.0, WIDTH - (92.0 if levels else 10.0), 14.0, height - 36
     canvas = Canvas(WIDTH, height, title, _curves_summary(title, lines, levels, axes))
     x, y = Scale(*axes.x, left, right), Scale(*axes.y, bottom, top)
     if axes.phase1:
@@ -168,21 +178,23 @@ def curves(title: str, lines: Sequence[Series], levels: Sequence[Level], axes: A
 
 def _draw_levels(canvas: Canvas, levels: Sequence[Level], axes: Axes, y: Scale, left: float, right: float) -> None:
     """Draws horizontal lines, their names kept apart; a level outside the range is named at the edge with its value."""
-    ordered = sorted((level for level in levels if math.isfinite(level.value)), key=lambda level: -level.value)
-    inside = [level for level in ordered if axes.y[0] <= level.value <= axes.y[1]]
-    place = -math.inf
-    for level in inside:
+    names: list[tuple[float, str, str]] = []
+    for level in sorted((level for level in levels if math.isfinite(level.value)), key=lambda level: -level.value):
         colour, _, _ = series(level.arm)
-        canvas.line((left, y(level.value)), (right, y(level.value)), style=f"thin-{colour}", tip=f"{level.label} {plain(level.value)}")
-        place = max(y(level.value) + 4, place + 12)
         style = f"{colour}-text" if colour in ("alpha0", "baseline", "reference") else "label"
-        canvas.text(right + 5, place, level.label, style)
-    above = [level for level in ordered if level.value > axes.y[1]]
-    below = [level for level in ordered if level.value < axes.y[0]]
-    for row, level in enumerate(above):
-        canvas.text(right - 4, y.end + 10 + 12 * row, f"{level.label} {plain(level.value, 3)} \u2191", "reference-text", "end")
-    for row, level in enumerate(reversed(below)):
-        canvas.text(right - 4, y.start - 5 - 12 * row, f"{level.label} {plain(level.value, 3)} \u2193", "reference-text", "end")
+        if axes.y[0] <= level.value <= axes.y[1]:
+            canvas.line((left, y(level.value)), (right, y(level.value)), style=f"thin-{colour}", tip=f"{level.label} {plain(level.value)}")
+            names.append((y(level.value) + 4, level.label, style))
+        else:
+            arrow = "\u2191" if level.value > axes.y[1] else "\u2193"
+            names.append((y.clipped(level.value) + 4, f"{arrow} {level.label} {plain(level.value, 3).removeprefix('0')}", style))
+    places = [place for place, _, _ in names]
+    for at in range(1, len(places)):
+        places[at] = max(places[at], places[at - 1] + 12)
+    for at in reversed(range(len(places))):
+        places[at] = min(places[at], places[at + 1] - 12 if at + 1 < len(places) else y.start + 6)
+    for place, (_, label, style) in zip(places, names, strict=True):
+        canvas.text(right + 5, place, label, style)
 
 
 def dots(title: str, rows: Sequence[tuple[str, str, float, str]], reach: tuple[float, float], line: float | None) -> Canvas:

@@ -3,7 +3,9 @@
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -136,15 +138,32 @@ def test_a_server_that_does_not_answer_is_an_error_to_act_on(storage: str, endpo
             files.read_bytes("card.json")
 
 
-@pytest.mark.parametrize("operation", ["read_bytes", "exists", "list", "delete"])
-def test_a_refused_request_is_an_error_to_act_on(storage: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S3 answers 400 to a bucket name that cannot be one: like a denied access, this is not the same as absent."""
-    files = FileStore(storage)
-    FileStore(storage).write_bytes("folder/a", b"x")
-    bucket = storage.split("/")[2]
-    refused = FileStore(storage.replace(bucket, "x", 1)) if operation else files
-    with pytest.raises(StorageError, match="check the storage, then run again"):
-        vars(FileStore)[operation](refused, "folder/a")
+class Refusing(BaseHTTPRequestHandler):
+    """An object store that denies every request."""
+
+    def deny(self) -> None:
+        self.send_response(403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = deny
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refused(storage: str, endpoint: str) -> Iterator[FileStore]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield FileStore(storage.replace(endpoint, f"127.0.0.1:{server.server_port}"))
+        server.shutdown()
+
+
+def test_denied_is_not_the_same_as_absent(refused: FileStore) -> None:
+    for operation in (refused.read_bytes, refused.exists, refused.list, refused.delete, lambda name: refused.write_bytes(name, b"x")):
+        with pytest.raises(StorageError, match="check the storage, then run again"):
+            operation("folder/a")
 
 
 def test_another_process_reads_what_was_written(storage: str) -> None:

@@ -1,10 +1,12 @@
 """The Slurm script as it is, with Ray's real nodes on this machine; `srun`, `scontrol` and `hostname` are stand-ins of a few lines."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -29,7 +31,7 @@ sys.exit("fails" in sys.argv[1])
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     for folder in ("bin", "home", "project/sweeps"):
         (tmp_path / folder).mkdir(parents=True)
     for name, body in STAND_INS.items():
@@ -38,7 +40,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "project" / "sweeps" / "run.py").write_text(ENTRY_POINT)
     for study in ("works", "fails", "wait"):
         (tmp_path / "project" / f"{study}.yaml").write_text("name: x\n")
-    return {
+    yield {
         "HOME": str(tmp_path / "home"),
         "USER": "somebody",
         "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -47,6 +49,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_CPUS_PER_TASK": "1",
     }
+    shutil.rmtree(f"/tmp/llmkt-{os.getpid()}", ignore_errors=True)  # Ray's logs, which the script leaves on the nodes
 
 
 def left_over(environment: dict[str, str]) -> list[str]:
@@ -80,10 +83,11 @@ def test_the_sweep_runs_on_all_nodes_and_its_outcome_is_the_job_s(environment: d
 def test_a_cancelled_job_leaves_nothing_behind(environment: dict[str, str], tmp_path: Path) -> None:
     with open(tmp_path / "log", "w") as log:
         job = subprocess.Popen([SCRIPT, "wait.yaml"], env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 180
         while "SWEEP wait.yaml" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
             assert job.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.2)
+        assert "SWEEP wait.yaml" in (tmp_path / "log").read_text()  # the log is written while the sweep runs
         job.send_signal(signal.SIGTERM)
         assert job.wait(timeout=120) == 143
     assert_torn_down(environment)

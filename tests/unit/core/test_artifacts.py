@@ -274,8 +274,16 @@ def test_a_full_disk_does_not_harm_the_artifact_that_is_there(small_disk: Path) 
     np.testing.assert_array_equal(store.arrays("targets", "k1")["a"], np.arange(10))
 
 
-@pytest.mark.parametrize(("code", "words"), [(errno.ENOSPC, "free some space"), (errno.EDQUOT, "no space left"), (errno.EROFS, "choose a `storage`"),
-                                             (errno.EACCES, "may write to"), (errno.EIO, "check the storage")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "no space left"),
+        (errno.EROFS, "choose a `storage`"),
+        (errno.EACCES, "may write to"),
+        (errno.EIO, "check the storage"),
+    ],
+)
 def test_each_failure_of_a_disk_says_what_to_do(code: int, words: str) -> None:
     text = str(storage_problem(OSError(code, os.strerror(code)), "/data/x"))
     assert "/data/x" in text

@@ -4,15 +4,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.history import histories
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
+from llmkt_ray.profiles.engines.base import Job
 from llmkt_ray.profiles.engines.template import Population, TemplateEngine, describe
+from llmkt_ray.profiles.parts import Parts
 from tests.films import GENRES
 
 
+JOB = Job(0, lambda done, total: None, Parts(ArtifactStore("unused"), "unused"))
+
+
 def _texts(data: PreparedData, full: bool = False) -> dict[str, str]:
-    table = TemplateEngine(full).write(data, 0, lambda done, total: None).table
+    table = TemplateEngine(full).write(data, JOB).table
     return dict(zip(table.column("user_id").to_pylist(), table.column("profile").to_pylist(), strict=True))
 
 
@@ -33,14 +39,14 @@ def test_never_reads_a_held_out_row(data: PreparedData) -> None:
     """A user's text does not change with what is in test and validation, and every pair is certified."""
     altered = dataclasses.replace(data, test=data.valid, valid=data.test)
     assert _texts(altered) == _texts(data)
-    certificate = TemplateEngine(False).write(data, 0, lambda done, total: None).certificate
+    certificate = TemplateEngine(False).write(data, JOB).certificate
     assert (certificate.status, certificate.leaks) == ("verified", 0)
     assert certificate.pairs == len(data.train)
 
 
 def test_a_pair_that_is_held_out_too_is_found(data: PreparedData) -> None:
     leaky = dataclasses.replace(data, test=data.train.where(np.arange(len(data.train)) < 5))
-    certificate = TemplateEngine(False).write(leaky, 0, lambda done, total: None).certificate
+    certificate = TemplateEngine(False).write(leaky, JOB).certificate
     assert (certificate.status, certificate.leaks) == ("leaked", 5)
 
 
@@ -59,7 +65,7 @@ def test_thinned_or_full_history(data: PreparedData) -> None:
 
 def test_a_user_without_train_rows_gets_an_error_row(data: PreparedData) -> None:
     without = dataclasses.replace(data, train=data.train.where(data.train.user != 4))
-    row = TemplateEngine(False).write(without, 0, lambda done, total: None).table.to_pylist()[4]
+    row = TemplateEngine(False).write(without, JOB).table.to_pylist()[4]
     assert row["profile"] is None
     assert row["error"].startswith("no_history")
 

@@ -10,11 +10,12 @@ from llmkt_ray.training.spec import TrialResult, TrialSpec
 
 
 def make_spec(index: int = 0, **changes: object) -> TrialSpec:
-    values = dict(
-        study_seed=1, dataset="toy", split_key="s", model="BPR", epochs=2, batch_size=8, learning_rate=0.01, arm="treated", alpha=0.5,
-        layer="user_embedding", targets_key="t", metrics=("NDCG@10", "Hit@10"), select_on="NDCG@10", seed_index=index,
-        factors={"llm": "template", "dims": 8, "train_share": 1.0, "split_repetition": 0},
-    )  # fmt: skip
+    values = {
+        "study_seed": 1, "dataset": "toy", "split_key": "s", "model": "BPR", "epochs": 2, "batch_size": 8, "learning_rate": 0.01,
+        "arm": "treated", "alpha": 0.5, "layer": "user_embedding", "targets_key": "t", "metrics": ("NDCG@10", "Hit@10"),
+        "select_on": "NDCG@10", "seed_index": index,
+        "factors": {"llm": "template", "dims": 8, "train_share": 1.0, "split_repetition": 0},
+    }  # fmt: skip
     return TrialSpec(**(values | changes))
 
 

@@ -1,0 +1,162 @@
+"""Profiles by a language model: prompts, part files, retries, and every user in exactly one row, whatever the engine does."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from llmkt_ray.data.history import histories
+from llmkt_ray.data.leaks import verify
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.profiles.engines.backend import Answer, Backend, Outcome
+from llmkt_ray.profiles.engines.base import Job, Written
+from llmkt_ray.profiles.prompts import Prompt, PromptBuilder, PromptTemplate, Tokens
+from llmkt_ray.profiles.table import ProfileRow, as_table
+from llmkt_ray.study import ProfileConfig
+
+_UNWANTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffd]")
+"""Control characters, lone surrogates and replacement characters: none belongs into a profile."""
+_SINGLES = 32
+"""A block this small that killed its engine is tried again one prompt at a time, a larger one in halves."""
+
+
+class LlmEngine:
+    """Asks a language model for every user's profile.
+
+    Args:
+        config: the model, its sampling and prompts.
+        backend: how the model runs.
+        tokens: makes the model's token counter; called when prompts are built, not before.
+    """
+
+    is_llm = True
+    draws = True
+
+    def __init__(self, config: ProfileConfig, backend: Backend, tokens: Callable[[], Tokens]) -> None:
+        self._config = config
+        self._backend = backend
+        self._tokens = tokens
+        if config.prompt is not None:
+            PromptTemplate("generic", config.prompt)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns model, prompt version, sampling and generation: what the texts depend on beside the histories."""
+        config = self._config
+        own = PromptTemplate("generic", config.prompt).digest if config.prompt else None
+        return {
+            "engine": "llm",
+            **self._backend.identity(),
+            "prompt": {
+                "own": own,
+                "built_in": None if own else {domain: PromptTemplate(domain).digest for domain in ("movies", "music", "books", "generic")},
+                "budget": config.prompt_budget,
+                "demographics": config.demographics,
+                "full_history": config.full_history,
+            },
+            "sampling": {"max_tokens": config.max_tokens, "temperature": config.temperature, "top_p": config.top_p},
+            "generation": config.generation,
+        }
+
+    def builder(self, data: PreparedData) -> PromptBuilder:
+        """Returns what makes the prompts of a split."""
+        config = self._config
+        template = PromptTemplate(data.domain, config.prompt)
+        return PromptBuilder(template, self._tokens(), config.prompt_budget, config.demographics, config.full_history)
+
+    def write(self, data: PreparedData, job: Job) -> Written:
+        """Writes one row for every user, going on from the part files of an interrupted run.
+
+        Raises:
+            ProfileError: no user's profile can be written (a wrong key, no such model, prompts that do not fit).
+            StorageError: part files cannot be written.
+        """
+        builder = self.builder(data)
+        index = {str(token): user for user, token in enumerate(data.user_tokens)}
+        prompts = list(builder.build(data))
+        pairs = [(index[prompt.user_id], item) for prompt in prompts for item in prompt.items]
+        certificate = verify(data, *np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
+        rows = {key: row for key, row in job.parts.finished().items() if key in {(p.user_id, p.hash) for p in prompts}}
+        resumed = len(rows)
+        try:
+            for row in self._complete(prompts, rows, builder.template.version, job):
+                rows[row.user_id, row.prompt_hash or ""] = row
+                job.progress(len(rows), data.n_users)
+        finally:
+            self._backend.close()
+        sizes = histories(data, full=self._config.full_history).sizes()
+        by_user = {row.user_id: row for row in rows.values()}
+        table = as_table(
+            by_user.get(str(user))
+            or ProfileRow(
+                user_id=str(user),
+                profile=None,
+                llm=str(self._config.model),
+                prompt_version=builder.template.version,
+                history_size=int(size),
+                error="no_history: the user has no train rows",
+            )
+            for user, size in zip(data.user_tokens, sizes, strict=True)
+        )
+        shortened = sum(len(prompt.items) < prompt.history_size for prompt in prompts)
+        warnings = [f"{shortened:,} histories did not fit into {builder.budget} tokens; their most telling rows were used"] if shortened else []
+        if not builder.tokens.exact:
+            warnings.append("prompt tokens are estimated at 4 characters each: the model's tokenizer is not at hand")
+        return Written(table, certificate, {"warnings": warnings, "resumed_rows": resumed, "shortened_histories": shortened})
+
+    def _complete(self, prompts: list[Prompt], rows: dict[tuple[str, str], ProfileRow], version: str, job: Job) -> Iterator[ProfileRow]:
+        """Yields a row for every prompt that has none yet or an error worth another attempt, until all have ended."""
+        attempts = {key: row.attempts for key, row in rows.items()}
+        finished = {key for key, row in rows.items() if row.profile is not None or row.attempts >= self._config.attempts}
+        todo = [prompt for prompt in prompts if (prompt.user_id, prompt.hash) not in finished]
+        size = self._config.block_size
+        blocks = [todo[start : start + size] for start in range(0, len(todo), size)]
+        while blocks:
+            again: list[list[Prompt]] = []
+            retry: list[Prompt] = []
+            for number, outcome in self._backend.run(blocks, job.seed):
+                block = blocks[number]
+                if isinstance(outcome, str) and len(block) > 1:
+                    # One of these killed the engine. Alone each shows itself; the innocent lose no attempt.
+                    half = 1 if len(block) <= _SINGLES else -(-len(block) // 2)
+                    again += [block[start : start + half] for start in range(0, len(block), half)]
+                    continue
+                ended = []
+                for prompt, answer in zip(block, _answers(outcome), strict=True):
+                    key = (prompt.user_id, prompt.hash)
+                    attempts[key] = attempts.get(key, 0) + 1
+                    row = self._row(prompt, answer, attempts[key], version)
+                    ended.append(row)
+                    if row.profile is None and answer.retry and attempts[key] < self._config.attempts:
+                        retry.append(prompt)
+                job.parts.append(ended)
+                yield from ended
+            # Those that failed go on alone too: what fails twice must not take others with it.
+            blocks = again + [[prompt] for prompt in retry]
+
+    def _row(self, prompt: Prompt, answer: Answer, attempts: int, version: str) -> ProfileRow:
+        text = clean(answer.text) if answer.text is not None else None
+        error = answer.error or (None if text else "empty: the model gave no text")
+        return ProfileRow(
+            user_id=prompt.user_id,
+            profile=None if error else text,
+            llm=str(self._config.model),
+            prompt_version=version,
+            history_size=prompt.history_size,
+            prompt_hash=prompt.hash,
+            prompt_tokens=answer.prompt_tokens or prompt.tokens,
+            output_tokens=answer.output_tokens,
+            finish_reason=answer.finish_reason,
+            attempts=attempts,
+            error=error,
+            latency_s=answer.latency_s,
+        )
+
+
+def clean(text: str) -> str:
+    """Returns a model's text without what is no text: control and replacement characters, lone surrogates, space around it."""
+    return _UNWANTED.sub("", text).strip()
+
+
+def _answers(outcome: Outcome) -> list[Answer]:
+    return [Answer(None, error=f"engine_died: {outcome[:300]}")] if isinstance(outcome, str) else outcome

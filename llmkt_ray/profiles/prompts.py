@@ -1,0 +1,263 @@
+"""Prompts: what exactly a language model is asked about one user, from the training history and within a token budget.
+
+The constant part comes first, so that an engine with prefix caching reads it once. No ids enter a prompt; demographics only if the
+study asks for them. Templates are Jinja2 in a sandbox: a user's own file can format text and nothing else.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llmkt_ray.data.fields import ITEM_NOUNS
+from llmkt_ray.data.history import Entry, Histories, histories
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.errors import ProfileError
+from llmkt_ray.profiles.engines.template import Population
+from llmkt_ray.seeds import canonical_json
+
+PROMPT_VERSION = "1"
+_BLOCKS = ("system", "user")
+_DESCRIPTION_CHARS = 160
+_FIELD_CHARS = 120
+
+
+class Tokens(Protocol):
+    """Counts tokens as one model does."""
+
+    exact: bool
+    """False where the count is an estimate, because the model's tokenizer is not at hand."""
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Returns the number of tokens of each text."""
+
+    def count_chat(self, messages: Sequence[dict[str, str]]) -> int:
+        """Returns the number of tokens of a whole conversation, its markers included."""
+
+
+class EstimatedTokens:
+    """Four characters a token: for hosted models whose tokenizer is not published as a file."""
+
+    exact = False
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Returns a quarter of each text's length, at least 1."""
+        return [max(1, -(-len(text) // 4)) for text in texts]
+
+    def count_chat(self, messages: Sequence[dict[str, str]]) -> int:
+        """Returns the estimate for the contents and 4 a message."""
+        return sum(self.count([message["content"] for message in messages])) + 4 * len(messages)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one user's profile is asked with.
+
+    Attributes:
+        user_id: raw id; it is not in the messages.
+        messages: role and content, the constant system message first.
+        tokens: tokens of the whole prompt.
+        history_size: train rows that the user has.
+        items: indices of the items that entered the prompt.
+    """
+
+    user_id: str
+    messages: tuple[dict[str, str], ...]
+    tokens: int
+    history_size: int
+    items: tuple[int, ...]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the messages."""
+        return sha256(canonical_json(list(self.messages)).encode()).hexdigest()
+
+
+class PromptTemplate:
+    """A template with a block `system` (constant) and a block `user` (one user's history).
+
+    Args:
+        domain: "movies", "music", "books" or "generic".
+        path: a file of the user's own; None: the built-in one of the domain.
+
+    Raises:
+        ProfileError: the file is missing, is not a template, or lacks a block.
+    """
+
+    def __init__(self, domain: str, path: str | None = None) -> None:
+        name = path or f"{domain}.j2"
+        try:
+            source = Path(path).read_text(encoding="utf-8") if path else (files("llmkt_ray.profiles") / "templates" / name).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProfileError(f"prompt template {name!r} cannot be read: {error}; give a UTF-8 file with blocks system and user") from error
+        # Not HTML: escaping would put &amp; into titles. The sandbox is what keeps a file from running code.
+        environment = ImmutableSandboxedEnvironment(autoescape=False, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701
+        try:
+            self._template: Template = environment.from_string(source)
+        except TemplateError as error:
+            raise ProfileError(f"prompt template {name!r} is not Jinja2: {error}") from error
+        missing = [block for block in _BLOCKS if block not in self._template.blocks]
+        if missing:
+            raise ProfileError(f"prompt template {name!r} has no block {', '.join(missing)}; it needs {{% block system %}} and {{% block user %}}")
+        self.name = name
+        self.version = f"{Path(path).stem if path else domain}-{sha256(source.encode()).hexdigest()[:8]}" if path else f"{domain}-{PROMPT_VERSION}"
+        self.digest = sha256(source.encode()).hexdigest()
+
+    def render(self, block: str, values: dict[str, Any]) -> str:
+        """Returns one block as text.
+
+        Raises:
+            ProfileError: the block uses a name that is not given, or something the sandbox forbids.
+        """
+        try:
+            text = "".join(self._template.blocks[block](self._template.new_context(values)))
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, OverflowError) as error:
+            raise ProfileError(f"prompt template {self.name!r}, block {block}: {error}; given are {', '.join(sorted(values))}") from error
+        return text.strip()
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """Builds the prompts of a split.
+
+    Attributes:
+        template: the text.
+        tokens: the model's own counting.
+        budget: most tokens a prompt may have.
+        demographics: whether age, gender and occupation enter the prompt.
+        full_history: from the full train split although the data is thinned.
+    """
+
+    template: PromptTemplate
+    tokens: Tokens
+    budget: int
+    demographics: bool = False
+    full_history: bool = False
+
+    def build(self, data: PreparedData, only: Callable[[str], bool] = lambda user: True) -> Iterator[Prompt]:
+        """Yields the prompt of every user with a history, in index order.
+
+        Args:
+            data: the split; only its train rows are read.
+            only: which users to build for.
+
+        Raises:
+            ProfileError: not even one item fits into the budget, or the template fails.
+        """
+        past = histories(data, full=self.full_history)
+        population = Population.of(past)
+        about = _demographics(data) if self.demographics else [None] * data.n_users
+        common = self._common(data, population)
+        system = self.template.render("system", common)
+        lines: dict[tuple[int, float | None], tuple[str, int]] = {}
+        for user, (user_id, history) in enumerate(past):
+            if history and only(user_id):
+                yield self._prompt(user_id, history, population, about[user], system, common, lines)
+
+    def _common(self, data: PreparedData, population: Population) -> dict[str, Any]:
+        one, many = ITEM_NOUNS[data.domain]
+        return {
+            "domain": data.domain,
+            "noun": one,
+            "nouns": many,
+            "rated": population.high > population.low,
+            "low": f"{population.low:g}",
+            "high": f"{population.high:g}",
+        }
+
+    def _prompt(
+        self,
+        user_id: str,
+        history: Sequence[Entry],
+        population: Population,
+        about: str | None,
+        system: str,
+        common: dict[str, Any],
+        lines: dict[tuple[int, float | None], tuple[str, int]],
+    ) -> Prompt:
+        ordered = most_telling(history, population)
+        rated = population.high > population.low
+        new = {(e.index, e.rating): line_of(e, rated) for e in ordered if (e.index, e.rating) not in lines}
+        if new:
+            lines.update(zip(new, zip(new.values(), self.tokens.count(list(new.values())), strict=True), strict=True))
+        chosen = [(entry, *lines[entry.index, entry.rating]) for entry in ordered]
+
+        def messages(count: int) -> tuple[dict[str, str], ...]:
+            values = common | {
+                "demographics": about,
+                "shown": count,
+                "total": len(history),
+                "history": [{**_facts(entry), "line": line} for entry, line, _ in chosen[:count]],
+            }
+            return ({"role": "system", "content": system}, {"role": "user", "content": self.template.render("user", values)})
+
+        empty = self.tokens.count_chat(messages(0))
+        # Two tokens a line for the dash and the line break; the exact count below has the last word.
+        running = empty + np.cumsum([tokens + 2 for _, _, tokens in chosen])
+        count = max(1, int(np.searchsorted(running, self.budget, side="right")))
+        while True:
+            asked = messages(count)
+            total = self.tokens.count_chat(asked)
+            if total <= self.budget:
+                return Prompt(user_id, asked, total, len(history), tuple(entry.index for entry, _, _ in chosen[:count]))
+            if count == 1:
+                raise ProfileError(
+                    f"a prompt with one item has {total} tokens, but prompt_budget is {self.budget}; raise it, or shorten the template"
+                )
+            count -= max(1, count // 20)
+
+
+def most_telling(history: Sequence[Entry], population: Population) -> list[Entry]:
+    """Returns a history with the most telling rows first: extreme ratings, then those unlike everybody's, then recent ones."""
+    middle = (population.low + population.high) / 2
+
+    def telling(entry: Entry) -> tuple[float, float, float, str]:
+        rating = entry.rating if entry.rating is not None else middle
+        surprise = abs(rating - float(population.item_rating[entry.index])) if population.high > population.low else 0.0
+        return (-abs(rating - middle), -surprise, -(entry.timestamp or 0.0), entry.item.item_id)
+
+    return sorted(history, key=telling)
+
+
+def line_of(entry: Entry, rated: bool) -> str:
+    """Returns one history row as a line of the prompt: the item's telling fields, on one line each and cut to a length."""
+    facts = _facts(entry)
+    name = facts["title"] or facts["description"] or "untitled"
+    year = f" ({facts['year']})" if facts["year"] else ""
+    parts = [f"{name}{year}", *(facts[field] for field in ("creator", "genres", "category") if facts[field])]
+    if facts["title"] and facts["description"]:
+        parts.append(facts["description"])
+    text = "; ".join(parts)
+    return f"{text}; rated {entry.rating:g}" if rated and entry.rating is not None else text
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    item = entry.item
+    return {
+        "title": _one_line(item.title, _FIELD_CHARS),
+        "year": _one_line(item.year, 10),
+        "genres": _one_line(", ".join(item.genres), _FIELD_CHARS),
+        "creator": _one_line(item.creator, _FIELD_CHARS),
+        "category": _one_line(", ".join(item.category), _FIELD_CHARS),
+        "description": _one_line(item.description, _DESCRIPTION_CHARS),
+        "rating": entry.rating,
+    }
+
+
+def _one_line(text: str | None, limit: int) -> str:
+    return " ".join((text or "").split())[:limit]
+
+
+def _demographics(data: PreparedData) -> list[str | None]:
+    """Returns what is known of each user in index order, for example "age 24, gender M, occupation technician"."""
+    names = [name for name in ("age", "gender", "occupation") if name in data.users.column_names]
+    columns = [data.users.column(name).to_pylist() for name in names]
+    rows = zip(*columns, strict=True) if columns else iter([()] * data.n_users)
+    return [", ".join(f"{n} {_one_line(str(v), 40)}" for n, v in zip(names, row, strict=True) if v is not None) or None for row in rows]

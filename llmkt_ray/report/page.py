@@ -1,0 +1,235 @@
+"""The page: one HTML file without a single reference outside itself, and a policy that lets nothing else run."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from llmkt_ray import __version__
+from llmkt_ray.report import run_facts
+from llmkt_ray.report.figures.canvas import Canvas
+from llmkt_ray.report.figures.style import css_colours, css_rules, series
+from llmkt_ray.report.figures.svg import inline_svg
+from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.load import Results
+from llmkt_ray.report.sections.base import Section, Table
+from llmkt_ray.report.text import count, plain, seconds
+from llmkt_ray.report.verdict import Verdict
+from llmkt_ray.stats.interval import BOOTSTRAP_FROM, MIXED_FROM
+
+GLYPHS = {"good": "\u2713", "bad": "\u2717", "calm": "\u2248", "blocked": "\u2298"}
+MOST_FLAGS = 8
+TRIAL_COLUMNS = ("trial_key", "dataset", "model", "arm", "alpha", "layer", "llm", "seed_index", "status")
+EXTRA_COLUMNS = (
+    "split_key", "split_repetition", "train_share", "encoder", "reduction", "dims", "loss", "projection", "balance", "schedule",
+    "switch", "handover", "optimizer", "alpha_schedule", "epochs", "batch_size", "learning_rate", "weight_decay", "hyperparameters",
+    "targets_key", "peak_rss_bytes", "host", "device", "finished_at", "error_kind", "error_message",
+)  # fmt: skip
+
+
+def render(results: Results, findings: Sequence[Finding], verdict: Verdict, sections: Sequence[Section]) -> str:
+    """Returns the page. All text from data is escaped by Jinja2, by the SVG writer, or written as text by the script."""
+    style, script = _asset("style.css"), _asset("page.js")
+    style = style.replace("/*LIGHT*/", css_colours("light")).replace("/*DARK*/", css_colours("dark")) + css_rules()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_asset("report.html.j2"))
+    return template.render(
+        page=_page(results, findings, sections),
+        verdict=verdict,
+        sections=sections,
+        glyphs=GLYPHS,
+        keys={arm: _key(arm) for section in sections for arm in section.legend},
+        svg=_svg,
+        policy=_policy(style, script),
+        style=Markup(style),  # noqa: S704 - our own asset
+        script=Markup(script),  # noqa: S704 - our own asset
+        data=_json(_trials(results)),
+    )
+
+
+def _page(results: Results, findings: Sequence[Finding], sections: Sequence[Section]) -> dict[str, Any]:
+    flags = study_flags(results, findings)
+    failures = _failures(results.trials)
+    contents = [("verdict", "Verdict"), *([("flags", "Flags")] if flags else []), ("run", "What was run")]
+    contents += [(s.key, s.title) for s in sections]
+    contents += [("failures", f"Failures ({len(failures)})"), ("trials", "Trials"), ("card", "Reproducibility"), ("reading", "How to read")]
+    more = Table("All flags", ("kind", "what"), (False, False), tuple(flags)) if len(flags) > MOST_FLAGS else None
+    return {
+        "name": results.study.get("name") or results.folder.name,
+        "description": results.study.get("description", ""),
+        "metric": results.metric,
+        "claim_alpha": f"{results.claim_alpha:g}",
+        "tiles": _tiles(results, findings),
+        "contents": contents,
+        "flags": flags[:MOST_FLAGS],
+        "more_flags": more,
+        "run_sentences": run_facts.run_sentences(results, tuple(f.cell for f in findings)),
+        "run_tables": run_facts.run_tables(results),
+        "failures": failures,
+        "card": run_facts.card_entries(results),
+        "card_tables": run_facts.card_tables(results),
+        "command": results.card.get("command") or "llmkt run STUDY",
+        "study_yaml": run_facts.study_yaml(results),
+        "version": __version__,
+        "n_rows": f"{len(results.trials):,}",
+    }
+
+
+def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str, str]]:
+    """Returns (kind, sentence) of everything a reader should know before trusting a number."""
+    trials, flags = results.trials, []
+    planned = results.card.get("planned_trials")
+    failed = int((trials["status"] == "failed").sum())
+    if not results.card:
+        flags.append(("no card", "The study's card is missing: who wrote the profiles, and from what, is not known."))
+    if planned and len(trials) < planned:
+        flags.append(
+            ("unfinished", f"{len(trials):,} of {planned:,} planned trials have a row; the numbers will change when the rest has run.")
+        )
+    if failed:
+        flags.append(("failures", f"{count(failed, 'trial')} failed and {'is' if failed == 1 else 'are'} left out of every number."))
+    if results.damaged:
+        flags.append(
+            ("damaged", f"{count(len(results.damaged), 'file')} of the ledger cannot be read; their trials run again with the next run.")
+        )
+    seeds = max((runs.seeds for f in findings for runs in f.cell.treated.values()), default=0)
+    if 0 < seeds < MIXED_FROM:
+        flags.append(
+            (
+                "few seeds",
+                f"{count(seeds, 'seed')}: intervals are over users only, conditional on these seeds. From {MIXED_FROM} seeds they "
+                f"speak of new ones, from {BOOTSTRAP_FROM} by a crossed bootstrap.",
+            )
+        )
+    splits = (
+        trials.dropna(subset=["split_repetition"]).groupby("dataset")["split_repetition"].nunique()
+        if "split_repetition" in trials
+        else pd.Series(dtype=int)
+    )
+    if len(splits) and int(splits.max()) == 1:
+        flags.append(
+            (
+                "one split",
+                "Every number is conditional on one split: the choice of split alone can move results by several percent (`splits: "
+                "repetitions` repeats it).",
+            )
+        )
+    if len(findings) and not any(name in f.levels for f in findings for name in ("Pop", "ItemKNN", "EASE")):
+        flags.append(("no references", "Pop, ItemKNN and EASE were not run: nothing says whether the models are good ones."))
+    for finding in findings:
+        for words in finding.flags:
+            kind, colon, rest = words.partition(": ")
+            flags.append((kind, f"{finding.cell.label}: {rest}") if colon else ("note", f"{finding.cell.label}: {words}"))
+    for entry in results.card.get("datasets", []):
+        flags += [("data", f"{entry.get('name')}: {warning}") for warning in (entry.get("notes") or {}).get("warnings", [])]
+    return list(dict.fromkeys(flags))
+
+
+def _tiles(results: Results, findings: Sequence[Finding]) -> list[tuple[str, str, str]]:
+    trials = results.trials
+    done, failed = int((trials["status"] == "done").sum()), int((trials["status"] == "failed").sum())
+    planned = results.card.get("planned_trials") or len(trials)
+    seeds = max((runs.seeds for f in findings for runs in f.cell.treated.values()), default=0)
+    datasets = sorted({str(d) for d in trials["dataset"].dropna()})
+    models = sorted({str(m) for m in trials.loc[trials["arm"] != "reference", "model"].dropna()})
+    profiles = results.card.get("profiles", [])
+    writers = sorted({str(p.get("llm")) for p in profiles})
+    wrote = (
+        "an LLM wrote them"
+        if profiles and all(p.get("is_llm") for p in profiles)
+        else "no LLM wrote these profiles"
+        if profiles
+        else "unknown"
+    )
+    if profiles and any(p.get("is_llm") for p in profiles) and not all(p.get("is_llm") for p in profiles):
+        wrote = "written with and without an LLM"
+    wall = float(trials["wall_s"].sum()) if "wall_s" in trials else 0.0
+    return [
+        ("Datasets", _few(datasets), ""),
+        ("Models", _few(models), ""),
+        ("Profiles", _few(writers), wrote),
+        ("Trials", f"{done:,} of {planned:,}", f"{failed} failed" if failed else "none failed"),
+        ("Seeds", str(seeds), "conditional on these seeds" if 0 < seeds < MIXED_FROM else ""),
+        ("Time of trials", seconds(wall), ""),
+    ]
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "\u2013"
+
+
+def _failures(trials: pd.DataFrame) -> list[dict[str, str]]:
+    failed = trials[trials["status"] == "failed"]
+    return [
+        {
+            "kind": str(row.get("error_kind") or "error"),
+            "label": f"{row['model']} on {row['dataset']}, {row['arm']}, alpha {row['alpha']:g}, seed {row['seed_index']}",
+            "message": str(row.get("error_message") or "no message"),
+            "traceback": str(row.get("error_traceback") or ""),
+        }
+        for row in failed.to_dict("records")
+    ]
+
+
+def _trials(results: Results) -> dict[str, Any]:
+    """Returns the rows for the page's list of trials, every value as text."""
+    trials = results.trials
+    columns = [c for c in TRIAL_COLUMNS if c in trials]
+    extra = [c for c in EXTRA_COLUMNS if c in trials]
+    numbers = {f"valid {results.metric}": f"valid_{results.metric}", f"test {results.metric}": f"test_{results.metric}"}
+    numbers |= {name: name for name in ("best_epoch", "wall_s") if name in trials}
+    shown = {c: [_cell(v) for v in trials[c]] for c in columns}
+    for name, column in numbers.items():
+        digits = 4 if column.startswith(("valid_", "test_")) else 0 if column == "best_epoch" else 1
+        shown[name] = ["" if pd.isna(v) else plain(float(v), digits) for v in trials[column]]
+    details = {c: [_cell(v) for v in trials[c]] for c in extra}
+    return {
+        "columns": [name.replace("_index", "").replace("_", " ") for name in shown],
+        "numeric": [name in numbers or name in ("alpha", "seed_index") for name in shown],
+        "rows": [list(row) for row in zip(*shown.values(), strict=True)],
+        "extra_columns": [name.replace("_", " ") for name in extra],
+        "extra": [list(row) for row in zip(*details.values(), strict=True)],
+    }
+
+
+def _cell(value: Any) -> str:
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _svg(canvas: Canvas) -> Markup:
+    return Markup(inline_svg(canvas))  # noqa: S704 - the SVG writer escapes every text
+
+
+def _key(arm: str) -> Markup:
+    """Returns an arm's key of the legend: its line and its marker."""
+    colour, shape, _ = series(arm)
+    canvas = Canvas(26, 12, arm, arm)
+    canvas.line((0, 6), (26, 6), style=f"line-{colour}")
+    canvas.marker(shape, 13, 6, f"mark-{colour}", r=4.2)
+    return Markup(inline_svg(canvas).replace('class="fig"', 'class="key" aria-hidden="true"'))  # noqa: S704 - arms are escaped by the writer
+
+
+def _json(value: Any) -> Markup:
+    """Returns JSON that cannot end its script element: every <, > and & is an escape."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))  # noqa: S704 - escaped just here
+
+
+def _policy(style: str, script: str) -> str:
+    return f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _asset(name: str) -> str:
+    return resources.files("llmkt_ray.report").joinpath("templates", name).read_text(encoding="utf-8")

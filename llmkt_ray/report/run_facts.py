@@ -1,0 +1,194 @@
+"""What was run: data, profiles, encoder, models, as sentences and tables; and the reproducibility card."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from llmkt_ray.report.cells import Cell
+from llmkt_ray.report.findings import certificate
+from llmkt_ray.report.load import Results
+from llmkt_ray.report.sections.base import Table
+from llmkt_ray.report.text import count, gibibytes, listed, plain, seconds
+
+
+def run_sentences(results: Results, cells: tuple[Cell, ...]) -> list[str]:
+    """Returns what was run, in sentences."""
+    trials, card = results.trials, results.card
+    if not len(trials):
+        return ["No trial has a row yet."]
+    done, planned = int((trials["status"] == "done").sum()), card.get("planned_trials")
+    of_planned = f" of {planned:,} planned" if planned and planned != done else ""
+    axes = "dataset \u00d7 model \u00d7 layer \u00d7 profiles \u00d7 ..."
+    sentences = [
+        f"{count(done, 'trial')} finished{of_planned}, in {count(len(cells), 'cell')} ({axes}), selected on validation {results.metric}; "
+        "test was opened once a trial, with full ranking."
+    ]
+    writers = []
+    for entry in _once(card.get("profiles", []), "llm"):
+        who = f"by an LLM ({entry['llm']})" if entry.get("is_llm") else f"without an LLM ({entry['llm']}): no LLM wrote these profiles"
+        writers.append(f"{who}, leak certificate {certificate(entry)[0]}")
+    if writers:
+        sentences.append(f"Profiles were written {listed(writers)}.")
+    return sentences
+
+
+def run_tables(results: Results) -> list[Table]:
+    """Returns the tables of what was run; those without a row are left out."""
+    tables = [_datasets(results), _profiles(results), _targets(results), _models(results)]
+    return [table for table in tables if table.rows]
+
+
+def card_entries(results: Results) -> list[tuple[str, str]]:
+    """Returns the entries of the reproducibility card."""
+    card, trials = results.card, results.trials
+    hardware = card.get("hardware") or {}
+    entries = [
+        ("study key", str(card.get("key", "unknown"))),
+        ("seed of the study", str(results.study.get("seed", "unknown"))),
+        ("started", str(card.get("started", "unknown"))),
+        ("finished", str(card.get("finished") or "not yet")),
+        (
+            "driver",
+            f"{hardware.get('platform', 'unknown')}, {count(hardware.get('cpus') or 0, 'CPU')}, "
+            f"{gibibytes(hardware.get('memory_bytes') or 0)}",
+        ),
+    ]
+    if len(trials):
+        hosts, devices = sorted({str(h) for h in trials["host"].dropna()}), sorted({str(d) for d in trials["device"].dropna()})
+        entries += [
+            (
+                "trials ran on",
+                f"{listed(hosts[:4]) or 'unknown'}{' and others' if len(hosts) > 4 else ''} ({listed(devices) or 'unknown'})",
+            ),
+            ("time of all trials", f"{seconds(trials['wall_s'].sum())} wall, {seconds(trials['cpu_s'].sum())} CPU"),
+            ("largest memory of a trial", gibibytes(float(trials["peak_rss_bytes"].max()))),
+        ]
+    tokens = [_tokens(p.get("notes") or {}) for p in card.get("profiles", [])]
+    if sum(tokens):
+        entries.append(("tokens of all profiles", f"{sum(tokens):,}"))
+    return entries
+
+
+def card_tables(results: Results) -> list[Table]:
+    """Returns keys and versions as tables."""
+    keys = [
+        (kind, _text(entry.get("dataset") or entry.get("name")), _text(entry.get("llm")), str(entry.get("key") or entry.get("split_key")))
+        for kind, name in (("split", "datasets"), ("profiles", "profiles"), ("embeddings", "embeddings"), ("targets", "targets"))
+        for entry in results.card.get(name, [])
+    ]
+    versions = [(str(name), str(version)) for name, version in sorted((results.card.get("versions") or {}).items())]
+    tables = [
+        Table("Artifact keys", ("artifact", "dataset", "profiles", "key"), (False,) * 4, tuple(keys)),
+        Table("Versions", ("package", "version"), (False, False), tuple(versions)),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def study_yaml(results: Results) -> str:
+    """Returns the study file, complete with defaults."""
+    return yaml.safe_dump(results.study, sort_keys=False, allow_unicode=True) if results.study else "The study file is not in the card."
+
+
+def _datasets(results: Results) -> Table:
+    rows = []
+    for entry in results.card.get("datasets", []):
+        notes = entry.get("notes") or {}
+        config: Mapping[str, Any] = next((d for d in results.study.get("datasets", []) if d.get("name") == entry.get("name")), {})
+        threshold = (config.get("positive") or {}).get("rating_at_least")
+        split = config.get("split") or {}
+        ratios = split.get("ratios") if split.get("kind") in ("random", "time") else None
+        counts, positives = notes.get("rows") or {}, notes.get("positives") or {}
+        rows.append(
+            (
+                _text(entry.get("name")), str(entry.get("repetition", 0) + 1), f"{entry.get('train_share', 1.0):g}",
+                f"{entry.get('n_users') or 0:,}", f"{entry.get('n_items') or 0:,}",
+                " / ".join(f"{counts.get(p, 0):,}" for p in ("train", "valid", "test")),
+                " / ".join(f"{positives.get(p, 0):,}" for p in ("train", "valid", "test")),
+                "every interaction" if threshold is None else f"rating of at least {threshold:g}",
+                f"{split.get('kind', 'unknown')}{' ' + '/'.join(f'{r:g}' for r in ratios) if ratios else ''}",
+            )
+        )  # fmt: skip
+    columns = (
+        "dataset",
+        "split",
+        "train share",
+        "users",
+        "items",
+        "rows train / valid / test",
+        "positives train / valid / test",
+        "a positive is",
+        "rule",
+    )
+    return Table("Data", columns, (False, True, True, True, True, True, True, False, False), tuple(rows))
+
+
+def _profiles(results: Results) -> Table:
+    rows = []
+    for entry in results.card.get("profiles", []):
+        status, reason = certificate(entry)
+        coverage = (entry.get("notes") or {}).get("coverage")
+        rows.append(
+            (
+                _text(entry.get("llm")), _text(entry.get("dataset")), "an LLM" if entry.get("is_llm") else "no LLM wrote these profiles",
+                f"{coverage:.1%}" if isinstance(coverage, float | int) else "unknown", status, reason,
+            )
+        )  # fmt: skip
+    columns = ("profiles", "dataset", "written by", "users with a text", "leak certificate", "why")
+    return Table("Profiles", columns, (False, False, False, True, False, False), tuple(rows))
+
+
+def _targets(results: Results) -> Table:
+    rows = []
+    for entry in results.card.get("targets", []):
+        notes = entry.get("notes") or {}
+        kept = [plain(notes[n], 3) if isinstance(notes.get(n), float | int) else "\u2013" for n in ("trustworthiness", "knn_overlap")]
+        rows.append(
+            (
+                _text(entry.get("dataset")),
+                _text(entry.get("llm")),
+                _text(entry.get("encoder")),
+                _text(entry.get("reduction")),
+                str(entry.get("dims")),
+                *kept,
+            )
+        )
+    columns = ("dataset", "profiles", "encoder", "reducer", "dims", "trustworthiness (0 to 1)", "kNN overlap (0 to 1)")
+    return Table("Embeddings and targets", columns, (False, False, False, False, True, True, True), tuple(dict.fromkeys(rows)))
+
+
+def _models(results: Results) -> Table:
+    trials = results.trials
+    wanted = ["dataset", "model", "epochs", "batch_size", "learning_rate", "weight_decay", "hyperparameters"]
+    if not len(trials) or any(column not in trials for column in wanted):
+        return Table("Models", (), (), ())
+    mine = trials[trials["arm"] != "reference"]
+    layers = mine.dropna(subset=["layer"]).groupby(["dataset", "model"])["layer"].unique()
+    rows = []
+    for values in mine[wanted].drop_duplicates().itertuples(index=False):
+        row = dict(zip(wanted, values, strict=True))
+        names = sorted(str(name) for name in layers.get((row["dataset"], row["model"]), []))
+        settings = json.loads(row["hyperparameters"] or "{}")
+        rows.append(
+            (
+                str(row["model"]), str(row["dataset"]), listed(names) or "\u2013", f"{row['epochs']:g}", f"{row['batch_size']:g}",
+                f"{row['learning_rate']:g}", f"{row['weight_decay']:g}",
+                ", ".join(f"{k} {v}" for k, v in settings.items()) or "RecBole's defaults",
+            )
+        )  # fmt: skip
+    columns = ("model", "dataset", "tapped layers", "epochs", "batch size", "learning rate", "weight decay", "hyper-parameters")
+    return Table("Models", columns, (False, False, False, True, True, True, True, False), tuple(sorted(rows)))
+
+
+def _tokens(notes: Mapping[str, Any]) -> int:
+    return sum(int(notes[name]) for name in ("prompt_tokens", "output_tokens") if isinstance(notes.get(name), int))
+
+
+def _once(entries: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return list({entry.get(name): entry for entry in reversed(entries)}.values())[::-1]
+
+
+def _text(value: Any) -> str:
+    return "\u2013" if value is None or (isinstance(value, float) and pd.isna(value)) else str(value)

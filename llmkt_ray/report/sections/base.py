@@ -1,0 +1,113 @@
+"""What a section of the page consists of, and what its figures share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from llmkt_ray.report.cells import Runs
+from llmkt_ray.report.figures.canvas import Canvas
+from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.load import Results
+from llmkt_ray.report.text import listed
+from llmkt_ray.stats.contrast import Contrast
+
+MOST_PANELS = 12
+"""Panels of one kind that are drawn; the tables hold all."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: column names, whether each is a number, and rows of text."""
+
+    title: str
+    columns: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One panel with its heading."""
+
+    name: str
+    title: str
+    detail: str
+    canvas: Canvas
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page.
+
+    Attributes:
+        key: its anchor.
+        title: a heading.
+        lead: what the reader sees here and how to read it.
+        caption: units, direction of better, n, and what bands mean.
+        figures: panels.
+        legend: arms named in a legend.
+        tables: the numbers behind the figures.
+    """
+
+    key: str
+    title: str
+    lead: str
+    caption: str = ""
+    figures: tuple[Figure, ...] = ()
+    legend: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = field(default=())
+
+
+def chosen(findings: Sequence[Finding]) -> list[Finding]:
+    """Returns the findings whose panels are drawn: all of them if they are few, else those with the largest effects, in their order."""
+    if len(findings) <= MOST_PANELS:
+        return list(findings)
+
+    def size(finding: Finding) -> float:
+        gain = finding.contrasts.get("alpha0")
+        return abs(gain.relative.estimate) if gain is not None and gain.relative is not None else -1.0
+
+    kept = {f.cell.number for f in sorted(findings, key=size, reverse=True)[:MOST_PANELS]}
+    return [f for f in findings if f.cell.number in kept]
+
+
+def sample(contrasts: Sequence[Contrast]) -> str:
+    """Returns n in words: users, seeds and splits of the contrasts, and how their intervals were computed."""
+    if not contrasts:
+        return ""
+    users = sorted({c.difference.n_users for c in contrasts})
+    seeds = sorted({c.difference.n_seeds for c in contrasts})
+    words = {
+        "users": "t over users, conditional on these seeds",
+        "mixed": "mixed model with crossed random seeds and users, seed-level degrees of freedom",
+        "bootstrap": "crossed bootstrap over seeds and users",
+        "splits": "t over splits",
+    }
+    methods = [words[m] for m in words if any(c.difference.method == m for c in contrasts)]
+    one_split = all(c.n_splits == 1 for c in contrasts)
+    return (
+        f"n = {_range(users)} users, {_range(seeds)} {'seed' if seeds == [1] else 'seeds'}"
+        f"{', one split' if one_split else ''}. Interval: 95 %, paired on users and seeds ({listed(methods)})"
+        f"{'; conditional on one split' if one_split else ''}."
+    )
+
+
+def _range(values: Sequence[int]) -> str:
+    return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"
+
+
+def mean_of(results: Results, runs: Runs, part: str = "test") -> float:
+    """Returns the mean of the main metric over the trials of an arm, on "test" or on "valid"."""
+    return float(results.trials[f"{part}_{results.metric}"].iloc[list(runs.rows.values())].mean())
+
+
+def legend(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Returns the arms that a legend names."""
+    present = {arm for f in findings for arm in f.cell.controls}
+    return ("treated", *(arm for arm in ("alpha0", "baseline", "shuffled", "template") if arm in present))
+
+
+def cut(cells: int) -> str:
+    """Returns the sentence that says that not all panels are drawn, empty where all are."""
+    return (
+        f" {MOST_PANELS} of {cells:,} cells are drawn, those with the largest effects; the tables hold all." if cells > MOST_PANELS else ""
+    )

@@ -1,0 +1,123 @@
+"""Gains over each control, and the parts they consist of."""
+
+from collections.abc import Sequence
+
+from llmkt_ray.report.figures import charts
+from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.load import Results
+from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut, sample
+from llmkt_ray.report.text import p_value, percent_interval, plain, value_interval
+
+
+def gains(results: Results, findings: Sequence[Finding]) -> Section | None:
+    """Returns the gains of the treated arm over each of its controls, at the prespecified alpha."""
+    shown = [f for f in findings if f.contrasts]
+    if not shown:
+        return None
+    every = [c for f in shown for c in f.contrasts.values()]
+    reach = charts.reach_of([c.relative for c in every if c.relative is not None], 2 * results.smallest_effect, 1.8)
+    figures = []
+    for finding in chosen(shown):
+        rows = [
+            charts.Bar(f"over {arm}", arm, c.relative, f"treated over {arm}: {percent_interval(c.relative)}, p {p_value(c.difference.p)}")
+            for arm, c in finding.contrasts.items()
+            if c.relative is not None
+        ]
+        name = f"gain of treated at alpha {results.claim_alpha:g}, % of the control's {results.metric}"
+        canvas = charts.intervals(
+            f"{finding.cell.label}: {name}",
+            f"% of the control's {results.metric}; right is better",
+            rows,
+            reach,
+            results.smallest_effect,
+            as_percent=True,
+        )
+        figures.append(Figure(f"gains-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas))
+    caption = (
+        f"Gain in test {results.metric} of treated at alpha {results.claim_alpha:g} over each control, in % of the control; right "
+        "of 0 is better. "
+        f"Marker: mean. Line: 95 % interval. Grey: smaller than the smallest effect of interest ({results.smallest_effect:.0%}). "
+        f"{sample(every)}"
+        f"{cut(len(shown))}"
+    )
+    return Section(
+        key="gains",
+        title="Gains over each control",
+        lead=(
+            "A gain counts as the LLM's knowledge only if it beats every twin: alpha0 (the same two phases without transfer), "
+            "shuffled (another user's profile) and template (the same history without an LLM)."
+        ),
+        caption=caption,
+        figures=tuple(figures),
+        tables=(_contrast_table(results, shown),),
+    )
+
+
+def _contrast_table(results: Results, findings: Sequence[Finding]) -> Table:
+    rows = [
+        (
+            f.cell.label, arm, plain(c.mean_arm), plain(c.mean_control), value_interval(c.difference),
+            percent_interval(c.relative) if c.relative else "n/a", p_value(c.difference.p), p_value(f.holm.get(arm, float("nan"))),
+            f"{c.difference.n_seeds} \u00d7 {c.difference.n_users:,}", "; ".join(c.conditions) or "\u2013",
+        )
+        for f in findings for arm, c in f.contrasts.items()
+    ]  # fmt: skip
+    columns = (
+        "cell", "control", "treated", "control mean", f"difference in {results.metric} [95 %]", "relative [95 %]", "p", "p (Holm)",
+        "seeds \u00d7 users", "conditional on",
+    )  # fmt: skip
+    title = f"All planned contrasts, alpha {results.claim_alpha:g}"
+    return Table(title, columns, (False, False, True, True, True, True, True, True, True, False), tuple(rows))
+
+
+def attribution(results: Results, findings: Sequence[Finding]) -> Section | None:
+    """Returns where the gain comes from: differences of neighbouring arms, which add up."""
+    shown = [f for f in findings if len(f.steps) >= 2]
+    if not shown:
+        return None
+    every = [step.contrast for f in shown for step in f.steps if step.contrast is not None]
+    reach = charts.reach_of([c.difference for c in every], 0.004, 1.8)
+    arms = {"schedule": "alpha0", "regularisation": "shuffled", "own profile": "treated", "the LLM": "template", "in all": "baseline"}
+    figures = []
+    for finding in chosen(shown):
+        rows = [
+            charts.Bar(
+                step.name,
+                arms.get(step.name, "other"),
+                step.contrast.difference,
+                f"{step.meaning}: {value_interval(step.contrast.difference)}",
+            )
+            for step in finding.steps
+            if step.contrast is not None
+        ]
+        canvas = charts.bars(f"{finding.cell.label}: parts of the gain", f"{results.metric}; right is better", rows, reach)
+        figures.append(Figure(f"attribution-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas))
+    rows_of_table = tuple(
+        (f.cell.label, s.name, s.meaning, value_interval(s.contrast.difference), p_value(s.contrast.difference.p))
+        for f in shown
+        for s in f.steps
+        if s.contrast is not None
+    )
+    return Section(
+        key="attribution",
+        title="Where the gain comes from",
+        lead=(
+            "schedule + regularisation + own profile = in all. What the LLM itself adds (treated \u2212 template) is part of the "
+            "own profile, "
+            "not one more term."
+        ),
+        caption=(
+            f"Difference in test {results.metric} between two arms at alpha {results.claim_alpha:g}, in the metric's own unit; "
+            "right of 0 is better. "
+            f"Bar: mean. Line: 95 % interval. {sample(every)}{cut(len(shown))}"
+        ),
+        figures=tuple(figures),
+        tables=(
+            Table(
+                "The parts",
+                ("cell", "part", "arms", f"difference in {results.metric} [95 %]", "p"),
+                (False, False, False, True, True),
+                rows_of_table,
+            ),
+        ),
+    )

@@ -1,0 +1,68 @@
+"""The arms beside simple references, and in the study's other metrics."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmkt_ray.report.cells import compare
+from llmkt_ray.report.figures import charts
+from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.load import Results
+from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut
+from llmkt_ray.report.text import listed, percent_interval, plain
+
+
+def references(results: Results, findings: Sequence[Finding]) -> Section | None:
+    """Returns the arms beside Pop, ItemKNN and EASE."""
+    shown = [f for f in findings if f.levels]
+    if not shown:
+        return None
+    reach = (0.0, max(v for f in shown for v in f.levels.values()) * 1.06)
+    figures = []
+    for finding in chosen(shown):
+        arms = {*finding.cell.controls, "treated"}
+        rows = [
+            (name, name if name in arms else "reference", value, f"{name}: {plain(value)}")
+            for name, value in sorted(finding.levels.items(), key=lambda pair: pair[1])
+        ]
+        canvas = charts.dots(
+            f"{finding.cell.label}: test {results.metric} of every arm and reference", rows, reach, finding.levels.get("EASE")
+        )
+        figures.append(Figure(f"references-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas))
+    has = [f for f in shown if "EASE" in f.levels]
+    below = [f.cell.label for f in has if f.levels.get("treated", np.inf) < f.levels["EASE"]]
+    lead = "No reference lines were run: nothing says whether these models are good ones."
+    if has:
+        lead = f"Below EASE even when treated: {listed(below[:6])}." if below else "Every treated model is at or above EASE."
+    return Section(
+        key="references",
+        title="Against simple references",
+        lead=lead,
+        caption=(
+            f"Mean test {results.metric}, higher is better; treated and its controls at alpha {results.claim_alpha:g}, means over "
+            "seeds and users. "
+            f"Dotted line: EASE. References have one deterministic run a split; no intervals are drawn here.{cut(len(shown))}"
+        ),
+        figures=tuple(figures),
+    )
+
+
+def other_metrics(results: Results, findings: Sequence[Finding]) -> Section | None:
+    """Returns the gain over alpha0 in every metric of the study."""
+    cells = chosen([f for f in findings if f.contrasts])
+    if not cells or len(results.metrics) < 2:
+        return None
+    rows = []
+    for finding in cells:
+        for metric in results.metrics:
+            found = {arm: compare(results, finding.cell, results.claim_alpha, arm, metric) for arm in ("alpha0", "shuffled", "template")}
+            if found["alpha0"] is None:
+                continue
+            cells_of_row = [percent_interval(c.relative) if c is not None and c.relative is not None else "\u2013" for c in found.values()]
+            rows.append((finding.cell.label, metric, plain(found["alpha0"].mean_arm), *cells_of_row))
+    table = Table(
+        "All metrics", ("cell", "metric", "treated", "over alpha0 [95 %]", "over shuffled [95 %]", "over template [95 %]"),
+        (False, False, True, True, True, True), tuple(rows),
+    )  # fmt: skip
+    lead = f"The claim rests on {results.metric}, which was chosen before the study; the others show whether it stands alone."
+    return Section("metrics", "Other metrics", lead, tables=(table,))

@@ -1,0 +1,148 @@
+"""The same study on both executors: the same rows, the same failures, the same resume."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from llmkt_ray.errors import StorageError
+from llmkt_ray.results.card import read_card
+from llmkt_ray.results.folder import locked, study_folder
+from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
+from llmkt_ray.sweep.run import run_study
+from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
+from tests.tiny import tiny_study
+
+pytestmark = pytest.mark.ray
+
+
+def numbers(study) -> pd.DataFrame:
+    frame = Ledger(study_folder(study)).trials()
+    return frame.drop(columns=[*MEASUREMENT_COLUMNS, "study_key"])
+
+
+def run(study, executor, **settings):
+    quiet = Console(file=io.StringIO())
+    return run_study(study, executor=executor, console=quiet, **settings)
+
+
+def failing(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialResult:
+    if spec.arm == "shuffled":
+        raise ValueError(f"no luck at {spec.alpha}")
+    return TrialResult(spec=spec, status="done", valid=dict.fromkeys(spec.metrics, 0.5), test=dict.fromkeys(spec.metrics, 0.5))
+
+
+def leaking(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialResult:
+    """Returns numbers that depend on what the process did before, as far as a trial may see it."""
+    import torch
+
+    before = float(torch.rand(1)), float(np.random.rand())
+    torch.manual_seed(0)
+    return TrialResult(spec=spec, status="done", valid=dict.fromkeys(spec.metrics, 0.5), facts={"before": before})
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The rows of the tiny study from the plain loop."""
+    study = tiny_study(tmp_path_factory.mktemp("reference"))
+    summary = run(study, "loop")
+    assert (summary.ran, summary.done, summary.failed) == (6, 6, 0)
+    return study
+
+
+def test_the_rows_are_those_of_the_loop_bitwise(tmp_path, executor, reference):
+    study = tiny_study(tmp_path)
+    run(study, executor)
+    mine, theirs = numbers(study), numbers(reference)
+    assert len(mine) == 6
+    pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+    assert mine["test_NDCG@10"].notna().all()
+    a, b = Ledger(study_folder(study)), Ledger(study_folder(reference))
+    pd.testing.assert_frame_equal(a.epochs().drop(columns="duration_s"), b.epochs().drop(columns="duration_s"), check_exact=True)
+    for key in mine["trial_key"]:
+        pd.testing.assert_frame_equal(a.users(key), b.users(key), check_exact=True)
+        np.testing.assert_array_equal(a.recommended(key), b.recommended(key))
+
+
+def test_run_again_does_nothing_and_a_missing_row_is_made_again(tmp_path, executor, reference):
+    study = tiny_study(tmp_path)
+    run(study, executor)
+    folder = tmp_path / "results" / "tiny"
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    assert run(study, executor).ran == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")} == stamps
+    lost, damaged = sorted((folder / "ledger" / "trials").iterdir())[:2]
+    lost.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    assert run(study, executor).ran == 2
+    pd.testing.assert_frame_equal(numbers(study), numbers(reference), check_exact=True)
+
+
+def test_a_failing_trial_is_a_row_and_the_others_go_on(tmp_path, executor):
+    study = tiny_study(tmp_path)
+    summary = run(study, executor, run_trial=failing)
+    assert (summary.done, summary.failed) == (5, 1)
+    rows = Ledger(summary.folder).trials()
+    (failed,) = rows[rows["status"] == "failed"].to_dict("records")
+    assert (failed["arm"], failed["error_kind"], failed["error_message"]) == ("shuffled", "ValueError", "no luck at 0.5")
+    assert "no luck at 0.5" in failed["error_traceback"]
+    assert "raise ValueError" in failed["error_traceback"]
+    assert run(study, executor, run_trial=failing).ran == 0, "a failed trial is not tried again unless asked"
+    again = run(study, executor, retry_failed=True)
+    assert (again.ran, again.failed) == (1, 0)
+
+
+def test_targets_are_made_for_the_trials_that_run_only(tmp_path, executor):
+    study = tiny_study(tmp_path, reduction=[{"method": "pca"}, {"method": "random_projection"}])
+    summary = run(study, executor, limit=1)
+    assert summary.ran == 1
+    assert len(list((tmp_path / "results" / "artifacts" / "targets").iterdir())) == 1
+    card = read_card(summary.folder)
+    assert len(card["targets"]) == 1
+    assert len(card["cells"]) == 2
+    assert json.dumps(card)
+
+
+def test_a_damaged_artifact_is_made_again_with_the_same_bytes(tmp_path, executor):
+    study = tiny_study(tmp_path)
+    run(study, executor, limit=1)
+    (array,) = (tmp_path / "results" / "artifacts" / "targets").rglob("arrays.safetensors")
+    before = array.read_bytes()
+    array.write_bytes(before[:-10])
+    assert run(study, executor).failed == 0
+    assert array.read_bytes() == before
+
+
+def test_a_folder_in_use_is_refused(tmp_path, executor):
+    study = tiny_study(tmp_path)
+    with locked(study_folder(study)), pytest.raises(StorageError, match="is being run already"):
+        run(study, executor)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_one_worker_and_two_give_the_same_rows(tmp_path, reference):
+    for concurrency in (1, 2):
+        study = tiny_study(tmp_path / str(concurrency), resources={"concurrency": concurrency})
+        run(study, "ray")
+        pd.testing.assert_frame_equal(numbers(study), numbers(reference), check_exact=True)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_trial_that_asks_for_more_than_a_node_has_is_refused(tmp_path):
+    from llmkt_ray.errors import ResourceError
+
+    study = tiny_study(tmp_path, resources={"trial": {"cpus": 64}})
+    with pytest.raises(ResourceError, match="asks for CPU 64, but the largest node has CPU 2"):
+        run(study, "ray")
+
+
+def test_results_without_arrays_go_back_to_the_driver(tmp_path, executor):
+    study = tiny_study(tmp_path)
+    summary = run(study, executor, run_trial=leaking)
+    assert summary.failed == 0
+    assert replace(TrialResult(spec=None, status="done")).users == {}  # type: ignore[arg-type]
