@@ -80,6 +80,12 @@ class Study:
             self.allow_code,
         )
 
+    def as_job(self) -> "Study":
+        """Returns this study as a submitted job runs it: a relative `storage` lies where it outlives the job."""
+        from llmkt_ray.sweep.jobs import stored_for_job  # here, because the job client is heavy
+
+        return Study(stored_for_job(self.config), self.allow_code)
+
     def check(self, *, address: str | None = None) -> None:
         """Returns if the study can run.
 

@@ -27,6 +27,14 @@ AllowCode = Annotated[bool, typer.Option("--allow-code", help="Load classes that
 Address = Annotated[str | None, typer.Option(help="A Ray cluster; default: RAY_ADDRESS, or a new one on this machine.")]
 
 
+Dashboard = Annotated[str | None, typer.Option(help="A cluster's dashboard, http://host:8265.")]
+
+
+def _say(text: str) -> None:
+    """Prints a line as it is: no markup from data, no wrapping."""
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command()
 def check(study: StudyFile, allow_code: AllowCode = False) -> None:
     """Say everything that is wrong with a study, at once; start nothing."""
@@ -56,6 +64,7 @@ def run(
     workers: Annotated[int | None, typer.Option(min=1, help="Logical CPUs of the cluster made on this machine; default: all.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
     allow_code: AllowCode = False,
+    as_job: Annotated[bool, typer.Option("--as-job", hidden=True)] = False,
 ) -> None:
     """Do what is missing of a study, then write its report. Run again it goes on; when all is there it does nothing."""
     from llmkt_ray.api import SMOKE_TRIALS, Study
@@ -63,9 +72,19 @@ def run(
 
     opened = Study.from_yaml(study, allow_code=allow_code)
     opened = opened.smoke() if smoke else opened
-    summary = opened.run(
-        executor=executor, address=address, num_cpus=workers, limit=SMOKE_TRIALS if smoke else None, retry_failed=retry_failed, console=err
-    )
+    opened = opened.as_job() if as_job else opened
+    try:
+        summary = opened.run(
+            executor=executor,
+            address=address,
+            num_cpus=workers,
+            limit=SMOKE_TRIALS if smoke else None,
+            retry_failed=retry_failed,
+            console=err,
+        )
+    except KeyboardInterrupt:
+        err.print("llmkt: interrupted; what is done stays, run the same command to go on", style="yellow", highlight=False)
+        raise typer.Exit(130) from None
     for part in summary_tables(opened.config, opened.trials()):
         out.print(part)
     told = f"{summary.ran} trials run now, {summary.done} done and {summary.failed} failed in all" if summary.ran else "nothing was missing"
@@ -75,21 +94,67 @@ def run(
 
 
 @app.command()
-def status(study: StudyFile) -> None:
-    """Show where a study stands, also while it runs elsewhere."""
+def status(study: StudyFile, address: Dashboard = None) -> None:
+    """Show where a study stands, also while it runs elsewhere; with --address, its jobs on that cluster."""
     from llmkt_ray.api import Study
 
+    if address is not None:
+        from llmkt_ray.sweep.jobs import Jobs
+
+        jobs = Jobs(study, address).attempts()
+        for job in jobs:
+            _say(f"{job.id}: {job.status}")
+        if not jobs:
+            _say(f"no job of this study at {address}")
+        return
     now = Study.from_yaml(study).status()
     total = "unknown: not planned yet" if now.planned is None else str(now.planned)
     busy = "nobody" if now.holder is None else f"process {now.holder['pid']} on {now.holder['host']} since {now.holder['started']}"
-    lines = {
-        "folder": now.folder,
-        "trials": f"{now.done} done, {now.failed} failed, planned {total}",
-        "running": busy,
-        "report": now.report or "none yet",
-    }
-    for name, text in lines.items():
-        out.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"folder: {now.folder}")
+    _say(f"trials: {now.done} done, {now.failed} failed, planned {total}")
+    _say(f"running: {busy}")
+    _say(f"report: {now.report or 'none yet'}")
+
+
+@app.command()
+def submit(
+    study: StudyFile,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, http://host:8265.")],
+    smoke: Annotated[bool, typer.Option("--smoke", help="As `llmkt run --smoke`.")] = False,
+    follow: Annotated[bool, typer.Option(help="Show the log until the job ends.")] = True,
+) -> None:
+    """Run a study as a job on a cluster; if it is running there, attach to it; if it ended, go on with the next attempt."""
+    from llmkt_ray.sweep.jobs import Jobs
+
+    jobs = Jobs(study, address)
+    job, is_new = jobs.submit(*(["--smoke"] if smoke else []))
+    _say(f"{'submitted' if is_new else 'running already, attached to'} {job.id}")
+    if follow:
+        ended = jobs.follow(job, lambda text: out.print(text, end="", highlight=False, markup=False, soft_wrap=True))
+        _say(f"{ended.id}: {ended.status}")
+        if ended.status != "SUCCEEDED":
+            raise typer.Exit(1)
+
+
+@app.command()
+def stop(study: StudyFile, address: Annotated[str, typer.Option(help="The cluster's dashboard, http://host:8265.")]) -> None:
+    """Stop a study's job on a cluster; what is done stays."""
+    from llmkt_ray.sweep.jobs import Jobs
+
+    job = Jobs(study, address).stop()
+    _say(f"no job of this study is running at {address}" if job is None else f"stopped {job.id}")
+
+
+@app.command()
+def fetch(
+    study: StudyFile,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, http://host:8265.")],
+    to: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+) -> None:
+    """Bring a study's results and report from a cluster to this machine."""
+    from llmkt_ray.sweep.jobs import Jobs
+
+    _say(str(Jobs(study, address).fetch(to)))
 
 
 @app.command()
@@ -131,9 +196,6 @@ def main() -> None:
     except LlmktError as error:
         err.print(f"llmkt: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("llmkt: interrupted; what is done stays, run the same command to go on", style="yellow", highlight=False)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

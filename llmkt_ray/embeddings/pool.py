@@ -1,14 +1,13 @@
 """An actor pool of Ray Data that encodes whole batches: which worker gets which cannot change a float."""
 
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
 import ray
 
 from llmkt_ray.embeddings.encoders import encoder_of
+from llmkt_ray.profiles.quiet import quiet_ray_data
 from llmkt_ray.study import EmbeddingConfig, TaskResources
 
 
@@ -49,17 +48,3 @@ def pooled(
         for row in pool.iter_rows():
             index = int(row["batch"])
             yield index, np.frombuffer(row["vectors"], np.float32).reshape(len(batches[index]), -1)
-
-
-@contextmanager
-def quiet_ray_data() -> Iterator[None]:
-    """Keeps Ray Data's own bars and progress lines out of the study's; warnings and errors stay."""
-    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    bars, level = context.enable_progress_bars, logger.level
-    context.enable_progress_bars = False
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = bars
-        logger.setLevel(level)

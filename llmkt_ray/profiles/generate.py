@@ -1,9 +1,11 @@
 """Profiles of one split by one engine, made once and stored (artifact kind "profiles")."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmkt_ray.artifacts import ArtifactStore
@@ -15,7 +17,7 @@ from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.table import KIND, Profiles, one_row_per_user
 from llmkt_ray.seeds import content_key, derive_seed
-from llmkt_ray.study import ProfileConfig
+from llmkt_ray.study import ProfileConfig, TaskResources
 
 
 def profiles_key(config: ProfileConfig, data_key: str, study_seed: int) -> str:
@@ -37,8 +39,24 @@ def _silent(done: int, total: int) -> None:
     """Reports no progress."""
 
 
-def generate(config: ProfileConfig, data: PreparedData, store: ArtifactStore, *, study_seed: int, progress: Progress = _silent) -> Profiles:
+def generate(
+    config: ProfileConfig,
+    data: PreparedData,
+    store: ArtifactStore,
+    *,
+    study_seed: int,
+    progress: Progress = _silent,
+    resources: TaskResources = TaskResources(),  # noqa: B008 - frozen
+) -> Profiles:
     """Returns the profiles of a split, from the store where they are there already.
+
+    Args:
+        config: who writes.
+        data: the split.
+        store: where the artifact goes, and part files while it is made.
+        study_seed: of what an engine draws.
+        progress: called with (users done, users in all).
+        resources: what one engine actor asks of Ray.
 
     Raises:
         ProfileError: they cannot be written, a user would have no row, or fewer users than `min_coverage` have a text.
@@ -46,9 +64,11 @@ def generate(config: ProfileConfig, data: PreparedData, store: ArtifactStore, *,
     """
     key = profiles_key(config, data.key, study_seed)
     if store.find(KIND, key) is not None:
-        return _covered(Profiles.load(store, key), config, data)
+        profiles = Profiles.load(store, key)
+        _check_coverage(profiles.table, profiles.notes, config, data)
+        return profiles
     started = time.monotonic()
-    engine = engine_of(config)
+    engine = engine_of(config, resources)
     parts = Parts(store, key)
     written = engine.write(data, Job(derive_seed(study_seed, KIND, key), progress, parts))
     table = one_row_per_user(written.table, data.user_tokens)
@@ -61,6 +81,8 @@ def generate(config: ProfileConfig, data: PreparedData, store: ArtifactStore, *,
         "with_profile": with_text,
         "coverage": with_text / len(table),
     }
+    # Before anything is stored: the part files stay, so that texts that were paid for are there when the cause is mended.
+    _check_coverage(table, notes, config, data)
     store.save(
         KIND,
         key,
@@ -70,23 +92,23 @@ def generate(config: ProfileConfig, data: PreparedData, store: ArtifactStore, *,
         wall_s=time.monotonic() - started,
     )
     parts.delete()
-    return _covered(Profiles.load(store, key), config, data)
+    return Profiles.load(store, key)
 
 
-def _covered(profiles: Profiles, config: ProfileConfig, data: PreparedData) -> Profiles:
-    """Returns the profiles if enough users have a text; they stay stored if not: texts that were paid for are not thrown away.
+def _check_coverage(table: pa.Table, notes: Mapping[str, Any], config: ProfileConfig, data: PreparedData) -> None:
+    """Checks that enough users have a text.
 
     Raises:
-        ProfileError: too few users have a text; it says why, by kind of error, with examples.
+        ProfileError: too few have; it says why, by kind of error, with examples.
     """
-    if profiles.coverage >= config.min_coverage:
-        return profiles
+    if notes["coverage"] >= config.min_coverage:
+        return
     kinds: dict[str, list[str]] = {}
-    for row in profiles.table.filter(pc.is_null(profiles.table.column("profile"))).to_pylist():
+    for row in table.filter(pc.is_null(table.column("profile"))).to_pylist():
         kinds.setdefault(str(row["error"]), []).append(row["user_id"])
     reasons = "; ".join(f"{error[:200]}: {len(users):,} users ({shown(users, 4)})" for error, users in sorted(kinds.items())[:5])
     raise ProfileError(
-        f"{config.label!r} has a profile for {profiles.coverage:.1%} of the {data.n_users:,} users of {data.name!r}, "
-        f"but `min_coverage` asks for {config.min_coverage:.0%}. Without one: {reasons}. {' '.join(profiles.notes.get('warnings', []))} "
-        "Check that the ids are those of the interactions, mend the profiles, or set `min_coverage` lower"
+        f"{config.label!r} has a profile for {notes['coverage']:.1%} of the {data.n_users:,} users of {data.name!r}, "
+        f"but `min_coverage` asks for {config.min_coverage:.0%}. Without one: {reasons}. {' '.join(notes.get('warnings', []))} "
+        "Check that the ids are those of the interactions, mend the profiles, raise `attempts`, or set `min_coverage` lower"
     )

@@ -17,7 +17,7 @@ from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmkt_ray.data.fields import ITEM_NOUNS
-from llmkt_ray.data.history import Entry, Histories, histories
+from llmkt_ray.data.history import Entry, histories
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.template import Population
@@ -94,20 +94,28 @@ class PromptTemplate:
     def __init__(self, domain: str, path: str | None = None) -> None:
         name = path or f"{domain}.j2"
         try:
-            source = Path(path).read_text(encoding="utf-8") if path else (files("llmkt_ray.profiles") / "templates" / name).read_text("utf-8")
+            source = (
+                Path(path).read_text(encoding="utf-8") if path else (files("llmkt_ray.profiles") / "templates" / name).read_text("utf-8")
+            )
         except (OSError, UnicodeDecodeError) as error:
-            raise ProfileError(f"prompt template {name!r} cannot be read: {error}; give a UTF-8 file with blocks system and user") from error
+            raise ProfileError(
+                f"prompt template {name!r} cannot be read: {error}; give a UTF-8 file with blocks system and user"
+            ) from error
         # Not HTML: escaping would put &amp; into titles. The sandbox is what keeps a file from running code.
-        environment = ImmutableSandboxedEnvironment(autoescape=False, undefined=StrictUndefined, trim_blocks=True)  # noqa: S701
+        environment = ImmutableSandboxedEnvironment(autoescape=False, undefined=StrictUndefined, trim_blocks=True)
         try:
             self._template: Template = environment.from_string(source)
         except TemplateError as error:
             raise ProfileError(f"prompt template {name!r} is not Jinja2: {error}") from error
         missing = [block for block in _BLOCKS if block not in self._template.blocks]
         if missing:
-            raise ProfileError(f"prompt template {name!r} has no block {', '.join(missing)}; it needs {{% block system %}} and {{% block user %}}")
+            raise ProfileError(
+                f"prompt template {name!r} has no block {', '.join(missing)}; it needs {{% block system %}} and {{% block user %}}"
+            )
         self.name = name
-        self.version = f"{Path(path).stem if path else domain}-{sha256(source.encode()).hexdigest()[:8]}" if path else f"{domain}-{PROMPT_VERSION}"
+        self.version = (
+            f"{Path(path).stem if path else domain}-{sha256(source.encode()).hexdigest()[:8]}" if path else f"{domain}-{PROMPT_VERSION}"
+        )
         self.digest = sha256(source.encode()).hexdigest()
 
     def render(self, block: str, values: dict[str, Any]) -> str:

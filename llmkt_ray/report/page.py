@@ -56,9 +56,9 @@ def render(results: Results, findings: Sequence[Finding], verdict: Verdict, sect
 def _page(results: Results, findings: Sequence[Finding], sections: Sequence[Section]) -> dict[str, Any]:
     flags = study_flags(results, findings)
     failures = _failures(results.trials)
-    contents = [("verdict", "Verdict"), *([("flags", "Flags")] if flags else []), ("run", "What was run")]
-    contents += [(s.key, s.title) for s in sections]
-    contents += [("failures", f"Failures ({len(failures)})"), ("trials", "Trials"), ("card", "Reproducibility"), ("reading", "How to read")]
+    contents = [("verdict", "Verdict"), *([("flags", "Flags")] if flags else []), ("run", "Run")]
+    contents += [(s.key, s.short) for s in sections]
+    contents += [("failures", f"Failures ({len(failures)})" if failures else "Failures"), ("trials", "Trials"), ("card", "Reproducibility"), ("reading", "How to read")]
     more = Table("All flags", ("kind", "what"), (False, False), tuple(flags)) if len(flags) > MOST_FLAGS else None
     return {
         "name": results.study.get("name") or results.folder.name,
@@ -116,8 +116,8 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
         flags.append(
             (
                 "one split",
-                "Every number is conditional on one split: the choice of split alone can move results by several percent (`splits: "
-                "repetitions` repeats it).",
+                "Every number is conditional on one split: the choice of split alone can move results by several percent (in the study "
+                "file, repetitions of the split measure that).",
             )
         )
     if len(findings) and not any(name in f.levels for f in findings for name in ("Pop", "ItemKNN", "EASE")):

@@ -95,6 +95,12 @@ class Ledger:
         self.files.delete(name)
         self._scalars.pop(name, None)
 
+    def remove_damaged(self) -> None:
+        """Removes the files that could not be read: their trials run again."""
+        for name in self._damaged:
+            self.files.delete(name)
+        self._damaged.clear()
+
     def compact(self, at_least: int = 500) -> int:
         """Gathers the single files into one part if there are `at_least` as many; returns how many were gathered.
 

@@ -1,6 +1,6 @@
 """The executor without Ray: one trial after the other, in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.sweep.execute import Workplace, execute
@@ -24,12 +24,13 @@ class LoopExecutor:
             node.compute(store)
             progress.artifact_made(node.label)
 
-    def run(self, specs: Sequence[TrialSpec], place: Workplace, progress: Progress) -> None:
-        """Runs the trials; afterwards each has its row.
+    def run(self, batches: Iterator[Sequence[TrialSpec]], place: Workplace, progress: Progress) -> None:
+        """Runs batches of trials; each is asked for when the one before it is finished, and then every trial has its row.
 
         Raises:
             StorageError: a row cannot be written.
         """
-        for spec in specs:
-            progress.trial_started(spec)
-            progress.trial_ended(spec, execute(spec, place))
+        for batch in batches:
+            for spec in batch:
+                progress.trial_started(spec)
+                progress.trial_ended(spec, execute(spec, place))

@@ -43,8 +43,8 @@ class Executor(Protocol):
     def compute(self, nodes: Sequence[Node], store: ArtifactStore, progress: Progress) -> None:
         """Makes the artifacts of one stage."""
 
-    def run(self, specs: Sequence[TrialSpec], place: Workplace, progress: Progress) -> None:
-        """Runs trials; afterwards each has its row."""
+    def run(self, batches: Iterator[Sequence[TrialSpec]], place: Workplace, progress: Progress) -> None:
+        """Runs batches of trials, each asked for when the one before it is finished and every trial of it has its row."""
 
 
 @dataclass(frozen=True)
@@ -129,20 +129,23 @@ def run_study(
             refuse_impossible_targets(plan, store)
             if retry_failed:
                 forget_failed(ledger)
-            steps = _Steps(study, plan, store, worker, progress, place, ledger, limit)
-            steps.run(list(plan.trials))
-            if study.search.kind == "optuna":
-                _search(steps)
+            work = _Work(study, plan, store, worker, progress, place, ledger, limit)
+            worker.run(work.batches(), place, progress)
         ledger.compact(COMPACT_AT)
         finish_card(folder)
         rows = ledger.trials()
         failures = int((rows["status"] == "failed").sum())
-        return RunSummary(folder=folder, ran=steps.ran, done=len(rows) - failures, failed=failures)
+        return RunSummary(folder=folder, ran=work.ran, done=len(rows) - failures, failed=failures)
 
 
 @dataclass
-class _Steps:
-    """Runs groups of trials one after the other: what is missing of each, with the artifacts that it needs."""
+class _Work:
+    """What is missing of a study, batch by batch: a batch is made when the one before it is finished.
+
+    Attributes:
+        limit: trials that may still be given out; None: all.
+        ran: trials given out so far.
+    """
 
     study: StudyConfig
     plan: Plan
@@ -154,38 +157,44 @@ class _Steps:
     limit: int | None
     ran: int = 0
 
-    def run(self, specs: list[TrialSpec], stage: str = "trials") -> None:
-        """Runs what is missing of these trials."""
+    def batches(self) -> Iterator[Sequence[TrialSpec]]:
+        """Yields the trials known in advance, then the rounds of the searches."""
+        yield from self._missing(self.plan.trials, "trials")
+        if self.study.search.kind == "optuna":
+            yield from self._rounds()
+
+    def _missing(self, specs: Sequence[TrialSpec], stage: str) -> Iterator[Sequence[TrialSpec]]:
+        """Yields those of the trials that have no row, as one batch, when their artifacts are there; nothing if none is missing."""
         if self.limit is not None:
-            specs = list(spread(specs, self.limit))
+            specs = spread(specs, self.limit)
             self.limit -= len(specs)
         done = self.ledger.done()
         todo = [spec for spec in specs if spec.key not in done]
         if not todo:
             return
+        self.ledger.remove_damaged()
         make_targets_for(todo, self.plan, self.store, self.worker, self.progress)
         write_card(self.place.folder, self.study, card_facts(self.plan, self.store))
+        self.ran += len(todo)
         with self.progress.stage(stage, len(todo)):
             self.progress.expect(todo)
-            self.worker.run(todo, self.place, self.progress)
-        self.ran += len(todo)
+            yield todo
 
-
-def _search(steps: _Steps) -> None:
-    """Runs the rounds of all searches of a study, one round of every search at a time."""
-    study, cells, files = steps.study, search_cells(steps.plan), steps.ledger.files
-    history: dict[str, list[FrozenTrial]] = {cell.key: [] for cell in cells}
-    every = rounds(study.search)
-    for number, (first, count) in enumerate(every, 1):
-        new = {cell.key: suggestions(files, study, cell, first, count, history[cell.key]) for cell in cells}
-        specs = {spec.key: spec for cell in cells for params in new[cell.key] for spec in cell.specs(study, params)}
-        steps.run(list(specs.values()), f"round {number} of {len(every)}")
-        if steps.limit == 0:
-            return
-        rows = steps.ledger.trials().set_index("trial_key")
-        for cell in cells:
-            history[cell.key] += told(study, cell, new[cell.key], rows)
-            mirror(study.search.storage, steps.place.folder, study, cell, history[cell.key])
+    def _rounds(self) -> Iterator[Sequence[TrialSpec]]:
+        """Yields the rounds of all searches of the study, one round of every search at a time."""
+        study, cells, files = self.study, search_cells(self.plan), self.ledger.files
+        history: dict[str, list[FrozenTrial]] = {cell.key: [] for cell in cells}
+        every = rounds(study.search)
+        for number, (first, count) in enumerate(every, 1):
+            new = {cell.key: suggestions(files, study, cell, first, count, history[cell.key]) for cell in cells}
+            specs = {spec.key: spec for cell in cells for params in new[cell.key] for spec in cell.specs(study, params)}
+            yield from self._missing(list(specs.values()), f"search, round {number} of {len(every)}")
+            if self.limit == 0:
+                return
+            rows = self.ledger.trials().set_index("trial_key")
+            for cell in cells:
+                history[cell.key] += told(study, cell, new[cell.key], rows)
+                mirror(study.search.storage, self.place.folder, study, cell, history[cell.key])
 
 
 def make_splits(study: StudyConfig, store: ArtifactStore, worker: Executor, progress: Progress) -> None:

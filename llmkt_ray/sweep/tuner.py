@@ -6,7 +6,8 @@ checkpoint named by its key; a trial whose workers keep dying becomes a failed r
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ from llmkt_ray.sweep.progress import Progress, describe
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
 TUNER_TRIALS = 500
+FINISHED: str = tune.search.Searcher.FINISHED
 MAX_FAILURES = 3
 """How often a trial's worker may die before the trial becomes a failed row."""
 
@@ -71,49 +73,40 @@ class RayExecutor:
                     raise problem
                 progress.artifact_made(node.label)
 
-    def run(self, specs: Sequence[TrialSpec], place: Workplace, progress: Progress) -> None:
-        """Runs the trials; afterwards each has its row.
+    def run(self, batches: Iterator[Sequence[TrialSpec]], place: Workplace, progress: Progress) -> None:
+        """Runs batches of trials; each is asked for when the one before it is finished, and then every trial has its row.
 
         Raises:
             StorageError: a row cannot be written.
             ResourceError: a trial asks for more than any node has.
         """
-        for begin in range(0, len(specs), TUNER_TRIALS):
-            self._run_batch(specs[begin : begin + TUNER_TRIALS], place, progress)
-
-    def _run_batch(self, specs: Sequence[TrialSpec], place: Workplace, progress: Progress) -> None:
         asked = resources_of(self._resources.trial)
         self._refuse_too_large(asked)
-        trainable = tune.with_resources(tune.with_parameters(_train, specs=list(specs), place=place), tune.PlacementGroupFactory([asked]))
-        watcher = _Watcher(specs, progress)
-        with tempfile.TemporaryDirectory(prefix="llmkt-tune-") as scratch:
-            results = tune.Tuner(
-                trainable,
-                param_space={"index": tune.grid_search(list(range(len(specs))))},
-                tune_config=tune.TuneConfig(
-                    reuse_actors=True,
-                    max_concurrent_trials=self._resources.concurrency,
-                    trial_name_creator=lambda trial: describe(specs[trial.config["index"]]).replace(" ", "_").replace("/", "-"),
-                    trial_dirname_creator=lambda trial: specs[trial.config["index"]].key,
-                ),
-                run_config=tune.RunConfig(
-                    name="trials",
-                    storage_path=scratch,
-                    verbose=0,
-                    stop=_StopAll(watcher),
-                    failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                    callbacks=[watcher],
-                ),
-            ).fit()
-        if watcher.storage_problem:
-            raise StorageError(watcher.storage_problem)
-        ledger = Ledger(place.folder)
-        errors = {result.path.rsplit("/", 1)[-1]: result.error for result in results if result.error is not None}
-        for spec in specs:
-            if not ledger.has(spec.key):
-                last = f"; last: {errors[spec.key]}" if spec.key in errors else ""
-                message = f"the worker was lost {MAX_FAILURES + 1} times, for example killed or out of memory{last}"
-                ledger.record(failed(spec, "WorkerLost", message), place.study_key)
+        trainable = tune.with_resources(tune.with_parameters(_train, place=place), tune.PlacementGroupFactory([asked]))
+        queue = _Queue(_small(batches))
+        while queue.refill():
+            feed = _Feed(queue, place, progress, self._resources.concurrency)
+            with tempfile.TemporaryDirectory(prefix="llmkt-tune-") as scratch:
+                tune.Tuner(
+                    trainable,
+                    tune_config=tune.TuneConfig(
+                        search_alg=feed,
+                        num_samples=-1,
+                        reuse_actors=True,
+                        trial_name_creator=lambda trial: describe(_spec(trial.config)).replace(" ", "_").replace("/", "-"),
+                        trial_dirname_creator=lambda trial: _spec(trial.config).key,
+                    ),
+                    run_config=tune.RunConfig(
+                        name="trials",
+                        storage_path=scratch,
+                        verbose=0,
+                        stop=_StopAll(feed),
+                        failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                        callbacks=[_Watcher(progress)],
+                    ),
+                ).fit()
+            if feed.problem:
+                raise feed.problem
 
     @staticmethod
     def _refuse_too_large(asked: dict[str, float]) -> None:
@@ -125,9 +118,14 @@ class RayExecutor:
             raise ResourceError(f"a trial asks for {shown}, but the largest node has {largest}; lower `resources.trial` or add such a node")
 
 
-def _train(config: dict[str, Any], specs: list[TrialSpec], place: Workplace) -> None:
+def _spec(config: Mapping[str, Any]) -> TrialSpec:
+    """Returns the trial of a Tune configuration."""
+    return TrialSpec.model_validate_json(config["spec"])
+
+
+def _train(config: dict[str, Any], place: Workplace) -> None:
     """Runs one trial in a Tune worker; a retry after the row was written has nothing left to do."""
-    spec = specs[config["index"]]
+    spec = _spec(config)
     if Ledger(place.folder).has(spec.key):
         tune.report({"status": "done"})
         return
@@ -139,7 +137,7 @@ def _train(config: dict[str, Any], specs: list[TrialSpec], place: Workplace) -> 
     tune.report({"status": result.status, "error": dict(result.error) if result.error else None})
 
 
-@ray.remote(num_cpus=1, max_retries=3)
+@ray.remote(num_cpus=1, max_retries=3)  # type: ignore[untyped-decorator]
 def _compute(node: Node, store: ArtifactStore) -> LlmktError | None:
     """Makes one artifact; an error that the user can mend comes back as a value, without Ray's wrapping."""
     try:
@@ -149,46 +147,118 @@ def _compute(node: Node, store: ArtifactStore) -> LlmktError | None:
     return None
 
 
-class _Watcher(tune.Callback):
-    """Feeds the progress from Tune's events.
+def _small(batches: Iterator[Sequence[TrialSpec]]) -> Iterator[Sequence[TrialSpec]]:
+    """Yields the batches in pieces of at most `TUNER_TRIALS`."""
+    for batch in batches:
+        for begin in range(0, len(batch), TUNER_TRIALS):
+            yield batch[begin : begin + TUNER_TRIALS]
+
+
+class _Queue:
+    """The trials that wait, and the batches behind them; outlives the Tuners that empty it."""
+
+    def __init__(self, batches: Iterator[Sequence[TrialSpec]]) -> None:
+        self._batches = batches
+        self.waiting: deque[TrialSpec] = deque()
+
+    def refill(self) -> bool:
+        """Takes the next batch if nothing waits; says whether anything waits now."""
+        while not self.waiting:
+            batch = next(self._batches, None)
+            if batch is None:
+                return False
+            self.waiting.extend(batch)
+        return True
+
+
+class _Feed(tune.search.Searcher):  # type: ignore[misc]
+    """Gives one Tuner its trials, batch by batch, so that actors are reused from round to round.
 
     Attributes:
-        storage_problem: why a row or checkpoint could not be written; a full disk ends the sweep, not one trial.
+        problem: what ends the whole sweep: a storage that cannot be written, or a batch that could not be made.
     """
 
-    def __init__(self, specs: Sequence[TrialSpec], progress: Progress) -> None:
-        self._specs, self._progress = specs, progress
-        self.storage_problem: str | None = None
+    def __init__(self, queue: _Queue, place: Workplace, progress: Progress, concurrency: int | None) -> None:
+        super().__init__()
+        self._queue, self._place, self._progress = queue, place, progress
+        self._concurrency, self._given, self._running = concurrency, 0, dict[str, TrialSpec]()
+        self.problem: LlmktError | None = None
+
+    def __reduce__(self) -> tuple[type[tune.search.Searcher], tuple[()]]:
+        """Tune pickles its searcher into a state that nobody reads: the ledger is the state."""
+        return (tune.search.Searcher, ())
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """Accepts that there is no space: trials are given, not drawn."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Returns the next trial, None to be asked again later, or FINISHED."""
+        if self.problem or (not self._queue.waiting and not self._running and not self._next_batch()):
+            return FINISHED
+        if not self._queue.waiting or (self._concurrency and len(self._running) >= self._concurrency):
+            return None
+        spec = self._queue.waiting.popleft()
+        self._running[trial_id] = spec
+        self._given += 1
+        return {"spec": spec.model_dump_json()}
+
+    def _next_batch(self) -> bool:
+        """Takes the next batch, unless this Tuner has had enough; says whether there is one."""
+        if self._given >= TUNER_TRIALS:
+            return False
+        try:
+            return self._queue.refill()
+        except LlmktError as error:
+            self.problem = error
+            return False
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Notes a storage that cannot be written: a full disk ends the sweep, not one trial."""
+        if result.get("status") == "storage":
+            self.problem = StorageError(result["message"])
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Counts a trial; one whose workers kept dying gets its row here."""
+        spec = self._running.pop(trial_id, None)
+        if spec is None or self.problem:
+            return
+        last = result or {}
+        if last.get("status") not in ("done", "failed"):
+            ledger = Ledger(self._place.folder)
+            if not ledger.has(spec.key):
+                lost = f"its worker was lost {MAX_FAILURES + 1} times, for example killed, or out of memory (see `resources.trial`)"
+                ledger.record(failed(spec, "WorkerLost", lost), self._place.study_key)
+                last = {"status": "failed", "error": {"kind": "WorkerLost", "message": lost}}
+        self._progress.trial_ended(spec, TrialResult(spec=spec, status=last.get("status", "done"), error=last.get("error")))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Saves nothing: the ledger is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restores nothing."""
+
+
+class _Watcher(tune.Callback):  # type: ignore[misc]
+    """Tells the progress when a trial really starts."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
-        """Tune pickles its callbacks into a state that nobody reads: the terminal stays out of it."""
+        """Tune pickles its callbacks into a state that nobody reads."""
         return (tune.Callback, ())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Counts a trial as running."""
-        self._progress.trial_started(self._specs[trial.config["index"]])
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """Notes a storage that cannot be written."""
-        if result.get("status") == "storage":
-            self.storage_problem = result["message"]
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Counts a trial as done, or as failed with its reason."""
-        spec, last = self._specs[trial.config["index"]], trial.last_result or {}
-        if last.get("status") in ("done", "failed"):
-            self._progress.trial_ended(spec, TrialResult(spec=spec, status=last["status"], error=last.get("error")))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Counts a trial as lost."""
-        self._progress.trial_ended(self._specs[trial.config["index"]], None)
+        self._progress.trial_started(_spec(trial.config))
 
 
-class _StopAll(tune.Stopper):
-    """Ends the Tuner when the storage cannot be written."""
+class _StopAll(tune.Stopper):  # type: ignore[misc]
+    """Ends the Tuner at once when the sweep cannot go on."""
 
-    def __init__(self, watcher: _Watcher) -> None:
-        self._watcher = watcher
+    def __init__(self, feed: _Feed) -> None:
+        self._feed = feed
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Leaves single trials alone."""
@@ -196,4 +266,4 @@ class _StopAll(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Says whether all trials are to end."""
-        return self._watcher.storage_problem is not None
+        return self._feed.problem is not None

@@ -22,13 +22,13 @@ class Ranking:
         means: metric name to its mean over users.
         users: indices of the evaluated users, int32 `(n,)`, ascending.
         per_user: metric name to float64 `(n,)`.
-        recommended: int32 `(n, k)`, item indices, best first.
+        recommended: int32 `(n, k)`, item indices, best first; None where nothing was ranked (protocol `labelled`).
     """
 
     means: Mapping[str, float]
     users: np.ndarray
     per_user: Mapping[str, np.ndarray]
-    recommended: np.ndarray
+    recommended: np.ndarray | None
 
 
 class RankingTask:

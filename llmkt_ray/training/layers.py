@@ -48,6 +48,7 @@ class RecBoleProbe:
         if count is None:
             raise LayerError(f"dataset {data.name!r} has {len(with_rows)} users with training rows, too few to probe a model's layers with")
         self.positions: Positions = _POSITIONS[model.entry.family]
+        self.longest = 0
         distinct = torch.from_numpy(with_rows[:count])
         self.users = distinct.repeat(self._tiles).to(model.device)
         steps = torch.arange(len(self.users), device=model.device)

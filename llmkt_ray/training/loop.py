@@ -21,8 +21,9 @@ from llmkt_ray.seeds import derive_seed
 from llmkt_ray.training.batches import BatchSource
 from llmkt_ray.training.bridge.models import BuiltModel
 from llmkt_ray.training.checkpoint import CheckpointFile
-from llmkt_ray.training.evaluate import RankingTask
+from llmkt_ray.training.evaluate import Ranking
 from llmkt_ray.training.isolation import seed_globals
+from llmkt_ray.training.metrics import LOWER_IS_BETTER
 from llmkt_ray.training.spec import TrialSpec
 from llmkt_ray.transfer.manager import TransferManager
 from llmkt_ray.transfer.phases import PhasePlan
@@ -42,7 +43,7 @@ class TrainingLoop:
         plan: the phases.
         transfer: the hook, the losses and their record.
         weights: the optimizer and the hand-over.
-        validation: the validation task.
+        validate: evaluates the model as it is on validation.
         checkpoint: where to save the state at epoch boundaries; None: nowhere.
         on_epoch: called with each epoch's row.
 
@@ -60,12 +61,12 @@ class TrainingLoop:
         plan: PhasePlan,
         transfer: TransferManager,
         weights: WeightsManager,
-        validation: RankingTask,
+        validate: Callable[[], Ranking],
         checkpoint: CheckpointFile | None,
         on_epoch: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self._spec, self._model, self._batches, self._plan = spec, model, batches, plan
-        self._transfer, self._weights, self._validation = transfer, weights, validation
+        self._transfer, self._weights, self._evaluate = transfer, weights, validate
         self._checkpoint, self._on_epoch = checkpoint, on_epoch
         self.rows: list[EpochRow] = []
         self.best_epoch = 0
@@ -110,25 +111,24 @@ class TrainingLoop:
         with transfer.epoch(epoch):
             for batch in self._batches.epoch(epoch):
                 optimizer.zero_grad(set_to_none=True)
-                loss = transfer.step(self._model.loss(batch.interaction), batch.users)
+                loss = transfer.step(self._model.loss(batch.interaction), batch.users, batch.lengths)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
     def _validate(self, epoch: int) -> EpochRow:
         """Returns `valid_<metric>` of an epoch, NaN where it is not evaluated, and keeps the best selectable state."""
-        names = [metric.name for metric in self._validation.metrics]
         due = epoch % self._spec.evaluate_every == 0 or epoch in (self._plan.phase1_epochs, self._plan.epochs)
         if not due:
-            return {f"valid_{name}": math.nan for name in names}
+            return {f"valid_{name}": math.nan for name in self._spec.metrics}
         self._model.module.eval()
-        ranking = self._validation.run(self._model.scores)
-        value = ranking.means[self._spec.select_on]
+        ranking = self._evaluate()
+        value = ranking.means[self._spec.select_on] * (-1 if self._spec.select_on in LOWER_IS_BETTER else 1)
         self._weights.observe(epoch, value)
         self.last_evaluated = epoch
         if self._plan.selectable(epoch) and value > self._best_value:
             self.best_epoch, self._best_value, self.best_valid = epoch, value, dict(ranking.means)
             self._best_state = self._copy()
-        return {f"valid_{name}": ranking.means[name] for name in names}
+        return {f"valid_{name}": ranking.means[name] for name in self._spec.metrics}
 
     def _copy(self) -> dict[str, Any]:
         tensors = {name: tensor.detach().clone() for name, tensor in self._model.module.state_dict().items()}

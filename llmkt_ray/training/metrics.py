@@ -52,9 +52,14 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
 }  # fmt: skip
 
 
+LABEL_METRICS = ("AUC", "GAUC", "LogLoss")
+"""Metrics of protocol `labelled`, computed by `llmkt_ray.training.labelled`; they have no depth."""
+LOWER_IS_BETTER = ("LogLoss",)
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A metric at a depth: `NDCG@10` has family "NDCG" and k 10."""
+    """A metric at a depth: `NDCG@10` has family "NDCG" and k 10; of a metric without depth k is 0."""
 
     name: str
     family: str
@@ -63,9 +68,11 @@ class Metric:
 
 def metric_problem(name: str) -> str | None:
     """Returns what is wrong with a metric's name, or None."""
+    if name in LABEL_METRICS:
+        return None
     family, at, depth = name.partition("@")
     if family not in METRICS:
-        return unknown_name("metric", name, [f"{known}@10" for known in METRICS])
+        return unknown_name("metric", name, [*(f"{known}@10" for known in METRICS), *LABEL_METRICS])
     if not at or not depth.isdigit() or int(depth) < 1:
         return f"metric {name!r} needs a depth of at least 1, for example {family}@10"
     return None
@@ -83,5 +90,14 @@ def parse_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
         if problem:
             raise TrainingError(problem)
         family, _, depth = name.partition("@")
-        parsed.append(Metric(name, family, int(depth)))
+        parsed.append(Metric(name, family, int(depth or 0)))
     return tuple(parsed)
+
+
+def protocol_problem(protocol: str, names: Iterable[str]) -> str | None:
+    """Returns what is wrong with measuring these metrics under a protocol ("full" or "labelled"), or None."""
+    strangers = [name for name in names if (name in LABEL_METRICS) != (protocol == "labelled")]
+    if not strangers:
+        return None
+    allowed = ", ".join(LABEL_METRICS) if protocol == "labelled" else ", ".join(f"{family}@k" for family in METRICS)
+    return f"protocol {protocol!r} does not measure {', '.join(strangers)}; it measures {allowed}"

@@ -1,13 +1,13 @@
 """One trial from its spec to its result: a plain function of its inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.seeds import derive_seed
 from llmkt_ray.training.batches import BatchSource
@@ -15,9 +15,10 @@ from llmkt_ray.training.bridge.models import BuiltModel, build_model
 from llmkt_ray.training.checkpoint import INTERVAL_S, CheckpointFile
 from llmkt_ray.training.evaluate import Ranking, RankingTask
 from llmkt_ray.training.isolation import isolated, seed_globals
+from llmkt_ray.training.labelled import LabelledTask
 from llmkt_ray.training.loop import EpochRow, TrainingLoop, make_adam
 from llmkt_ray.training.measure import Measures
-from llmkt_ray.training.metrics import Metric, parse_metrics
+from llmkt_ray.training.metrics import parse_metrics, protocol_problem
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
 from llmkt_ray.training.teacher import make_transfer
 from llmkt_ray.transfer.phases import PhasePlan
@@ -69,26 +70,24 @@ def run_trial(
     """
     measures = Measures(device)
     data = artifacts.data
-    metrics = parse_metrics(spec.metrics)
     _check(spec, data)
     with isolated(device=device, threads=threads):
         model = build_model(
             spec.model, data, hyperparameters=spec.hyperparameters, seed=derive_seed(spec.seed, "initialisation"),
             device=device, class_path=spec.class_path,
         )  # fmt: skip
-        validation = RankingTask(data.valid, [data.train_full], n_items=data.n_items, metrics=metrics)
+        validate = evaluator(spec, model, data, data.valid, known=[data.train_full], learnt=[data.train])
         facts: dict[str, Any] = {
             "n_parameters": sum(parameter.numel() for parameter in model.module.parameters()),
-            "n_train_rows": int(data.train.positive.sum()),
-            "n_valid_users": len(validation.users),
+            "n_train_rows": len(data.train) if spec.protocol == "labelled" else int(data.train.positive.sum()),
         }
         if model.entry.is_reference or spec.arm == REFERENCE:
-            outcome = Outcome(valid=_run_reference(spec, model, data, validation))
+            outcome = Outcome(valid=_run_reference(spec, model, data, validate))
         else:
             checkpoint = CheckpointFile(checkpoint_dir, spec.key, checkpoint_interval_s) if checkpoint_dir is not None else None
-            outcome = _run_loop(spec, artifacts, model, validation, checkpoint, on_epoch, facts)
+            outcome = _run_loop(spec, artifacts, model, validate, checkpoint, on_epoch, facts)
         facts["train_wall_s"] = round(measures.wall_s, 3)
-        test = open_test(model, data, metrics)
+        test = open_test(spec, model, data)
     return TrialResult(
         spec=spec,
         status="done",
@@ -104,13 +103,31 @@ def run_trial(
     )
 
 
-def open_test(model: BuiltModel, data: PreparedData, metrics: tuple[Metric, ...]) -> Ranking:
-    """Ranks for the test users with the model as it is: the one place of training that reads test rows.
+def evaluator(
+    spec: TrialSpec, model: BuiltModel, data: PreparedData, held_out: Rows, *, known: Sequence[Rows], learnt: Sequence[Rows]
+) -> Callable[[], Ranking]:
+    """Returns the function that evaluates a model, as it then is, on a held-out part.
 
-    Items of the full train split and of validation are masked.
+    Args:
+        held_out: the part.
+        known: rows whose items are not offered in a ranking.
+        learnt: rows that a sequential model's histories are made of.
+    """
+    metrics = parse_metrics(spec.metrics)
+    if spec.protocol == "labelled":
+        labelled = LabelledTask(held_out, metrics=metrics)
+        return lambda: labelled.run(model.probabilities)
+    ranking, score = RankingTask(held_out, known, n_items=data.n_items, metrics=metrics), model.scorer(learnt)
+    return lambda: ranking.run(score)
+
+
+def open_test(spec: TrialSpec, model: BuiltModel, data: PreparedData) -> Ranking:
+    """Evaluates the model as it is on test: the one place of training that reads test rows.
+
+    In a ranking the items of the full train split and of validation are masked.
     """
     model.module.eval()
-    return RankingTask(data.test, [data.train_full, data.valid], n_items=data.n_items, metrics=metrics).run(model.scores)
+    return evaluator(spec, model, data, data.test, known=[data.train_full, data.valid], learnt=[data.train, data.valid])()
 
 
 def _check(spec: TrialSpec, data: PreparedData) -> None:
@@ -119,25 +136,31 @@ def _check(spec: TrialSpec, data: PreparedData) -> None:
         raise TrainingError(f"the trial is specified on split {spec.split_key!r}, but was given split {data.key!r}")
     if spec.select_on not in spec.metrics:
         raise TrainingError(f"select_on {spec.select_on!r} must be one of the metrics {list(spec.metrics)}")
-    if spec.protocol != "full":
-        raise TrainingError(f"protocol must be 'full', but got {spec.protocol!r}")
+    if spec.protocol not in ("full", "labelled"):
+        raise TrainingError(f"protocol must be 'full' or 'labelled', but got {spec.protocol!r}")
+    parse_metrics(spec.metrics)
+    problem = protocol_problem(spec.protocol, spec.metrics)
+    if problem:
+        raise TrainingError(problem)
 
 
 def _run_loop(
     spec: TrialSpec,
     artifacts: TrialArtifacts,
     model: BuiltModel,
-    validation: RankingTask,
+    validate: Callable[[], Ranking],
     checkpoint: CheckpointFile | None,
     on_epoch: Callable[[dict[str, Any]], None] | None,
     facts: dict[str, Any],
 ) -> Outcome:
     """Assembles and runs the training loop; adds what was resolved to `facts`."""
     plan = PhasePlan(spec.schedule, spec.epochs, one_phase=spec.arm == "baseline")
-    batches = BatchSource(model, artifacts.data.train.positives(), batch_size=spec.batch_size, seed=spec.seed)
+    labelled = spec.protocol == "labelled"
+    train = artifacts.data.train if labelled else artifacts.data.train.positives()
+    batches = BatchSource(model, train, batch_size=spec.batch_size, seed=spec.seed, labelled=labelled)
     transfer = make_transfer(spec, plan, model, batches, artifacts.data, artifacts.targets)
     weights = WeightsManager(model.module, plan, make_adam(spec), extra=transfer.parameters)
-    loop = TrainingLoop(spec, model, batches, plan, transfer, weights, validation, checkpoint, on_epoch)
+    loop = TrainingLoop(spec, model, batches, plan, transfer, weights, validate, checkpoint, on_epoch)
     loop.run()
     if checkpoint is not None:
         checkpoint.delete()
@@ -145,7 +168,7 @@ def _run_loop(
         "path": "lean",
         "batches": batches.kind,
         "batches_per_epoch": batches.n_batches,
-        "negatives_per_row": model.negatives_per_row,
+        "negatives_per_row": 0 if labelled else model.negatives_per_row,
         "phase1_epochs": 0 if plan.one_phase else plan.phase1_epochs,
         "handed_over": weights.handed_over,
         "beta": transfer.beta,
@@ -154,7 +177,7 @@ def _run_loop(
     return Outcome(loop.best_valid, loop.best_epoch, loop.best_epoch < loop.last_evaluated, tuple(loop.rows))
 
 
-def _run_reference(spec: TrialSpec, model: BuiltModel, data: PreparedData, validation: RankingTask) -> dict[str, float]:
+def _run_reference(spec: TrialSpec, model: BuiltModel, data: PreparedData, validate: Callable[[], Ranking]) -> dict[str, float]:
     """Computes a reference model and returns its validation metrics."""
     if not model.entry.is_reference:
         raise TrainingError(f"{spec.model} is trained in steps: it cannot be a reference line; its arms are baseline, alpha0, treated, ...")
@@ -163,4 +186,4 @@ def _run_reference(spec: TrialSpec, model: BuiltModel, data: PreparedData, valid
     seed_globals(derive_seed(spec.seed, "dropout", 0))
     model.count_items(np.bincount(data.train.positives().item, minlength=data.n_items))
     model.module.eval()
-    return dict(validation.run(model.scores).means)
+    return dict(validate().means)

@@ -30,11 +30,13 @@ class ProbeBatch(Protocol):
         users: user id of every row, int64 `(batch,)`; the batch size differs from every size of the catalogue.
         positions: what runs along the second dimension of `(batch, positions, width)`: the "fields" of a row (context
             models), a "sequence" in order of time (sequential models), or an unordered "history".
+        longest: positions of a history in order of time; 0 for models that read none.
         n_users, n_items: sizes of the model's id spaces, padding included.
     """
 
     users: Tensor
     positions: Positions
+    longest: int
     n_users: int
     n_items: int
 
@@ -211,7 +213,7 @@ def _classify(tap: Tap, live: Tensor, evidence: _Evidence, changed: Tensor, batc
     batch_dim = next((dim for dim in (0, 1) if live.shape[dim] == size), None)
     if batch_dim is None:
         return [_refused(tap, f"shape {tuple(live.shape)}: no dimension runs over the batch of {size}")]
-    return _positions(replace(tap, batch_dim=batch_dim), evidence, changed, batch.positions)
+    return _positions(replace(tap, batch_dim=batch_dim), evidence, changed, batch)
 
 
 def _table(tap: Tap, live: Tensor, gradient: Tensor | None, batch: ProbeBatch) -> Tap:
@@ -249,13 +251,14 @@ def _rows(tap: Tap, evidence: _Evidence, dim: int, position: int | None, changed
     return replace(tap, alignment="user_rows" if rows == len(changed) else "user_prefix")
 
 
-def _positions(tap: Tap, evidence: _Evidence, changed: Tensor, positions: Positions) -> Iterable[Tap]:
+def _positions(tap: Tap, evidence: _Evidence, changed: Tensor, batch: ProbeBatch) -> Iterable[Tap]:
     """Decides about `(batch, positions, width)`: the history of each user in order, or single positions of use."""
     count = evidence.base.shape[1 - tap.batch_dim]
     whole = _rows(tap, evidence, tap.batch_dim, None, changed)
-    if whole.alignment == "user_rows" and tap.batch_dim == 0 and count > 1 and positions == "sequence":
+    ordered = batch.positions == "sequence" and tap.batch_dim == 0 and count == batch.longest
+    if whole.alignment == "user_rows" and count > 1 and ordered:
         return [replace(tap, alignment="sequence", reason="the last filled position of each row's history is read")]
-    if count > 1 and positions != "fields":
+    if count > 1 and batch.positions != "fields":
         return [_refused(tap, whole.reason or f"{count} positions a row, of which none in particular stands for the user")]
     single = [_rows(replace(tap, name=f"{tap.name}@{k}"), evidence, tap.batch_dim, k, changed) for k in range(count)]
     useful = [found for found in single if found.usable]

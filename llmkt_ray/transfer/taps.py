@@ -12,6 +12,7 @@ from llmkt_ray.errors import LayerError, unknown_name
 from llmkt_ray.transfer.sites import ROOT, Site
 
 Alignment = Literal["user_rows", "user_prefix", "user_table", "user_item_table", "sequence", "pair", "none"]
+MIN_WIDTH = 8
 USER_ALIGNED: tuple[Alignment, ...] = ("user_rows", "user_prefix", "user_table", "user_item_table", "sequence")
 
 
@@ -72,20 +73,27 @@ def candidates(taps: Sequence[Tap]) -> tuple[Tap, ...]:
 def auto_tap(taps: Sequence[Tap], model: str) -> Tap:
     """Returns the one user-aligned tap that `layers: auto` stands for.
 
-    What the model's own `forward` returns counts only where it is a table, or where there is nothing else, and scores
-    of the whole catalogue never do. Of the rest: the narrowest, because that is where the model compresses the user;
-    among equals the one with most computation before it, because that is the representation nearest to what is scored;
-    then the one with most computation after it, because the model can then best adapt to it; then the first.
+    Scores of the whole catalogue never count. What does not look like a representation counts only where there is
+    nothing else: fewer than 8 units (gates, weights), and what the model's own `forward` returns unless it is a table.
+    Then come whole activations before single positions of one (fields of a context model). Of the rest: the narrowest,
+    because that is where the model compresses the user; among equals the one with most computation before it, because
+    that is the representation nearest to what is scored (for positions: with least, because fields are crossed further
+    on); then the one with most computation after it, because the model can then best adapt to it; then the first.
 
     Raises:
         LayerError: no tap of the model knows the user.
     """
     known = [tap for tap in candidates(taps) if not tap.is_scores]
-    inner = [tap for tap in known if tap.site.module != ROOT or tap.alignment in ("user_table", "user_item_table")]
-    found = inner or known
-    if not found:
+    if not known:
         raise LayerError(f"no layer of {model} is aligned with users; name a pair-level layer explicitly; run: llmkt layers {model}")
-    return min(found, key=lambda tap: (tap.width, -tap.depth, -tap.ahead))
+
+    def rank(tap: Tap) -> tuple[bool, bool, int, int, int]:
+        site = tap.site
+        odd = tap.width < MIN_WIDTH or (site.module == ROOT and tap.alignment not in ("user_table", "user_item_table"))
+        positional = site.position is not None
+        return (odd, positional, tap.width, tap.depth if positional else -tap.depth, -tap.ahead)
+
+    return min(known, key=rank)
 
 
 def named_tap(taps: Sequence[Tap], name: str, model: str) -> Tap:

@@ -41,7 +41,7 @@ def leaking(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialRes
     """Returns numbers that depend on what the process did before, as far as a trial may see it."""
     import torch
 
-    before = float(torch.rand(1)), float(np.random.rand())
+    before = float(torch.rand(1))
     torch.manual_seed(0)
     return TrialResult(spec=spec, status="done", valid=dict.fromkeys(spec.metrics, 0.5), facts={"before": before})
 

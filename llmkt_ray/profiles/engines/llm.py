@@ -99,7 +99,9 @@ class LlmEngine:
             for user, size in zip(data.user_tokens, sizes, strict=True)
         )
         shortened = sum(len(prompt.items) < prompt.history_size for prompt in prompts)
-        warnings = [f"{shortened:,} histories did not fit into {builder.budget} tokens; their most telling rows were used"] if shortened else []
+        warnings = (
+            [f"{shortened:,} histories did not fit into {builder.budget} tokens; their most telling rows were used"] if shortened else []
+        )
         if not builder.tokens.exact:
             warnings.append("prompt tokens are estimated at 4 characters each: the model's tokenizer is not at hand")
         return Written(table, certificate, {"warnings": warnings, "resumed_rows": resumed, "shortened_histories": shortened})

@@ -44,6 +44,7 @@ def alpha_curves(results: Results, findings: Sequence[Finding]) -> Section | Non
     return Section(
         key="alpha",
         title="How strong the transfer should be",
+        short="Alpha",
         lead=(
             "Alpha is the share of the transfer loss in phase 1. The alpha of the claim is set before the study; "
             "reading the best one off this figure would be choosing on test."

@@ -41,6 +41,7 @@ class Section:
     Attributes:
         key: its anchor.
         title: a heading.
+        short: the title in the page's navigation.
         lead: what the reader sees here and how to read it.
         caption: units, direction of better, n, and what bands mean.
         figures: panels.
@@ -50,6 +51,7 @@ class Section:
 
     key: str
     title: str
+    short: str
     lead: str
     caption: str = ""
     figures: tuple[Figure, ...] = ()

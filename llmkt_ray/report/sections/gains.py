@@ -43,6 +43,7 @@ def gains(results: Results, findings: Sequence[Finding]) -> Section | None:
     return Section(
         key="gains",
         title="Gains over each control",
+        short="Gains",
         lead=(
             "A gain counts as the LLM's knowledge only if it beats every twin: alpha0 (the same two phases without transfer), "
             "shuffled (another user's profile) and template (the same history without an LLM)."
@@ -101,6 +102,7 @@ def attribution(results: Results, findings: Sequence[Finding]) -> Section | None
     return Section(
         key="attribution",
         title="Where the gain comes from",
+        short="Attribution",
         lead=(
             "schedule + regularisation + own profile = in all. What the LLM itself adds (treated \u2212 template) is part of the "
             "own profile, "

@@ -37,6 +37,7 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
     return Section(
         key="references",
         title="Against simple references",
+        short="References",
         lead=lead,
         caption=(
             f"Mean test {results.metric}, higher is better; treated and its controls at alpha {results.claim_alpha:g}, means over "
@@ -65,4 +66,4 @@ def other_metrics(results: Results, findings: Sequence[Finding]) -> Section | No
         (False, False, True, True, True, True), tuple(rows),
     )  # fmt: skip
     lead = f"The claim rests on {results.metric}, which was chosen before the study; the others show whether it stands alone."
-    return Section("metrics", "Other metrics", lead, tables=(table,))
+    return Section("metrics", "Other metrics", "Metrics", lead, tables=(table,))

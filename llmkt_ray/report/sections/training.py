@@ -47,6 +47,7 @@ def training_curves(results: Results, findings: Sequence[Finding]) -> Section | 
     return Section(
         key="training",
         title="Training",
+        short="Training",
         lead="Validation after each evaluated epoch, and what the transfer does in phase 1. Test is opened once, after the last epoch.",
         caption=(
             f"Validation {results.metric} (higher is better), transfer loss (lower is closer to the target) and the ratio of the "
@@ -70,3 +71,13 @@ def _by_epoch(results: Results, by_trial: Mapping[str, pd.DataFrame], runs: Runs
         return None
     dots = tuple(charts.Dot(float(epoch), mean, low, high) for epoch, (mean, low, high) in zip(table.index, table.to_numpy(), strict=True))
     return charts.Series(arm, dots, markers=False)
+
+
+def _switch(results: Results, by_trial: Mapping[str, pd.DataFrame], runs: Mapping[str, Runs]) -> float | None:
+    """Returns the last epoch of phase 1, None where the arms have one phase only."""
+    for arm in ("treated", "alpha0", "shuffled"):
+        for row in runs[arm].rows.values() if arm in runs else ():
+            frame = by_trial.get(results.trials["trial_key"].iloc[row])
+            if frame is not None and {1, 2} <= set(frame["phase"]) and frame["phase"].iloc[0] == 1:
+                return float(frame.loc[frame["phase"] == 1, "epoch"].max())
+    return None

@@ -12,6 +12,7 @@ import torch
 
 from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.training.bridge import shims
+from llmkt_ray.training.bridge.features import FeatureField, feature_fields
 from llmkt_ray.training.bridge.settings import Settings
 
 shims.install()
@@ -62,14 +63,27 @@ class SplitDataset(Dataset):  # type: ignore[misc]
         self.set_field_property(settings["RATING_FIELD"], FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
         self.set_field_property(self.time_field, FeatureType.FLOAT, FeatureSource.INTERACTION, 1)
         self.inter_feat = Interaction(columns)
-        self.user_feat = None
-        self.item_feat = None
+        self.user_feat, self.item_feat = None, None
         self.feat_name_list = ["inter_feat"]
+        self.user_fields: tuple[FeatureField, ...] = ()
+        self.item_fields: tuple[FeatureField, ...] = ()
+        if settings["MODEL_FAMILY"] == "context":
+            self.user_fields, self.item_fields = feature_fields(data.users, "user_id"), feature_fields(data.items, "item_id")
+            self.user_feat = self._add_features(self.uid_field, self.user_fields, FeatureSource.USER)
+            self.item_feat = self._add_features(self.iid_field, self.item_fields, FeatureSource.ITEM)
 
     def _add_token_field(self, field: str, tokens: np.ndarray, source: Any) -> None:
         self.set_field_property(field, FeatureType.TOKEN, source, 1)
         self.field2id_token[field] = np.concatenate([np.asarray(["[PAD]"]), tokens])
         self.field2token_id[field] = {token: index for index, token in enumerate(self.field2id_token[field].tolist())}
+
+    def _add_features(self, id_field: str, fields: tuple[FeatureField, ...], source: Any) -> Interaction:
+        """Registers fields and returns the feature table by RecBole id."""
+        for field in fields:
+            kind = FeatureType.TOKEN_SEQ if field.is_sequence else FeatureType.TOKEN
+            self.set_field_property(field.name, kind, source, field.values.shape[1] if field.is_sequence else 1)
+            self.field2id_token[field.name] = field.tokens
+        return Interaction({id_field: torch.arange(self.num(id_field))} | {field.name: field.values for field in fields})
 
     def _history_matrix(
         self, row: str, value_field: str | None = None, max_history_len: int | None = None

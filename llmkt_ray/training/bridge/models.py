@@ -2,19 +2,20 @@
 
 import importlib
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.training.bridge import shims
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
 from llmkt_ray.training.bridge.registry import MODELS, Batches, Family, ModelEntry, model_entry
 from llmkt_ray.training.bridge.scoring import PAIR_SCORES
+from llmkt_ray.training.bridge.sequences import SequenceTable, check_order
 from llmkt_ray.training.bridge.settings import Settings, make_settings
 
 shims.install()
@@ -48,12 +49,21 @@ class BuiltModel:
         self._label_field, self._negative_field = dataset.label_field, settings["NEG_PREFIX"] + dataset.iid_field
         own = entry.name in PAIR_SCORES and type(module).__module__.startswith("recbole.")
         self._all_pairs = PAIR_SCORES[entry.name] if own else None
+        self._sequence_field = dataset.iid_field + settings["LIST_SUFFIX"]
+        self._length_field = settings["ITEM_LIST_LENGTH_FIELD"]
         self._scores_pairs = False
+        self._features = [
+            (id_field, field.name, field.values.to(device))
+            for id_field, fields in ((self._user_field, dataset.user_fields), (self._item_field, dataset.item_fields))
+            for field in fields
+        ]
 
     @property
     def negatives_per_row(self) -> int:
         """How many negatives are drawn for each positive; 0 where the model draws none."""
         sampling = self.settings["train_neg_sample_args"]
+        if self.entry.batches == "sequences":
+            return int(self.settings["loss_type"] == "BPR")
         if self.entry.batches not in ("pairwise", "pointwise") or sampling["distribution"] in (None, "none", "None"):
             return 0
         return int(sampling["sample_num"])
@@ -64,7 +74,25 @@ class BuiltModel:
 
     def labelled(self, users: torch.Tensor, items: torch.Tensor, labels: torch.Tensor) -> Interaction:
         """Returns a pointwise batch from RecBole ids and float labels `(batch,)` each."""
-        return Interaction({self._user_field: users, self._item_field: items, self._label_field: labels})
+        return self._featured({self._user_field: users, self._item_field: items, self._label_field: labels})
+
+    def next_items(
+        self,
+        users: torch.Tensor,
+        sequences: torch.Tensor,
+        lengths: torch.Tensor,
+        items: torch.Tensor,
+        negatives: torch.Tensor | None = None,
+    ) -> Interaction:
+        """Returns a sequential batch from RecBole ids: histories `(batch, longest)`, their lengths, and what came next."""
+        columns = {self._user_field: users, self._item_field: items, self._sequence_field: sequences, self._length_field: lengths}
+        return Interaction(columns if negatives is None else columns | {self._negative_field: negatives})
+
+    def _featured(self, columns: dict[str, torch.Tensor]) -> Interaction:
+        """Returns a batch with the features of its users and items joined, for context-aware models."""
+        for id_field, name, values in self._features:
+            columns[name] = values[columns[id_field]]
+        return Interaction(columns)
 
     def rows(self, users: torch.Tensor) -> Interaction:
         """Returns a batch of users alone, RecBole ids `(batch,)`."""
@@ -74,6 +102,36 @@ class BuiltModel:
         """Returns the model's own training loss of a batch, a scalar; parts of a loss are summed as RecBole does."""
         loss = self._recommender.calculate_loss(batch)
         return sum(loss) if isinstance(loss, tuple) else loss  # type: ignore[return-value]
+
+    def scorer(self, history: Sequence[Rows]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Returns the scoring function of an evaluation: from user indices to scores of all items.
+
+        Args:
+            history: what is known before the evaluated part; sequential models rank what follows it, others were trained on
+                what they know.
+        """
+        if self.entry.family != "sequential":
+            return self.scores
+        table = SequenceTable.of(list(history), self.settings["MAX_ITEM_LIST_LENGTH"])
+
+        @torch.no_grad()
+        def score(users: torch.Tensor) -> torch.Tensor:
+            sequences, lengths = table.whole(users.numpy())
+            ids = users.to(self.device) + PADDING
+            batch = self.next_items(ids, sequences.to(self.device), lengths.to(self.device), torch.zeros_like(ids))
+            scores: torch.Tensor = self._recommender.full_sort_predict(batch)
+            return scores.view(len(ids), -1)[:, PADDING : self.n_items + PADDING]
+
+        return score
+
+    @torch.no_grad()
+    def probabilities(self, users: torch.Tensor, items: torch.Tensor, rows_at_once: int = 1 << 14) -> torch.Tensor:
+        """Returns the model's `predict` for pairs of indices, int64 `(n,)` each: float32 `(n,)`, in [0, 1] for pointwise models."""
+        parts = []
+        for start in range(0, len(users), rows_at_once):
+            pair = (column[start : start + rows_at_once].to(self.device) + PADDING for column in (users, items))
+            parts.append(self._recommender.predict(self._featured(dict(zip((self._user_field, self._item_field), pair, strict=True)))))
+        return torch.cat(parts).cpu()
 
     @torch.no_grad()
     def scores(self, users: torch.Tensor) -> torch.Tensor:
@@ -103,7 +161,7 @@ class BuiltModel:
         step = max(1, pairs_at_once // self.n_items)
         for start in range(0, len(ids), step):
             block = ids[start : start + step]
-            batch = Interaction({self._user_field: block.repeat_interleave(self.n_items), self._item_field: items.repeat(len(block))})
+            batch = self._featured({self._user_field: block.repeat_interleave(self.n_items), self._item_field: items.repeat(len(block))})
             scores[start : start + step] = self._recommender.predict(batch).view(len(block), -1)
         return scores
 
@@ -149,6 +207,8 @@ def _entry_of(model_class: Any, name: str) -> ModelEntry:
         )
     if model_class.type == ModelType.TRADITIONAL:
         return ModelEntry(name, family, "reference")
+    if family != "general":
+        return ModelEntry(name, family, "pointwise" if family == "context" else "sequences")
     for base in model_class.__mro__[1:]:
         if base.__name__ in MODELS:
             return ModelEntry(name, family, MODELS[base.__name__].batches)
@@ -179,6 +239,8 @@ def build_model(
     settings = make_settings(
         model, family=entry.family, hyperparameters=hyperparameters, dataset=data.name, device=device, own_class=class_path is not None
     )
+    if entry.family == "sequential":
+        check_order(data)
     dataset = SplitDataset(settings, data, data.train.positives())
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - RecBole's models draw from the global generator

@@ -6,7 +6,7 @@ from typing import Literal
 from llmkt_ray.errors import TrainingError, unknown_name
 
 Family = Literal["general", "context", "sequential"]
-Batches = Literal["pairwise", "pointwise", "users", "labelled", "sequences", "reference"]
+Batches = Literal["pairwise", "pointwise", "users", "sequences", "reference"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class ModelEntry:
     Attributes:
         name: RecBole's name.
         family: "general", "context" (features of user and item) or "sequential".
-        batches: what a training batch holds: (user, item, negative), (user, item, label), users, labelled rows,
-            sequences; "reference" models are computed, not trained in steps, and have no layer.
+        batches: what a training batch holds: "pairwise" (user, item, negative), "pointwise" (user, item, label), "users" (user
+            rows), "sequences" (history, next item); "reference" models are computed, not trained in steps, and have no
+            layer.
     """
 
     name: str
@@ -36,9 +37,13 @@ _GENERAL: dict[Batches, tuple[str, ...]] = {
     "users": ("CDAE", "DiffRec", "ENMF", "LDiffRec", "MacridVAE", "MultiDAE", "MultiVAE", "RaCT", "RecVAE"),
     "reference": ("ADMMSLIM", "EASE", "ItemKNN", "NCEPLRec", "Pop", "Random", "SLIMElastic"),
 }
-MODELS: dict[str, ModelEntry] = {
-    name: ModelEntry(name, "general", batches) for batches, names in _GENERAL.items() for name in names
-}  # fmt: skip
+_CONTEXT = ("AFM", "AutoInt", "DCN", "DCNV2", "DeepFM", "FFM", "FM", "FNN", "FwFM", "LR", "NFM", "PNN", "WideDeep", "xDeepFM")
+_SEQUENTIAL = ("Caser", "FPMC", "GRU4Rec", "NARM", "SASRec", "STAMP")
+MODELS: dict[str, ModelEntry] = (
+    {name: ModelEntry(name, "general", batches) for batches, names in _GENERAL.items() for name in names}
+    | {name: ModelEntry(name, "context", "pointwise") for name in _CONTEXT}
+    | {name: ModelEntry(name, "sequential", "sequences") for name in _SEQUENTIAL}
+)
 
 
 def model_names() -> tuple[str, ...]:

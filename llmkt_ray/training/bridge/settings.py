@@ -73,7 +73,7 @@ def _properties(file: str) -> dict[str, Any]:
 
 def hyperparameter_problems(model: str, hyperparameters: Mapping[str, Any], *, own_class: bool = False) -> list[str]:
     """Returns a sentence for each hyper-parameter that `model` does not have or that belongs to the study."""
-    known = _properties(f"model/{model}.yaml").keys() | {"train_neg_sample_args", "require_pow", "embedding_size"}
+    known = _properties(f"model/{model}.yaml").keys() | {"train_neg_sample_args", "require_pow", "MAX_ITEM_LIST_LENGTH"}
     problems = []
     for name in hyperparameters:
         if name in OWNED:

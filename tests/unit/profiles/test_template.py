@@ -13,7 +13,6 @@ from llmkt_ray.profiles.engines.template import Population, TemplateEngine, desc
 from llmkt_ray.profiles.parts import Parts
 from tests.films import GENRES
 
-
 JOB = Job(0, lambda done, total: None, Parts(ArtifactStore("unused"), "unused"))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-N_USERS, N_ITEMS, WIDTH = 17, 29, 6
+N_USERS, N_ITEMS, WIDTH, HISTORY = 17, 29, 8, 5
 
 
 class Toy(nn.Module):
@@ -22,7 +22,7 @@ class Toy(nn.Module):
 
     def history(self, users: Tensor) -> Tensor:
         """Five items of each user, int64 `(batch, 5)`."""
-        return (users.unsqueeze(1) * 7 + torch.arange(5) * 3) % self.n_items
+        return (users.unsqueeze(1) * 7 + torch.arange(HISTORY) * 3) % self.n_items
 
 
 class Rows(Toy):
@@ -162,7 +162,7 @@ class ToyBatch:
     """Rows of a toy: odd in number, every user in one row, or in `tiles` of them."""
 
     def __init__(self, model: Toy, count: int = 9, tiles: int = 1) -> None:
-        self.model, self.positions = model, model.positions
+        self.model, self.positions, self.longest = model, model.positions, HISTORY
         self.n_users, self.n_items = model.n_users, model.n_items
         self.users = torch.arange(1, count + 1).repeat(tiles)
         self._items = torch.arange(len(self.users))

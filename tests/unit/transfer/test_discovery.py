@@ -22,7 +22,7 @@ def found(toy, kind, **sizes):
 def test_rows_of_the_batch(toy):
     taps = found(toy, "rows")
     assert taps["user_embedding"].alignment == "user_rows"
-    assert taps["user_embedding"].width == 6
+    assert taps["user_embedding"].width == 8
     assert taps["forward[0]"].alias_of == "user_embedding"
     assert taps["item_embedding"].calls == 2
     assert "does not know the user" in taps["item_embedding"].reason
@@ -45,7 +45,7 @@ def test_a_module_that_never_fires_says_so(toy):
 def test_first_rows_only(toy):
     taps = found(toy, "prefix")
     assert taps["user_embedding"].alignment == "user_prefix"
-    assert taps["user_embedding"].shape == (9, 6)
+    assert taps["user_embedding"].shape == (9, 8)
     # Dropout returns its very input in evaluation mode, but in training the two differ: both are taps of their own.
     assert taps["dropout"].alias_of == ""
     assert [tap.name for tap in candidates(taps.values())] == ["user_embedding", "dropout"]
@@ -115,6 +115,13 @@ def test_sequences(toy):
     assert taps["forward"].alignment == "user_rows"
     assert taps["recurrent[1]"].name == "recurrent[1]"
     assert taps["recurrent[1]"].batch_dim == 1
+
+
+def test_a_second_dimension_that_is_not_the_history_is_no_sequence(toy):
+    model, batch = toy("sequence")
+    batch.longest = 7
+    taps = {tap.name: tap for tap in discover_taps(model, batch)}
+    assert not taps["item_embedding"].usable
 
 
 def test_positions_of_an_unordered_history_are_nobody(toy):

@@ -56,7 +56,7 @@ def test_encoder_layers_inputs_and_elements_are_what_they_say(toy, name):
     seen = {}
     model.encoder[1].register_forward_hook(lambda m, args, out: seen.update({"encoder.1": out}))
     model.decoder.register_forward_pre_hook(lambda m, args: seen.update({"decoder:input": args[0]}))
-    model.encoder.register_forward_hook(lambda m, args, out: seen.update({"forward[2]": out[:, 6:]}))
+    model.encoder.register_forward_hook(lambda m, args, out: seen.update({"forward[2]": out[:, 8:]}))
     with hook:
         batch.loss(batch.users, False)
         h, rows = hook.take(batch.users)
@@ -85,7 +85,7 @@ def test_a_sequence_without_lengths_is_refused(toy):
 
 def test_trap_08_the_first_call_of_a_step_is_read_and_nothing_is_kept(toy):
     model, batch, _ = hooked(toy, "rows", "user_embedding")
-    hook = HookManager(model, Tap("item_embedding", "user_rows", 6))
+    hook = HookManager(model, Tap("item_embedding", "user_rows", 8))
     users, items, negatives = batch.users, torch.arange(9), torch.arange(9) + 11
     with hook:
         for _ in range(3):
@@ -128,12 +128,12 @@ def test_the_hook_changes_no_loss_and_no_gradient(toy):
 
 def test_trap_09_an_activation_without_gradient_is_refused(toy):
     model, batch, _ = hooked(toy, "rows", "user_embedding")
-    with HookManager(model, Tap("user_embedding:input", "user_rows", 6)) as hook:
+    with HookManager(model, Tap("user_embedding:input", "user_rows", 8)) as hook:
         batch.loss(batch.users, False)
         with pytest.raises(LayerError, match="integer-valued"):
             hook.take(batch.users)
     model.user_embedding.requires_grad_(False)
-    with HookManager(model, Tap("user_embedding", "user_rows", 6)) as hook:
+    with HookManager(model, Tap("user_embedding", "user_rows", 8)) as hook:
         batch.loss(batch.users, False)
         with pytest.raises(LayerError, match="takes no gradient"):
             hook.take(batch.users)
@@ -159,7 +159,7 @@ def test_rows_that_do_not_fit_the_batch_are_refused(toy):
     _, batch, hook = hooked(toy, "rows", "user_embedding")
     with hook:
         batch.loss(batch.users, False)
-        with pytest.raises(LayerError, match=r"shape \(9, 6\) for a batch of 8 rows"):
+        with pytest.raises(LayerError, match=r"shape \(9, 8\) for a batch of 8 rows"):
             hook.take(batch.users[:8])
 
 

@@ -16,7 +16,7 @@ from llmkt_ray.transfer.weights import WeightsManager
 EPOCHS, BATCHES = 4, 3
 
 
-def setup_of(model, batch, name, *, alpha=0.5, dims=6, **choices):
+def setup_of(model, batch, name, *, alpha=0.5, dims=8, **choices):
     targets = torch.randn(model.n_users, dims, generator=torch.Generator().manual_seed(11))
     present = torch.ones(model.n_users, dtype=torch.bool)
     present[0] = False
@@ -61,7 +61,7 @@ def trial(toy, kind, name, *, alpha=0.5, plan=None, choices=None, balanced=False
 )
 @pytest.mark.parametrize("projection", ["none", "student"])
 def test_treated_and_alpha0_start_equal_and_draw_equal_random_numbers(toy, kind, name, projection):
-    dims = 6 if projection == "none" else 4
+    dims = 8 if projection == "none" else 4
     treated = trial(toy, kind, name, choices={"projection": projection, "dims": dims}, balanced=True)
     alpha0 = trial(toy, kind, name, alpha=0)
     assert all(torch.equal(treated["start"][n], alpha0["start"][n]) for n in alpha0["start"])
@@ -162,7 +162,7 @@ def test_the_gradient_ratio_is_that_of_the_weighted_losses(toy):
     place = torch.arange(9) * 3
     own = -torch.nn.functional.logsigmoid((rows * (items[place % 29] - items[(place % 29 + 11) % 29])).sum(1)).mean()
     theirs = torch.autograd.grad(0.75 * own, rows)[0]
-    ours = 0.25 * 2 * (rows - setup.targets[batch.users]) * setup.weights[batch.users].unsqueeze(1) / (6 * 9)
+    ours = 0.25 * 2 * (rows - setup.targets[batch.users]) * setup.weights[batch.users].unsqueeze(1) / (8 * 9)
     assert transfer.record()["gradient_ratio"] == pytest.approx(float(ours.norm() / theirs.norm()), rel=1e-4)
 
 
@@ -254,7 +254,7 @@ def test_without_transfer_every_method_works_and_nothing_is_claimed(toy):
 
 def test_trap_01_a_target_of_another_width_is_refused(toy):
     model, batch = toy("rows")
-    with pytest.raises(LayerError, match="6 wide and the target 2"):
+    with pytest.raises(LayerError, match="8 wide and the target 2"):
         TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup_of(model, batch, "user_embedding", dims=2))
 
 

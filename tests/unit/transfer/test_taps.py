@@ -17,17 +17,36 @@ def test_candidates_are_user_aligned_each_tensor_once_in_forward_order(toy):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("rows", "user_embedding"), ("prefix", "dropout"), ("graph", "forward[0]"), ("encoder", "decoder:input"), ("pair", "attention@0")],
+    [
+        ("rows", "user_embedding"),
+        ("prefix", "dropout"),
+        ("graph", "forward[0]"),
+        ("encoder", "decoder:input"),
+        ("pair", "user_embedding"),
+        ("sequence", "recurrent[0]"),
+    ],
 )
 def test_auto_is_the_narrowest_then_the_deepest(toy, kind, name):
     assert auto_tap(taps_of(toy, kind), "Toy").name == name
 
 
+def test_auto_prefers_a_representation_to_gates_and_a_whole_activation_to_a_position():
+    gate, field, crossed = (
+        Tap("gate", "user_rows", 3),
+        Tap("fields@0", "user_rows", 10, depth=2),
+        Tap("crossed@4", "user_rows", 10, depth=5),
+    )
+    tower = Tap("tower", "user_rows", 32, depth=4)
+    assert auto_tap([gate, field, crossed, tower], "Toy") is tower
+    assert auto_tap([gate, crossed, field], "Toy") is field
+    assert auto_tap([gate], "Toy") is gate
+
+
 def test_auto_never_takes_the_scores_or_an_element_of_forward_where_a_module_will_do():
     taps = [
-        Tap("scores", "user_rows", 4, depth=9, is_scores=True),
-        Tap("forward[1]", "user_rows", 2, depth=9),
-        Tap("hidden", "user_rows", 8, depth=1),
+        Tap("scores", "user_rows", 14, depth=9, is_scores=True),
+        Tap("forward[1]", "user_rows", 12, depth=9),
+        Tap("hidden", "user_rows", 18, depth=1),
     ]
     assert auto_tap(taps, "Toy").name == "hidden"
     assert auto_tap(taps[:2], "Toy").name == "forward[1]"

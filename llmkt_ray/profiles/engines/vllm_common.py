@@ -1,0 +1,78 @@
+"""What both ways of running vLLM share: where the weights are, the engine's settings, the environment of its processes."""
+
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from llmkt_ray.errors import ProfileError, ResourceError
+from llmkt_ray.study import ProfileConfig, TaskResources
+
+_CPU_KV_CACHE_BYTES = 1 << 30
+"""On a CPU vLLM would take 92 % of the machine's memory for its cache, and die where that is not free."""
+
+
+def engine_settings(config: ProfileConfig, resources: TaskResources) -> dict[str, Any]:
+    """Returns the keyword arguments of a vLLM engine: the study's, with prefix caching on and a cache that fits a CPU."""
+    settings: dict[str, Any] = {"enable_prefix_caching": True, **config.engine}
+    settings.setdefault("max_model_len", config.prompt_budget + config.max_tokens)
+    if not resources.gpus:
+        settings.setdefault("kv_cache_memory_bytes", _CPU_KV_CACHE_BYTES)
+    return settings
+
+
+def environment(resources: TaskResources) -> dict[str, str]:
+    """Returns the environment variables of an engine's processes; nothing secret, for Ray shows them."""
+    common = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if resources.gpus:
+        return common
+    return common | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, int(resources.cpus)))}
+
+
+def require_vllm() -> None:
+    """Checks that vLLM is installed.
+
+    Raises:
+        ResourceError: it is not; it says which of the two builds to install.
+    """
+    if find_spec("vllm") is None:
+        raise ResourceError(
+            "vLLM is not installed in this environment; on a GPU machine: pip install 'llmkt_ray[vllm]'; on a CPU: see docs/profiles.md "
+            "(an environment of its own); or use llm: openai with the base_url of a `vllm serve`"
+        )
+
+
+def model_identity(config: ProfileConfig) -> dict[str, Any]:
+    """Returns what identifies the model: a hub name and revision, or a digest of a folder's small files and the sizes of its weights.
+
+    Raises:
+        ProfileError: a path that is not the folder of a model.
+    """
+    model = str(config.model)
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise ProfileError(f"model folder {model!r} does not exist; give the folder of a model in Hugging Face format, or a hub name")
+        return {"model": model, "revision": config.revision}
+    if not (folder / "config.json").is_file():
+        raise ProfileError(f"{model!r} holds no config.json, so it is not a model in Hugging Face format")
+    digest = sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".json", ".txt", ".model", ".jinja"):
+            digest.update(f"{path.name}\0".encode() + path.read_bytes())
+        elif path.suffix == ".safetensors":
+            # Weights can be tens of gigabytes: name, size and the first megabyte (header and first tensors) tell models apart.
+            with open(path, "rb") as stream:
+                digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + stream.read(1 << 20))
+    return {"model": folder.name, "digest": digest.hexdigest()}
+
+
+def sampling(config: ProfileConfig) -> dict[str, Any]:
+    """Returns vLLM's sampling settings. No seed a row: with chunked prefill it kills the CPU engine; the engine has one."""
+    return {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens}
+
+
+def failure(error: Exception) -> str:
+    """Returns the last line of an error that Ray carried over, with its kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__

@@ -1,0 +1,240 @@
+"""A study as a job on a Ray cluster: submitted, attached to, stopped, and its results brought home.
+
+A submission id is used once in a cluster's life, so it is the study's key and an attempt; an attempt after an ended one goes
+on where that stopped, because the ledger says what is done. Credentials are those of the environment: RAY_AUTH_MODE and
+RAY_AUTH_TOKEN, on both sides.
+"""
+
+import base64
+import binascii
+import io
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+import llmkt_ray
+from llmkt_ray.artifacts import FileStore
+from llmkt_ray.errors import ResourceError, StorageError, StudyError
+from llmkt_ray.results.folder import study_folder
+from llmkt_ray.study import StudyConfig, load_study
+
+HOME = "LLMKT_HOME"
+POLL_S = 1.0
+_BEGIN, _END = "llmkt-results-begin", "llmkt-results-end"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at a study: its submission id and Ray's status of it."""
+
+    id: str
+    status: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over, well or not."""
+        return bool(JobStatus(self.status).is_terminal())
+
+
+class Jobs:
+    """The jobs of one study on one cluster.
+
+    Args:
+        file: the study file.
+        address: of the cluster's dashboard, `http://host:8265`.
+
+    Raises:
+        StudyError: the file has errors.
+        ResourceError: the cluster cannot be reached, or refuses the token.
+    """
+
+    def __init__(self, file: Path, address: str) -> None:
+        self.file, self.study = file, load_study(file)
+        with _explained(address):
+            self._client = JobSubmissionClient(address)
+        self.address = address
+
+    def attempts(self) -> list[Job]:
+        """Returns the study's jobs, first attempt first."""
+        pattern = re.compile(re.escape(f"{self.study.name}-{self.study.key}-") + r"(\d+)")
+        with _explained(self.address):
+            found = [(pattern.fullmatch(job.submission_id or ""), job) for job in self._client.list_jobs()]
+        numbered = sorted((int(match[1]), job) for match, job in found if match)
+        return [Job(str(job.submission_id), str(job.status.value)) for _, job in numbered]
+
+    def submit(self, *options: str) -> tuple[Job, bool]:
+        """Starts the study's next attempt, unless one is running: then that one is returned.
+
+        Args:
+            options: of `llmkt run`, for example "--smoke".
+
+        Returns:
+            The job, and whether it is new.
+
+        Raises:
+            StudyError: the study names files by relative path, which a cluster would not find.
+            ResourceError: the cluster refuses.
+        """
+        before = self.attempts()
+        if before and not before[-1].ended:
+            return before[-1], False
+        _refuse_relative_paths(self.study, self.file)
+        name = f"{self.study.name}-{self.study.key}-{len(before) + 1}"
+        self._start(name, f"python -m sweeps.run study.yaml {' '.join(options)}".strip())
+        return Job(name, JobStatus.PENDING.value), True
+
+    def stop(self) -> Job | None:
+        """Stops the running attempt and returns it, or None where none runs; finished trials stay."""
+        running = [job for job in self.attempts() if not job.ended]
+        if not running:
+            return None
+        with _explained(self.address):
+            self._client.stop_job(running[-1].id)
+        return running[-1]
+
+    def follow(self, job: Job, show: Callable[[str], None]) -> Job:
+        """Shows a job's log as it grows, and returns the job when it has ended."""
+        shown = 0
+        while True:
+            now = self.status(job.id)
+            with _explained(self.address):
+                log = self._client.get_job_logs(job.id)
+            if len(log) > shown:
+                show(log[shown:])
+                shown = len(log)
+            if now.ended:
+                return now
+            time.sleep(POLL_S)
+
+    def status(self, job_id: str) -> Job:
+        """Returns a job as it stands."""
+        with _explained(self.address):
+            return Job(job_id, str(self._client.get_job_status(job_id).value))
+
+    def fetch(self, to: Path) -> Path:
+        """Brings the results and the report here and returns their folder, `<to>/<study name>`.
+
+        An object store is read directly; results on the cluster's disk come packed through the job's log.
+
+        Raises:
+            StorageError: there are no results, or they arrived damaged.
+        """
+        target = to / self.study.name
+        if "://" in self.study.storage:
+            _copy(FileStore(study_folder(self.study)), FileStore(target))
+            return target
+        name = f"{self.study.name}-{self.study.key}-fetch-{int(time.time())}"
+        self._start(name, "python -m llmkt_ray.sweep.jobs study.yaml")
+        log: list[str] = []
+        ended = self.follow(Job(name, JobStatus.PENDING.value), log.append)
+        text = "".join(log)
+        if ended.status != JobStatus.SUCCEEDED.value or _BEGIN not in text:
+            raise StorageError(f"the cluster has no results of {self.study.name!r}: {text.strip()[-500:] or ended.status}")
+        unpack(text.split(_BEGIN, 1)[1].split(_END, 1)[0], target)
+        return target
+
+    def _start(self, name: str, command: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="llmkt-job-") as folder, _explained(self.address):
+            _package(Path(folder), self.file)
+            self._client.submit_job(submission_id=name, entrypoint=command, runtime_env={"working_dir": folder})
+
+
+def stored_for_job(study: StudyConfig) -> StudyConfig:
+    """Returns the study as a job runs it: a relative `storage` lies below LLMKT_HOME, where it outlives the job."""
+    if "://" in study.storage or Path(study.storage).is_absolute():
+        return study
+    home = Path(os.environ.get(HOME) or Path.home() / "llmkt")
+    return study.model_copy(update={"storage": str(home.absolute() / study.storage)})
+
+
+def pack(folder: str) -> str:
+    """Returns a results folder, without its checkpoints, as base64 of a compressed tar."""
+    files, sink = FileStore(folder), io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w:gz") as archive:
+        for name in files.list("", recursive=True):
+            data = None if name.startswith(("checkpoints/", "run.")) else files.read_bytes(name)
+            if data is not None:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+def unpack(text: str, target: Path) -> None:
+    """Writes a packed results folder.
+
+    Raises:
+        StorageError: it arrived damaged, or names a file outside the folder.
+    """
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+            target.mkdir(parents=True, exist_ok=True)
+            archive.extractall(target, filter="data")
+    except (binascii.Error, tarfile.TarError, EOFError, OSError) as error:
+        raise StorageError(f"the results arrived damaged ({error}); run `llmkt fetch` again") from error
+
+
+def _copy(source: FileStore, target: FileStore) -> None:
+    names = source.list("", recursive=True)
+    if not names:
+        raise StorageError(f"there are no results in {source.root}; run the study first")
+    for name in names:
+        data = None if name.startswith("checkpoints/") else source.read_bytes(name)
+        if data is not None:
+            target.write_bytes(name, data)
+
+
+def _package(folder: Path, study_file: Path) -> None:
+    """Fills a job's working directory: the study file and this version of the code."""
+    package = Path(llmkt_ray.__file__).parent
+    shutil.copytree(package, folder / "llmkt_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "sweeps").mkdir()
+    for name in ("__init__.py", "run.py"):
+        shutil.copy(package.parent / "sweeps" / name, folder / "sweeps" / name)
+    shutil.copy(study_file, folder / "study.yaml")
+
+
+def _refuse_relative_paths(study: StudyConfig, file: Path) -> None:
+    given = [("dataset", d.name, d.path) for d in study.datasets] + [("profiles", p.label, p.path) for p in study.profiles]
+    problems = [
+        f"{kind} {name!r} has the relative path {path!r}, which the cluster would not find; give an absolute path that every node sees, or a URI"
+        for kind, name, path in given
+        if path is not None and "://" not in path and not Path(path).is_absolute()
+    ]
+    if problems:
+        raise StudyError(problems, str(file))
+
+
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """Turns what the job client raises into one sentence with the remedy."""
+    try:
+        yield
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        text = str(error)
+        if "401" in text or "403" in text or "nauthori" in text or "uthentication" in text:
+            raise ResourceError(
+                f"the cluster at {address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's "
+                f"(`ray get-auth-token` there prints it). It said: {text.strip().splitlines()[0][:200]}"
+            ) from error
+        raise ResourceError(
+            f"the cluster at {address} cannot be used: {text.strip()[:400]}; is it running, and is --address its dashboard?"
+        ) from error
+
+
+if __name__ == "__main__":  # the job that `fetch` starts
+    import sys
+
+    print(_BEGIN)
+    print(pack(study_folder(stored_for_job(load_study(sys.argv[1])))))
+    print(_END)

@@ -1,0 +1,1 @@
+"""Study files, and the entry point that a submitted job starts."""

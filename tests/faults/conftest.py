@@ -1,0 +1,88 @@
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
+from tests.tiny import study_text
+
+EPOCHS = 300
+
+
+class Study:
+    """A study of ten trials of about a second each, run by the real command in a process of its own."""
+
+    def __init__(self, root: Path) -> None:
+        content = yaml.safe_load(study_text(root))
+        content["models"][0] |= {"epochs": EPOCHS}
+        content |= {"training": {"evaluate_every": 20}, "seeds": 2}
+        self.file, self.folder = root / "study.yaml", root / "results" / "tiny"
+        self.file.write_text(yaml.safe_dump(content))
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llmkt_ray.cli", "run", str(self.file), "--workers", "2", *options]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=self.file.parent)
+
+    def run(self, *options: str) -> int:
+        process = self.start(*options)
+        out, err = process.communicate(timeout=240)
+        self.said = out + err
+        return process.returncode
+
+    def rows_on_disk(self) -> dict[str, int]:
+        folder = self.folder / "ledger" / "trials"
+        return {path.name: path.stat().st_mtime_ns for path in folder.glob("[!.]*.parquet")} if folder.exists() else {}
+
+    def numbers(self) -> pd.DataFrame:
+        return Ledger(self.folder).trials().drop(columns=[*MEASUREMENT_COLUMNS, "study_key"])
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 180) -> None:
+    """Returns when the condition holds; fails if the process ends before, or never."""
+    for _ in range(int(seconds / 0.05)):
+        if condition():
+            return
+        assert process.poll() is None, f"the run ended too early: {process.communicate()}"
+        time.sleep(0.05)
+    pytest.fail("the moment to strike never came")
+
+
+def trial_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Returns the Ray workers below a driver that are running a trial now."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "ImplicitFunc" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def gone(processes: list[psutil.Process], seconds: float = 60) -> bool:
+    """Says whether all these processes end within the time."""
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory) -> pd.DataFrame:
+    """The rows of a run that nothing happened to."""
+    study = Study(tmp_path_factory.mktemp("uninterrupted"))
+    assert study.run("--executor", "loop") == 0, study.said
+    rows = study.numbers()
+    assert len(rows) == 11
+    return rows
+
+
+@pytest.fixture
+def study(tmp_path) -> Study:
+    return Study(tmp_path)

@@ -1,0 +1,42 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.data.prepared import PreparedData
+from tests.films import film_split
+from tests.llm.tiny_llama import build_tiny_llama
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+ENGINE = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "max_model_len": 1024, "max_num_seqs": 16}
+"""Settings that start quickly and fit anywhere."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def data(tmp_path: Path, store: ArtifactStore) -> PreparedData:
+    return film_split(tmp_path / "films", store, n_users=12)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    titles = [f"Film Number {n} ({1950 + n}); Drama, Comedy, Horror; rated {n % 5 + 1}" for n in range(60)]
+    prompt = "You describe the taste of one viewer from the films they rated, for a film recommender. Rated films, most telling first:"
+    return build_tiny_llama(tmp_path_factory.mktemp("llama"), [*titles, prompt] * 20)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    # More logical CPUs than there are: every stage of ray.data.llm is an actor that asks for one.
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from llmkt_ray.stats.contrast import contrast, over_splits
+
+
+def _arms(rng, n_seeds=4, n_users=500, gain=0.05):
+    users, seeds = rng.gamma(2, 0.1, (1, n_users)), rng.normal(1, 0.02, (n_seeds, 1))
+    control = users * seeds + rng.normal(0, 0.02, (n_seeds, n_users))
+    return control * (1 + gain) + rng.normal(0, 0.02, (n_seeds, n_users)), control
+
+
+def test_relative_effects_are_those_planted():
+    found = contrast(*_arms(np.random.default_rng(1)))
+    assert found.relative.low < 0.05 < found.relative.high
+    assert found.relative.estimate == pytest.approx(found.mean_arm / found.mean_control - 1)
+
+
+def test_the_relative_interval_covers_the_planted_ratio():
+    rng = np.random.default_rng(2)
+    covered = sum((r := contrast(*_arms(rng, 3, 200)).relative).low <= 0.05 <= r.high for _ in range(300))
+    assert covered / 300 > 0.9
+
+
+def test_pairing_uses_the_correlation_of_users():
+    """Users differ a thousand times more than the arms: only a paired contrast can see the difference."""
+    rng = np.random.default_rng(3)
+    users = rng.normal(0, 10, (1, 300))
+    control = users + rng.normal(0, 0.01, (3, 300))
+    arm = control + 0.05 + rng.normal(0, 0.01, (3, 300))
+    assert contrast(arm, control).difference.p < 0.001
+    assert stats.ttest_ind(arm.ravel(), control.ravel()).pvalue > 0.5
+
+
+def test_a_control_of_zero_has_no_relative_effect():
+    assert contrast(np.ones((3, 5)) * np.arange(5), np.zeros((3, 5))).relative is None
+
+
+def test_unequal_seeds_are_refused():
+    with pytest.raises(ValueError, match="equal seeds and users"):
+        contrast(np.ones((3, 5)), np.ones((2, 5)))
+
+
+def test_one_split_is_said_and_three_speak_of_new_ones():
+    rng = np.random.default_rng(4)
+    parts = [contrast(*_arms(rng)) for _ in range(3)]
+    assert parts[0].conditions == ("conditional on one split",)
+    assert over_splits(parts[:2]).conditions == ("conditional on these 2 splits",)
+    pooled = over_splits(parts)
+    assert pooled.conditions == ()
+    theirs = stats.ttest_1samp([p.difference.estimate for p in parts], 0)
+    assert (pooled.difference.p, pooled.difference.df) == pytest.approx((theirs.pvalue, 2))
+
+
+def test_two_seeds_are_conditional_on_them():
+    assert contrast(*_arms(np.random.default_rng(5), 2)).conditions == ("conditional on these seeds", "conditional on one split")

@@ -1,0 +1,40 @@
+import math
+
+import numpy as np
+import pytest
+from statsmodels.stats.power import TTestIndPower
+
+from llmkt_ray.stats.interval import Components, interval
+from llmkt_ray.stats.power import seeds_needed, smallest_detectable
+
+
+def test_the_two_sample_table_of_the_method():
+    """CV 2 %, power .8: 4 seeds for a 5 % effect, 9 for 3 %, 17 for 2 %."""
+    power = TTestIndPower()
+    assert [math.ceil(power.solve_power(effect / 2, power=0.8, alpha=0.05)) for effect in (5, 3, 2)] == [4, 9, 17]
+
+
+def test_what_is_called_detectable_is_found_four_times_in_five():
+    parts, rng = Components(seed=0.02**2, user=0.3**2, rest=0.5**2), np.random.default_rng(1)
+    effect = smallest_detectable(parts, 6, 800)
+    found = 0
+    for _ in range(400):
+        table = effect + rng.normal(0, 0.02, (6, 1)) + rng.normal(0, 0.3, (1, 800)) + rng.normal(0, 0.5, (6, 800))
+        found += interval(table).p < 0.05
+    assert 0.75 <= found / 400 <= 0.93  # above .8 where the mixed model has more than 5 degrees of freedom
+
+
+def test_more_seeds_see_less_until_the_users_are_too_few():
+    parts = Components(seed=0.02**2, user=0.1**2, rest=0.3**2)
+    n = seeds_needed(parts, 1000, 0.02)
+    assert smallest_detectable(parts, n, 1000) <= 0.02 < smallest_detectable(parts, n - 1, 1000)
+    assert seeds_needed(Components(0.02**2, 10.0, 0.0), 100, 0.02) is None
+
+
+def test_one_seed_sees_nothing_beyond_itself():
+    assert smallest_detectable(Components(1, 1, 1), 1, 100) == math.inf
+
+
+def test_an_effect_must_be_positive():
+    with pytest.raises(ValueError, match="effect must be positive"):
+        seeds_needed(Components(1, 1, 1), 100, 0)
