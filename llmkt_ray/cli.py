@@ -41,7 +41,7 @@ def check(study: StudyFile, allow_code: AllowCode = False) -> None:
     from llmkt_ray.api import Study
 
     Study.from_yaml(study, allow_code=allow_code).check()
-    out.print(f"{study}: no problems found", highlight=False, markup=False)
+    _say(f"{study}: no problems found")
 
 
 @app.command()
@@ -73,22 +73,16 @@ def run(
     opened = Study.from_yaml(study, allow_code=allow_code)
     opened = opened.smoke() if smoke else opened
     opened = opened.as_job() if as_job else opened
+    limit = SMOKE_TRIALS if smoke else None
     try:
-        summary = opened.run(
-            executor=executor,
-            address=address,
-            num_cpus=workers,
-            limit=SMOKE_TRIALS if smoke else None,
-            retry_failed=retry_failed,
-            console=err,
-        )
+        summary = opened.run(executor=executor, address=address, num_cpus=workers, limit=limit, retry_failed=retry_failed, console=err)
     except KeyboardInterrupt:
         err.print("llmkt: interrupted; what is done stays, run the same command to go on", style="yellow", highlight=False)
         raise typer.Exit(130) from None
     for part in summary_tables(opened.config, opened.trials()):
         out.print(part)
     told = f"{summary.ran} trials run now, {summary.done} done and {summary.failed} failed in all" if summary.ran else "nothing was missing"
-    out.print(f"{told}; report: {opened.status().report}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"{told}; report: {opened.status().report}")
     if summary.failed:
         raise typer.Exit(1)
 
@@ -162,7 +156,7 @@ def report(study: StudyFile) -> None:
     """Write the report again from the rows that are there."""
     from llmkt_ray.api import Study
 
-    out.print(str(Study.from_yaml(study).report()), highlight=False, markup=False, soft_wrap=True)
+    _say(str(Study.from_yaml(study).report()))
 
 
 @app.command()

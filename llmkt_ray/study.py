@@ -107,6 +107,8 @@ class ProfileConfig(Section):
     """`file` without a manifest: the split the texts were written from: "column", a split's key or its train digest."""
     min_coverage: float = Field(0.9, gt=0, le=1)
     """Smallest share of the users that must have a text; below it the study stops."""
+    max_flagged: float = Field(1.0, ge=0, le=1)
+    """Largest share of texts with a flag (refused, truncated, echo...) before the study stops; 1: never."""
     full_history: bool = False
     """Profiles from the full train split where `train_share` thins what models learn from."""
     model: str | None = None
@@ -380,7 +382,9 @@ class StudyConfig(Section):
         if "mean_minus_sd" in self.search.objectives and self.seeds < 2:
             problems.append(f"objective 'mean_minus_sd' needs at least 2 seeds, but got {self.seeds}")
         if self.search.kind == "optuna" and "://" in self.storage and self.search.storage is None:
-            problems.append(f"storage {self.storage!r} is an object store, where Optuna's journal cannot live: give `search.storage` an RDB URL")
+            problems.append(
+                f"storage {self.storage!r} is an object store, where Optuna's journal cannot live: give `search.storage` an RDB URL"
+            )
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self

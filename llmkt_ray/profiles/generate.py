@@ -15,6 +15,7 @@ from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.base import Job, Progress
 from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
+from llmkt_ray.profiles.quality import quality
 from llmkt_ray.profiles.table import KIND, Profiles, one_row_per_user
 from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import ProfileConfig, TaskResources
@@ -65,7 +66,7 @@ def generate(
     key = profiles_key(config, data.key, study_seed)
     if store.find(KIND, key) is not None:
         profiles = Profiles.load(store, key)
-        _check_coverage(profiles.table, profiles.notes, config, data)
+        _check_texts(profiles.table, profiles.notes, config, data)
         return profiles
     started = time.monotonic()
     engine = engine_of(config, resources)
@@ -80,9 +81,10 @@ def generate(
         "users": len(table),
         "with_profile": with_text,
         "coverage": with_text / len(table),
+        "quality": quality(table, data),
     }
     # Before anything is stored: the part files stay, so that texts that were paid for are there when the cause is mended.
-    _check_coverage(table, notes, config, data)
+    _check_texts(table, notes, config, data)
     store.save(
         KIND,
         key,
@@ -95,12 +97,19 @@ def generate(
     return Profiles.load(store, key)
 
 
-def _check_coverage(table: pa.Table, notes: Mapping[str, Any], config: ProfileConfig, data: PreparedData) -> None:
-    """Checks that enough users have a text.
+def _check_texts(table: pa.Table, notes: Mapping[str, Any], config: ProfileConfig, data: PreparedData) -> None:
+    """Checks that enough users have a text, and that few enough texts have a flag.
 
     Raises:
-        ProfileError: too few have; it says why, by kind of error, with examples.
+        ProfileError: too few have one; it says why, by kind of error, with examples. Or too many are flagged; it says with what.
     """
+    flagged = notes["quality"].get("flagged", 0.0)
+    if flagged > config.max_flagged:
+        found = ", ".join(f"{name} {share:.1%}" for name, share in notes["quality"]["flags"].items() if share)
+        raise ProfileError(
+            f"{flagged:.1%} of the profiles of {config.label!r} have a flag ({found}), but `max_flagged` allows {config.max_flagged:.0%}; "
+            "read some of them, mend prompt, model or max_tokens, or set `max_flagged` higher"
+        )
     if notes["coverage"] >= config.min_coverage:
         return
     kinds: dict[str, list[str]] = {}

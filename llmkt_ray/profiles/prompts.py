@@ -210,16 +210,17 @@ class PromptBuilder:
         # Two tokens a line for the dash and the line break; the exact count below has the last word.
         running = empty + np.cumsum([tokens + 2 for _, _, tokens in chosen])
         count = max(1, int(np.searchsorted(running, self.budget, side="right")))
-        while True:
-            asked = messages(count)
-            total = self.tokens.count_chat(asked)
-            if total <= self.budget:
-                return Prompt(user_id, asked, total, len(history), tuple(entry.index for entry, _, _ in chosen[:count]))
+        asked = messages(count)
+        while (total := self.tokens.count_chat(asked)) > self.budget:
             if count == 1:
                 raise ProfileError(
                     f"a prompt with one item has {total} tokens, but prompt_budget is {self.budget}; raise it, or shorten the template"
                 )
             count -= max(1, count // 20)
+            asked = messages(count)
+        while count < len(chosen) and (more := self.tokens.count_chat(longer := messages(count + 1))) <= self.budget:
+            count, asked, total = count + 1, longer, more
+        return Prompt(user_id, asked, total, len(history), tuple(entry.index for entry, _, _ in chosen[:count]))
 
 
 def most_telling(history: Sequence[Entry], population: Population) -> list[Entry]:

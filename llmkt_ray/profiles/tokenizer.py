@@ -27,8 +27,8 @@ class ModelTokens:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ProfileError(
-                f"model {model!r} has no tokenizer that can be read here ({' '.join(str(error).split())[:200]}); give the folder of a whole model "
-                "(config, tokenizer, weights), or the name of one on the hub and access to it"
+                f"model {model!r} has no tokenizer that can be read here ({' '.join(str(error).split())[:200]}); "
+                "give the folder of a whole model (config, tokenizer, weights), or the name of one on the hub and access to it"
             ) from error
         if not self._tokenizer.chat_template:
             raise ProfileError(f"model {model!r} has no chat template, so it cannot be asked anything; use an instruction-tuned model")

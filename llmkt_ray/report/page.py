@@ -58,7 +58,8 @@ def _page(results: Results, findings: Sequence[Finding], sections: Sequence[Sect
     failures = _failures(results.trials)
     contents = [("verdict", "Verdict"), *([("flags", "Flags")] if flags else []), ("run", "Run")]
     contents += [(s.key, s.short) for s in sections]
-    contents += [("failures", f"Failures ({len(failures)})" if failures else "Failures"), ("trials", "Trials"), ("card", "Reproducibility"), ("reading", "How to read")]
+    contents += [("failures", f"Failures ({len(failures)})" if failures else "Failures"), ("trials", "Trials")]
+    contents += [("card", "Reproducibility"), ("reading", "How to read")]
     more = Table("All flags", ("kind", "what"), (False, False), tuple(flags)) if len(flags) > MOST_FLAGS else None
     return {
         "name": results.study.get("name") or results.folder.name,

@@ -99,4 +99,3 @@ def _pooled(intervals: Sequence[Interval]) -> Interval:
     n_seeds, n_users = min(i.n_seeds for i in intervals), min(i.n_users for i in intervals)
     method = "splits" if n >= 3 else first.method
     return Interval(mean, mean - half, mean + half, se, df, p, n_seeds, n_users, method, first.level)
-

@@ -8,6 +8,7 @@ RAY_AUTH_TOKEN, on both sides.
 import base64
 import binascii
 import io
+import logging
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from llmkt_ray.study import StudyConfig, load_study
 
 HOME = "LLMKT_HOME"
 POLL_S = 1.0
+NEW_CLUSTER_TRIES = 60
 _BEGIN, _END = "llmkt-results-begin", "llmkt-results-end"
 
 
@@ -59,6 +61,7 @@ class Jobs:
 
     def __init__(self, file: Path, address: str) -> None:
         self.file, self.study = file, load_study(file)
+        logging.getLogger("ray").setLevel(logging.WARNING)  # its remarks on packaging are not about the study
         with _explained(address):
             self._client = JobSubmissionClient(address)
         self.address = address
@@ -145,7 +148,14 @@ class Jobs:
     def _start(self, name: str, command: str) -> None:
         with tempfile.TemporaryDirectory(prefix="llmkt-job-") as folder, _explained(self.address):
             _package(Path(folder), self.file)
-            self._client.submit_job(submission_id=name, entrypoint=command, runtime_env={"working_dir": folder})
+            for attempt in range(NEW_CLUSTER_TRIES):
+                try:
+                    self._client.submit_job(submission_id=name, entrypoint=command, runtime_env={"working_dir": folder})
+                    return
+                except RuntimeError as error:  # a head that has just started has no agent for jobs yet
+                    if "No available agent" not in str(error) or attempt == NEW_CLUSTER_TRIES - 1:
+                        raise
+                    time.sleep(POLL_S)
 
 
 def stored_for_job(study: StudyConfig) -> StudyConfig:
@@ -197,7 +207,7 @@ def _copy(source: FileStore, target: FileStore) -> None:
 def _package(folder: Path, study_file: Path) -> None:
     """Fills a job's working directory: the study file and this version of the code."""
     package = Path(llmkt_ray.__file__).parent
-    shutil.copytree(package, folder / "llmkt_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package, folder / "llmkt_ray", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     (folder / "sweeps").mkdir()
     for name in ("__init__.py", "run.py"):
         shutil.copy(package.parent / "sweeps" / name, folder / "sweeps" / name)
@@ -207,7 +217,7 @@ def _package(folder: Path, study_file: Path) -> None:
 def _refuse_relative_paths(study: StudyConfig, file: Path) -> None:
     given = [("dataset", d.name, d.path) for d in study.datasets] + [("profiles", p.label, p.path) for p in study.profiles]
     problems = [
-        f"{kind} {name!r} has the relative path {path!r}, which the cluster would not find; give an absolute path that every node sees, or a URI"
+        f"{kind} {name!r} has the relative path {path!r}, which the cluster would not find; give an absolute path that every node sees"
         for kind, name, path in given
         if path is not None and "://" not in path and not Path(path).is_absolute()
     ]

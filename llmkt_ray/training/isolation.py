@@ -1,4 +1,4 @@
-"""A trial neither reads nor leaves global state: generators, threads, gradient mode and default dtype."""
+"""A trial neither reads nor leaves global state: generators, threads, gradient mode, anomaly mode and default dtype."""
 
 import random
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def isolated(*, device: str, threads: int) -> Iterator[None]:
             "the trial asks for a GPU, but torch sees none here; set resources.trial.gpus to 0, or run it where there is one"
         )
     before = (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
-    with random_state_kept():
+    with random_state_kept(), torch.autograd.set_detect_anomaly(False):
         try:
             torch.set_num_threads(threads)
             torch.set_grad_enabled(True)

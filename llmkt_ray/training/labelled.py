@@ -5,6 +5,7 @@ AUC in [0, 1], higher is better; LogLoss in [0, inf), lower is better; GAUC: the
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class LabelledTask:
         positives = int(held_out.positive.sum())
         if not 0 < positives < len(held_out):
             raise TrainingError(
-                f"protocol 'labelled' needs positive and negative rows in the held-out part, but {positives} of {len(held_out)} are positive; "
+                f"protocol 'labelled' needs positive and negative rows, but {positives} of the part's {len(held_out)} rows are positive; "
                 "set `positive.rating_at_least` so that both occur"
             )
         self.metrics = metrics
@@ -57,7 +58,7 @@ class LabelledTask:
             raise TrainingError("the model's predictions contain NaN; lower the learning rate, or look at the training loss")
         losses = log_losses(self._labels, scores)
         bounds = [*self._starts, len(scores)]
-        own = np.asarray([auc(self._labels[a:b], scores[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+        own = np.asarray([auc(self._labels[a:b], scores[a:b]) for a, b in pairwise(bounds)])
         weight = np.where(np.isnan(own), 0.0, np.add.reduceat(self._labels, self._starts))
         whole = {
             "AUC": auc(self._labels, scores),

@@ -17,6 +17,7 @@ from llmkt_ray.errors import LayerError
 from llmkt_ray.training.bridge.dataset import PADDING
 from llmkt_ray.training.bridge.models import BuiltModel, build_model
 from llmkt_ray.training.bridge.registry import Family, model_entry
+from llmkt_ray.training.bridge.sequences import SequenceTable
 from llmkt_ray.transfer.discovery import Positions, discover_taps
 from llmkt_ray.transfer.state import random_state_kept
 from llmkt_ray.transfer.taps import Tap, auto_tap, candidates, named_tap
@@ -32,6 +33,9 @@ class RecBoleProbe:
         model: the built model.
         data: the split it was built on.
 
+    Attributes:
+        users: the batch's users; each comes `tiles` times, once for each row that RecBole makes of a positive.
+
     Raises:
         LayerError: the split has too few users with training rows to probe with.
     """
@@ -40,32 +44,45 @@ class RecBoleProbe:
         self._model = model
         self.n_users, self.n_items = model.n_users + PADDING, model.n_items + PADDING
         self._kind = model.entry.batches
-        self._tiles = {"pairwise": max(model.negatives_per_row, 1), "pointwise": 1 + model.negatives_per_row}.get(self._kind, 1)
+        self.tiles = {"pairwise": max(model.negatives_per_row, 1), "pointwise": 1 + model.negatives_per_row}.get(self._kind, 1)
         positives = data.train.positives()
         with_rows = np.unique(positives.user).astype(np.int64) + PADDING
         sizes = {self.n_users, self.n_items, self.n_users + self.n_items}
-        count = next((c for c in range(9, 2, -2) if len(with_rows) >= c + 2 and c * self._tiles not in sizes), None)
+        count = next((c for c in range(9, 2, -2) if len(with_rows) >= c + 2 and c * self.tiles not in sizes), None)
         if count is None:
             raise LayerError(f"dataset {data.name!r} has {len(with_rows)} users with training rows, too few to probe a model's layers with")
         self.positions: Positions = _POSITIONS[model.entry.family]
         self.longest = 0
+        if self._kind == "sequences":
+            self.longest = int(model.settings["MAX_ITEM_LIST_LENGTH"])
+            self._histories = SequenceTable.of([data.train], self.longest)
         distinct = torch.from_numpy(with_rows[:count])
-        self.users = distinct.repeat(self._tiles).to(model.device)
-        steps = torch.arange(len(self.users), device=model.device)
+        self.users = distinct.repeat(self.tiles).to(model.device)
         # Items without a training row can have all-zero activations in graph models: only items that were seen.
         self._seen = torch.from_numpy(np.unique(positives.item).astype(np.int64) + PADDING).to(model.device)
-        self._items = [steps * 3 + 1, steps * 5 + 2]
+
+    def lengths(self, users: Tensor) -> Tensor | None:
+        """Returns the filled positions of the users' histories `(batch,)`; None for models that read none in order."""
+        return self._history(users)[1] if self._kind == "sequences" else None
+
+    def _history(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        histories, lengths = self._histories.whole(users.cpu().numpy() - PADDING)
+        return histories.to(users.device), lengths.to(users.device)
 
     def loss(self, users: Tensor, other_items: bool) -> Tensor:
-        """Returns the training loss of the batch with these users, and with other target items where asked."""
+        """Returns the training loss of a batch of these users `(batch,)`, and with other target items where asked."""
+        steps = torch.arange(len(users), device=users.device)
         shift = 1 if other_items else 0
-        items, negatives = (self._seen[(place + shift) % len(self._seen)] for place in self._items)
+        items, negatives = (self._seen[(place + shift) % len(self._seen)] for place in (steps * 3 + 1, steps * 5 + 2))
         if self._kind == "users":
             return self._model.loss(self._model.rows(users))
         if self._kind == "pairwise":
             return self._model.loss(self._model.pairs(users, items, negatives))
+        if self._kind == "sequences":
+            chosen = negatives if self._model.negatives_per_row else None
+            return self._model.loss(self._model.next_items(users, *self._history(users), items, chosen))
         labels = torch.zeros(len(users), device=users.device)
-        labels[: len(users) // self._tiles] = 1.0
+        labels[: len(users) // self.tiles] = 1.0
         return self._model.loss(self._model.labelled(users, items, labels))
 
 
@@ -127,8 +144,8 @@ def resolve_layers(wanted: str | Sequence[str], taps: Sequence[Tap], model: str 
 def probe_split(n_users: int = 28, n_items: int = 1021, seed: int = 0) -> PreparedData:
     """Returns a small synthetic split, for probing a model where no dataset is given.
 
-    Every user has 6 to 9 train positives, one validation and one test row; sizes differ from the usual layer widths, and
-    the catalogue is wider than a hidden layer.
+    Users have a gender and an age, items genres. Every user has 6 to 9 train positives, one validation and one test row;
+    sizes differ from the usual layer widths, and the catalogue is wider than a hidden layer.
     """
     generator = np.random.default_rng(seed)
     users: dict[str, list[int]] = {"train": [], "valid": [], "test": []}
@@ -161,7 +178,15 @@ def probe_split(n_users: int = 28, n_items: int = 1021, seed: int = 0) -> Prepar
         train_full=rows("train"),
         valid=rows("valid"),
         test=rows("test"),
-        users=pa.table({"user_id": user_tokens.tolist()}),
-        items=pa.table({"item_id": item_tokens.tolist()}),
+        users=pa.table(
+            {
+                "user_id": user_tokens.tolist(),
+                "gender": [str(value) for value in generator.integers(0, 2, n_users)],
+                "age": [str(value) for value in generator.integers(0, 6, n_users)],
+            }
+        ),
+        items=pa.table(
+            {"item_id": item_tokens.tolist(), "genres": [[f"g{g}" for g in row] for row in generator.integers(0, 9, (n_items, 3)).tolist()]}
+        ),
         notes={},
     )

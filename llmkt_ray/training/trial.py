@@ -109,6 +109,9 @@ def evaluator(
     """Returns the function that evaluates a model, as it then is, on a held-out part.
 
     Args:
+        spec: the trial.
+        model: the built model.
+        data: the split.
         held_out: the part.
         known: rows whose items are not offered in a ranking.
         learnt: rows that a sequential model's histories are made of.

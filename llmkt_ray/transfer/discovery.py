@@ -128,8 +128,8 @@ def _other_users(users: Tensor, n_users: int) -> tuple[Tensor, Tensor]:
     chosen = distinct[::2][: len(fresh)]
     if len(chosen) == 0:
         raise LayerError(f"a probe needs users outside its batch, but the batch holds all {n_users} of them; take a smaller batch")
-    table = torch.arange(n_users)
-    table[chosen] = torch.tensor(fresh[: len(chosen)])
+    table = torch.arange(n_users, device=users.device)
+    table[chosen] = torch.tensor(fresh[: len(chosen)], device=users.device)
     return table[users], torch.isin(users, chosen)
 
 

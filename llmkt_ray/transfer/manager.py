@@ -94,15 +94,15 @@ class TransferManager:
         """The student projection's parameters, for the weights manager's `extra`."""
         return list(self.projection.parameters()) if self.projection is not None else []
 
-    def balance(self, losses: Iterable[tuple[Tensor, Tensor]], targets: Tensor, lengths: Iterable[Tensor] | None = None) -> float:
+    def balance(self, losses: Iterable[tuple[Tensor, ...]], targets: Tensor) -> float:
         """Sets and returns beta = |L_model| / (L_rec + eps) over the first phase-1 batches at initialisation.
 
         Nothing is trained, and the model's counters, buffers and the global random state come back as they were.
 
         Args:
-            losses: lazily, for each batch in order, the model's loss and the batch's users; at most 10 are used.
+            losses: lazily, for each batch in order, the model's loss, the batch's users and, for a sequence tap, the lengths
+                of their histories; at most 10 are used.
             targets: the TREATED arm's targets in the model's user ids: a control twin shares the treated beta.
-            lengths: for each batch the history lengths, for a sequence tap.
 
         Raises:
             TrainingError: there was no batch, or a loss is not finite.
@@ -111,9 +111,8 @@ class TransferManager:
             return 1.0
         model_sum, transfer_sum, count = 0.0, 0.0, 0
         with untouched(self._model), self._hook:
-            length = iter(lengths) if lengths is not None else None
-            for loss_model, users in losses:
-                h, rows = self._hook.take(users, next(length) if length is not None else None)
+            for loss_model, users, *lengths in losses:
+                h, rows = self._hook.take(users, lengths[0] if lengths else None)
                 with torch.no_grad():
                     transfer_sum += float(self._loss.transfer(self.projection(h), rows, targets))
                 model_sum += float(loss_model.detach())

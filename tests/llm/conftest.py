@@ -1,7 +1,9 @@
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -40,3 +42,24 @@ def cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+def engine_processes() -> set[int]:
+    """Returns the processes below this one that hold an engine: Ray's actors, and vLLM's own."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(process.cmdline())
+        except psutil.Error:  # It ended while we looked, or is only waiting to be reaped.
+            continue
+        if any(name in command for name in ("ray::Engine", "ray::_MapWorker", "ray::MapWorker", "VLLM::")):
+            found.add(process.pid)
+    return found
+
+
+def engines_left(patience_s: float = 30) -> set[int]:
+    """Returns the engine processes that are still there after they had time to end."""
+    until = time.monotonic() + patience_s
+    while (left := engine_processes()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return left

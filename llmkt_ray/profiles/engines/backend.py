@@ -1,6 +1,6 @@
 """What every language model looks like from here: blocks of prompts go in, answers or a failure come out."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ class Backend(Protocol):
             ProfileError: it cannot work as configured.
         """
 
-    def run(self, blocks: list[list[Prompt]], seed: int) -> Iterator[tuple[int, Outcome]]:
+    def run(self, blocks: list[list[Prompt]], seed: int) -> Generator[tuple[int, Outcome]]:
         """Yields (index of a block, its outcome) as blocks finish, in any order, each once.
 
         Raises:

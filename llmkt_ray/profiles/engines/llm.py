@@ -1,7 +1,8 @@
 """Profiles by a language model: prompts, part files, retries, and every user in exactly one row, whatever the engine does."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -78,12 +79,10 @@ class LlmEngine:
         certificate = verify(data, *np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
         rows = {key: row for key, row in job.parts.finished().items() if key in {(p.user_id, p.hash) for p in prompts}}
         resumed = len(rows)
-        try:
-            for row in self._complete(prompts, rows, builder.template.version, job):
+        with closing(self._backend), closing(self._complete(prompts, rows, builder.template.version, job)) as ended:
+            for row in ended:
                 rows[row.user_id, row.prompt_hash or ""] = row
                 job.progress(len(rows), data.n_users)
-        finally:
-            self._backend.close()
         sizes = histories(data, full=self._config.full_history).sizes()
         by_user = {row.user_id: row for row in rows.values()}
         table = as_table(
@@ -106,7 +105,7 @@ class LlmEngine:
             warnings.append("prompt tokens are estimated at 4 characters each: the model's tokenizer is not at hand")
         return Written(table, certificate, {"warnings": warnings, "resumed_rows": resumed, "shortened_histories": shortened})
 
-    def _complete(self, prompts: list[Prompt], rows: dict[tuple[str, str], ProfileRow], version: str, job: Job) -> Iterator[ProfileRow]:
+    def _complete(self, prompts: list[Prompt], rows: dict[tuple[str, str], ProfileRow], version: str, job: Job) -> Generator[ProfileRow]:
         """Yields a row for every prompt that has none yet or an error worth another attempt, until all have ended."""
         attempts = {key: row.attempts for key, row in rows.items()}
         finished = {key for key, row in rows.items() if row.profile is not None or row.attempts >= self._config.attempts}
@@ -116,23 +115,23 @@ class LlmEngine:
         while blocks:
             again: list[list[Prompt]] = []
             retry: list[Prompt] = []
-            for number, outcome in self._backend.run(blocks, job.seed):
-                block = blocks[number]
-                if isinstance(outcome, str) and len(block) > 1:
-                    # One of these killed the engine. Alone each shows itself; the innocent lose no attempt.
-                    half = 1 if len(block) <= _SINGLES else -(-len(block) // 2)
-                    again += [block[start : start + half] for start in range(0, len(block), half)]
-                    continue
-                ended = []
-                for prompt, answer in zip(block, _answers(outcome), strict=True):
-                    key = (prompt.user_id, prompt.hash)
-                    attempts[key] = attempts.get(key, 0) + 1
-                    row = self._row(prompt, answer, attempts[key], version)
-                    ended.append(row)
-                    if row.profile is None and answer.retry and attempts[key] < self._config.attempts:
-                        retry.append(prompt)
-                job.parts.append(ended)
-                yield from ended
+            with closing(self._backend.run(blocks, job.seed)) as outcomes:
+                for number, outcome in outcomes:
+                    block = blocks[number]
+                    if isinstance(outcome, str) and len(block) > 1:
+                        # One of these killed the engine. Alone each shows itself; the innocent lose no attempt.
+                        half = 1 if len(block) <= _SINGLES else -(-len(block) // 2)
+                        again += [block[start : start + half] for start in range(0, len(block), half)]
+                        continue
+                    ended = []
+                    for prompt, answer in zip(block, _answers(outcome), strict=True):
+                        key = (prompt.user_id, prompt.hash)
+                        attempts[key] = attempts.get(key, 0) + 1
+                        ended.append(self._row(prompt, answer, attempts[key], version))
+                        if ended[-1].profile is None and answer.retry and attempts[key] < self._config.attempts:
+                            retry.append(prompt)
+                    job.parts.append(ended)
+                    yield from ended
             # Those that failed go on alone too: what fails twice must not take others with it.
             blocks = again + [[prompt] for prompt in retry]
 

@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import aiohttp
@@ -33,7 +33,6 @@ class OpenAIBackend:
 
     def __init__(self, config: ProfileConfig) -> None:
         self._config = config
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._answered = 0
         self._next_slot = 0.0
 
@@ -41,7 +40,7 @@ class OpenAIBackend:
         """Returns endpoint and model: what an endpoint serves under a name is its own affair."""
         return {"backend": "openai", "base_url": self._config.base_url.rstrip("/"), "model": self._config.model}
 
-    def run(self, blocks: list[list[Prompt]], seed: int) -> Iterator[tuple[int, Outcome]]:
+    def run(self, blocks: list[list[Prompt]], seed: int) -> Generator[tuple[int, Outcome]]:
         """Yields (index of a block, its answers) as blocks finish.
 
         Raises:
@@ -53,7 +52,7 @@ class OpenAIBackend:
                 f"the environment variable {self._config.api_key_env} is not set, so {self._config.base_url} cannot be asked; "
                 "export the key in this shell (never write it into a study), or name another variable with api_key_env"
             )
-        self._loop = loop = asyncio.new_event_loop()
+        loop = asyncio.new_event_loop()
         window = 1 + -(-self._config.concurrency // self._config.block_size)
         waiting = iter(enumerate(blocks))
         running: set[asyncio.Task[tuple[int, Outcome]]] = set()
@@ -69,10 +68,8 @@ class OpenAIBackend:
                 for task in done:
                     yield task.result()
         finally:
-            for task in running:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
-            loop.run_until_complete(session.close())
+            # All of them: when one request of a block fails for good, its neighbours still run.
+            loop.run_until_complete(_end(asyncio.all_tasks(loop), session))
             loop.close()
 
     def close(self) -> None:
@@ -115,7 +112,7 @@ class OpenAIBackend:
                     await asyncio.sleep(wait_s)
         if not self._answered and problem.startswith("connection"):
             raise ProfileError(
-                f"{self._config.base_url} cannot be reached ({problem}), {_TRIES} tries; check base_url, the network and that the server runs"
+                f"{self._config.base_url} cannot be reached ({problem}, {_TRIES} tries); check base_url, the network and the server"
             )
         return Answer(None, error=problem)
 
@@ -145,6 +142,13 @@ class OpenAIBackend:
         if status == 404:
             return f"{self._url} has no model {self._config.model!r} or no chat completions ({problem}); check base_url and model"
         return f"{self._config.base_url} refuses the key in {self._config.api_key_env} ({problem}); export a valid one"
+
+
+async def _end(tasks: set[asyncio.Task[Any]], session: aiohttp.ClientSession) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await session.close()
 
 
 def _retry_after(header: str | None, otherwise: float) -> float:

@@ -4,7 +4,7 @@ A row that fails becomes an answer with an error. A row that kills the engine en
 then run in halves, until the block that holds the row is alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import ray
@@ -39,7 +39,7 @@ class VllmDataBackend:
         """Returns model and engine settings that can change a text; the same for both ways of running vLLM."""
         return {"backend": "vllm", **model_identity(self._config), "settings": dict(self._config.engine)}
 
-    def run(self, blocks: list[list[Prompt]], seed: int) -> Iterator[tuple[int, Outcome]]:
+    def run(self, blocks: list[list[Prompt]], seed: int) -> Generator[tuple[int, Outcome]]:
         """Yields (index of a block, its answers or why its engine died) as blocks finish.
 
         Raises:
@@ -65,8 +65,8 @@ class VllmDataBackend:
             self._fruitless += len(unanswered) == len(numbers)
             if self._fruitless >= _DEATHS_WITHOUT_AN_ANSWER and len(blocks) > 1:
                 raise ProfileError(
-                    f"vLLM does not answer with model {self._config.model!r}: {death}; check the model's folder or name, and the memory that "
-                    "`engine` asks for (kv_cache_memory_bytes, gpu_memory_utilization, max_model_len)"
+                    f"vLLM does not answer with model {self._config.model!r}: {death}; check the model's folder or name, and the memory "
+                    "that `engine` asks for (kv_cache_memory_bytes, gpu_memory_utilization, max_model_len)"
                 )
             left = sorted(unanswered)
             if len(left) == 1:

@@ -4,7 +4,7 @@ The engine runs in the actor's own process, so that an actor that dies leaves no
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -71,7 +71,7 @@ class VllmSyncBackend:
         """Returns model and engine settings that can change a text."""
         return {"backend": "vllm", **model_identity(self._config), "settings": dict(self._config.engine)}
 
-    def run(self, blocks: list[list[Prompt]], seed: int) -> Iterator[tuple[int, Outcome]]:
+    def run(self, blocks: list[list[Prompt]], seed: int) -> Generator[tuple[int, Outcome]]:
         """Yields (index of a block, its answers or why its engine died) as blocks finish.
 
         Raises:
@@ -132,6 +132,6 @@ class VllmSyncBackend:
             ray.get(actor.ready.remote())
         except RayError as error:
             raise ProfileError(
-                f"vLLM does not start with model {self._config.model!r}: {failure(error)}; check the model's folder or name, and the memory "
-                "that `engine` asks for (kv_cache_memory_bytes, gpu_memory_utilization, max_model_len)"
+                f"vLLM does not start with model {self._config.model!r}: {failure(error)}; check the model's folder or name, and the "
+                "memory that `engine` asks for (kv_cache_memory_bytes, gpu_memory_utilization, max_model_len)"
             ) from error

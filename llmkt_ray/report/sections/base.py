@@ -47,6 +47,7 @@ class Section:
         figures: panels.
         legend: arms named in a legend.
         tables: the numbers behind the figures.
+        items: (question, answer, evidence).
     """
 
     key: str
@@ -57,6 +58,7 @@ class Section:
     figures: tuple[Figure, ...] = ()
     legend: tuple[str, ...] = ()
     tables: tuple[Table, ...] = field(default=())
+    items: tuple[tuple[str, str, str], ...] = ()
 
 
 def chosen(findings: Sequence[Finding]) -> list[Finding]:

@@ -234,7 +234,9 @@ def build_model(
     Raises:
         TrainingError: the model or a hyper-parameter is unknown, or the model refuses its settings.
     """
-    model_class = load_class(class_path) if class_path else get_model(model_entry(model).name)
+    # Importing RecBole's sequential models turns torch's anomaly detection on for the whole process (sine.py, line 25).
+    with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
+        model_class = load_class(class_path) if class_path else get_model(model_entry(model).name)
     entry = _entry_of(model_class, model) if class_path else model_entry(model)
     settings = make_settings(
         model, family=entry.family, hyperparameters=hyperparameters, dataset=data.name, device=device, own_class=class_path is not None

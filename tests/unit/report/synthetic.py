@@ -54,16 +54,12 @@ class World:
 
 
 def study_of(world: World) -> StudyConfig:
-    profiles = [
-        {"llm": world.engine, "name": llm, **({"path": f"{llm}.parquet"} if world.engine == "file" else {})} for llm in world.llms
-    ]
+    profiles = [{"llm": world.engine, "name": llm, **({"path": f"{llm}.parquet"} if world.engine == "file" else {})} for llm in world.llms]
     return StudyConfig.model_validate(
         {
             "name": world.name,
             "description": world.description,
-            "datasets": [
-                {"name": d, "positive": {"rating_at_least": 4}, "split": {"repetitions": world.splits}} for d in world.datasets
-            ],
+            "datasets": [{"name": d, "positive": {"rating_at_least": 4}, "split": {"repetitions": world.splits}} for d in world.datasets],
             "profiles": profiles,
             "models": [{"name": m, "epochs": world.epochs} for m in world.models],
             "transfer": {"alphas": list(world.alphas), "layers": list(world.layers)},
@@ -113,7 +109,11 @@ def result_of(world: World, spec: TrialSpec) -> TrialResult:
     }  # fmt: skip
     message = world.fails(spec)
     if message is not None:
-        error = {"kind": "TrainingError", "message": message, "traceback": f"Traceback (most recent call last):\n  TrainingError: {message}"}
+        error = {
+            "kind": "TrainingError",
+            "message": message,
+            "traceback": f"Traceback (most recent call last):\n  TrainingError: {message}",
+        }
         return TrialResult(spec=spec, status="failed", measures=measures, error=error)
     level = world.references.get(spec.model) if spec.arm == "reference" else world.models[spec.model]
     assert level is not None

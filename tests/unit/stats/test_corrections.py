@@ -42,7 +42,7 @@ def test_equivalence_is_the_90_percent_interval_within_the_bound():
     for scale in (0.1, 0.15, 0.2, 0.25, 0.3):
         d = np.random.default_rng(3).normal(0.005, scale, (1, 150))
         inner = interval(d, level=0.9)
-        assert (equivalence_p(interval(d), 0.03) <= 0.05) == (-0.03 < inner.low and inner.high < 0.03)
+        assert (equivalence_p(interval(d), 0.03) <= 0.05) == (inner.low > -0.03 and inner.high < 0.03)
 
 
 def test_an_equivalence_bound_must_be_positive():

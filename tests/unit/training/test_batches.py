@@ -1,3 +1,5 @@
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -54,8 +56,8 @@ def test_pointwise_labels_positives_first(data):
     negatives = [
         pairs(b.interaction["user_id"][b.interaction["label"] == 0], b.interaction["item_id"][b.interaction["label"] == 0]) for b in batches
     ]
-    assert sorted(sum(positives, [])) == train_pairs(data)
-    assert not set(sum(negatives, [])) & set(train_pairs(data))
+    assert sorted(chain(*positives)) == train_pairs(data)
+    assert not set(chain(*negatives)) & set(train_pairs(data))
 
 
 def test_user_rows_hold_each_user_once(data):

@@ -51,6 +51,14 @@ def alignments(model, **hyperparameters):
         ("DMF", {"user_linear": "user_rows", "user_fc_layers.mlp_layers.5": "user_rows", "item_linear": "none"}),
         ("ENMF", {"user_embedding": "user_rows", "dropout": "user_rows"}),
         ("GCMC", {"GcEncoder.dense_layer_u": "user_table"}),
+        ("DeepFM", {"token_embedding_table.embedding@0": "user_rows", "mlp_layers.mlp_layers.1": "pair"}),
+        ("AutoInt", {"token_embedding_table.embedding@0": "user_rows", "mlp_layers.mlp_layers.1": "pair"}),
+        ("DCN", {"token_embedding_table.embedding@0": "user_rows"}),
+        (
+            "SASRec",
+            {"item_embedding": "sequence", "trm_encoder.layer.1": "sequence", "forward": "user_rows", "item_embedding:input": "none"},
+        ),
+        ("GRU4Rec", {"gru_layers[0]": "sequence", "dense": "sequence", "forward": "user_rows"}),
     ],
 )
 def test_where_a_hook_can_sit_in_recboles_models(model, expected):

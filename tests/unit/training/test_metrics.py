@@ -52,5 +52,5 @@ def test_equal_to_recbole_on_the_same_scores(data, family):
 )
 def test_a_wrong_name_says_what_is_allowed(name, told):
     assert told in (metric_problem(name) or "")
-    with pytest.raises(TrainingError, match="depth|mean"):
+    with pytest.raises(TrainingError, match=r"depth|mean"):
         parse_metrics([name])

@@ -194,6 +194,20 @@ def test_balance_makes_the_losses_equal_in_size_at_initialisation_and_leaves_no_
         assert beta == pytest.approx(sum(losses) / 10 / transferred, rel=1e-5)
 
 
+def test_balance_and_steps_of_a_sequence_read_the_lengths(toy):
+    model, batch = toy("sequence")
+    lengths = torch.tensor([1, 5, 2, 3, 4, 5, 1, 2, 3])
+    setup = setup_of(model, batch, "item_embedding")
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup)
+    transfer.balance(((batch.loss(batch.users, False), batch.users, lengths) for _ in range(3)), setup.targets)
+    assert transfer.beta != 1.0
+    with transfer.epoch(1):
+        transfer.step(batch.loss(batch.users, False), batch.users, lengths)
+    last = model.history(batch.users)[torch.arange(9), lengths - 1]
+    expected = ((model.item_embedding(last) - setup.targets[batch.users]).square().mean(1) * setup.weights[batch.users]).mean()
+    assert transfer.record()["loss_transfer"] == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
 def test_a_control_twin_shares_the_treated_arms_balance(toy):
     model, batch = toy("rows")
     treated = setup_of(model, batch, "user_embedding")

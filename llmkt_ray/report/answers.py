@@ -1,0 +1,285 @@
+"""Answers in sentences, each with its evidence and able to say that there is none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from llmkt_ray.report.cells import Cell, paired_tables
+from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.load import Results
+from llmkt_ray.report.text import count, listed, percent, percent_interval
+from llmkt_ray.stats.importance import SEED, importance
+from llmkt_ray.stats.power import seeds_needed, smallest_detectable
+from llmkt_ray.stats.selection import Default, largest_gain, recommended_default, safe_range
+
+EFFECTS = (0.05, 0.03, 0.02)
+SAFE = 0.01
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question with its answer.
+
+    Attributes:
+        question: as a reader would ask it.
+        answer: one or two sentences.
+        evidence: what it rests on, and its conditions.
+    """
+
+    question: str
+    answer: str
+    evidence: str
+
+
+def answers(results: Results, findings: Sequence[Finding], shares: dict[str, float]) -> tuple[Answer, ...]:
+    """Returns the answers that the study holds data for.
+
+    Args:
+        results: the study's results.
+        findings: its cells.
+        shares: importance of the factors, see `factor_importance`.
+    """
+    if not any(f.cell.treated for f in findings):
+        return ()
+    made = [
+        *_best(results, findings), *_safe(results, findings), *_layer(results, findings), *_matters(results, shares),
+        *_largest(results, findings), *_default(results, findings, "dataset"), *_default(results, findings, "model"),
+        *_power(results, findings),
+    ]  # fmt: skip
+    return tuple(made)
+
+
+def gain_rows(results: Results, findings: Sequence[Finding]) -> pd.DataFrame:
+    """Returns one row a (cell, alpha, split, seed): its relative gain over alpha0 of the same split and seed, `valid` and `test`."""
+    trials = results.trials
+    parts = {part: trials[f"{part}_{results.metric}"].to_numpy(dtype=float) for part in ("valid", "test")}
+    rows = []
+    for finding in findings:
+        cell, alpha0 = finding.cell, finding.cell.controls.get("alpha0")
+        for alpha, runs in cell.treated.items():
+            for (split, seed), row in runs.rows.items():
+                base = alpha0.rows.get((split, seed)) if alpha0 else None
+                if base is not None and min(parts["valid"][base], parts["test"][base]) > 0:
+                    gains = {part: values[row] / values[base] - 1 for part, values in parts.items()}
+                    rows.append({"cell": cell.number, "alpha": alpha, "split": split, "seed": seed, **gains})
+    return pd.DataFrame(rows, columns=["cell", "alpha", "split", "seed", "valid", "test"])
+
+
+def factor_importance(results: Results, findings: Sequence[Finding], method: str = "fanova") -> dict[str, float]:
+    """Returns factor to importance for the validation value relative to the mean of its dataset and model, treated trials only."""
+    rows = []
+    column = results.trials[f"valid_{results.metric}"]
+    for finding in findings:
+        cell = finding.cell
+        for alpha, runs in cell.treated.items():
+            for (split, seed), row in runs.rows.items():
+                where = {name: str(cell.factors[name]) for name in ("dataset", "model", *cell.varied)}
+                rows.append({**where, "alpha": alpha, "split": f"split {split}", SEED: seed, "value": float(column.iloc[row])})
+    if not rows:
+        return {}
+    frame = pd.DataFrame(rows)
+    # Levels of datasets and models differ by nature; what is asked is what moves a model on a dataset.
+    frame["value"] /= frame.groupby(["dataset", "model"])["value"].transform("mean")
+    return importance(frame, "value", method)
+
+
+def best_alpha(results: Results, cell: Cell) -> float | None:
+    """Returns the alpha with the highest mean validation value, None where nothing finished."""
+    column = results.trials[f"valid_{results.metric}"]
+    means = {alpha: float(column.iloc[list(runs.rows.values())].mean()) for alpha, runs in cell.treated.items() if runs.rows}
+    finite = {alpha: mean for alpha, mean in means.items() if np.isfinite(mean)}
+    return max(finite, key=lambda alpha: finite[alpha]) if finite else None
+
+
+def default_of(results: Results, findings: Sequence[Finding], context: str) -> Default | None:
+    """Returns the default recommended over all datasets, or all models (`context`), judged by leaving each out."""
+    rows = gain_rows(results, findings)
+    if rows.empty:
+        return None
+    cells = {f.cell.number: f.cell for f in findings}
+    other = "model" if context == "dataset" else "dataset"
+    rows = rows.assign(
+        context=[str(cells[c].factors[context]) for c in rows["cell"]],
+        config=[_config(cells[c], a, other) for c, a in zip(rows["cell"], rows["alpha"], strict=True)],
+    )
+    return recommended_default(rows.groupby(["context", "config"], as_index=False)[["valid", "test"]].mean())
+
+
+def _config(cell: Cell, alpha: float, other: str) -> str:
+    """Names a configuration by what a context does not fix; a layer's name belongs to its model."""
+    fixed = [name for name in cell.varied if not (other == "dataset" and name == "layer")]
+    parts = [f"{name} {cell.factors[name]}" for name in fixed] + ([f"model {cell.factors['model']}"] if other == "model" else [])
+    return ", ".join([f"alpha {alpha:g}", *parts])
+
+
+def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
+    made = []
+    for (dataset, model), cells in _by_context(findings).items():
+        column = results.trials[f"valid_{results.metric}"]
+        scored = [(float(column.iloc[list(r.rows.values())].mean()), f, a) for f in cells for a, r in f.cell.treated.items() if r.rows]
+        scored = [one for one in scored if np.isfinite(one[0])]
+        if not scored:
+            continue
+        value, finding, alpha = max(scored, key=lambda one: one[0])
+        gain = finding.grid.get(alpha)
+        worth = f"test gain over alpha0 {percent_interval(gain.relative)}" if gain and gain.relative else "no alpha0 to compare it with"
+        where = f"alpha {alpha:g}" + (f", {finding.cell.detail}" if finding.cell.detail else "")
+        inconclusive = gain is not None and gain.difference.low <= 0 <= gain.difference.high
+        made.append(
+            Answer(
+                f"What is the best configuration of {model} on {dataset}?",
+                f"{where}" + (": inconclusive, it cannot be told apart from alpha0." if inconclusive else "."),
+                f"Highest mean validation {results.metric} ({value:.4f}) of {count(len(scored), 'configuration')}; {worth}. "
+                "The best of many is flattered by its choice.",
+            )
+        )
+    return made[:6]
+
+
+def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
+    made = []
+    for finding in findings:
+        best, cell = best_alpha(results, finding.cell), finding.cell
+        if best is None or len(cell.treated) < 2:
+            continue
+        tables: dict[float, np.ndarray] = {}
+        for alpha, runs in cell.treated.items():
+            pairs = paired_tables(results, runs, cell.treated[best], results.metric)
+            if pairs and len(runs.rows) == len(cell.treated[best].rows):
+                tables[alpha] = np.concatenate([one for one, _ in pairs[:1]])
+        if best not in tables or len(tables) < 2:
+            continue
+        safe = safe_range(tables, best, SAFE)
+        said = (
+            f"{safe[0]:g} to {safe[-1]:g}"
+            if len(safe) > 1
+            else f"only {best:g} itself: no neighbour is shown to be within {SAFE:.0%} of it"
+        )
+        made.append(
+            Answer(
+                f"Which alphas are safe for {cell.label}?",
+                f"{said[0].upper()}{said[1:]}.",
+                f"Lower 95 % bound of the paired test difference to alpha {best:g} (the best on validation) is at least "
+                f"{percent(-SAFE, 0)}; alphas tried: {listed([f'{a:g}' for a in sorted(tables)])}.",
+            )
+        )
+    return made[:6]
+
+
+def _layer(results: Results, findings: Sequence[Finding]) -> list[Answer]:
+    made = []
+    for (dataset, model), cells in _by_context(findings).items():
+        layers = {f.cell.factors["layer"] for f in cells}
+        if len(layers) < 2:
+            continue
+        rows = gain_rows(results, cells)
+        names = {f.cell.number: f.cell.factors["layer"] for f in cells}
+        means = rows.assign(layer=rows["cell"].map(names)).groupby("layer")[["valid", "test"]].mean()
+        if len(means) < 2:
+            continue
+        best = means["valid"].idxmax()
+        spread = means["test"].max() - means["test"].min()
+        made.append(
+            Answer(
+                f"Which layer of {model} on {dataset}?",
+                f"{best}, on validation; its mean test gain over alpha0 is {percent(means.loc[best, 'test'])}.",
+                f"Means over all alphas and seeds of {count(len(means), 'layer')}; from worst to best layer {percent(spread)} on test. "
+                "No interval: read it with the heat map.",
+            )
+        )
+    return made[:6]
+
+
+def _matters(results: Results, shares: dict[str, float]) -> list[Answer]:
+    if not shares:
+        return []
+    floor = shares.get(SEED, 0.0)
+    above = [(name, share) for name, share in shares.items() if name != SEED and share > floor]
+    if not above:
+        said = "Nothing that was varied: every factor is below the noise floor, the importance of the seed."
+    else:
+        name, share = above[0]
+        said = (
+            f"{name.replace('_', ' ').capitalize()} ({share:.0%} of the variation), {share / floor:.1f} times the noise floor."
+            if floor
+            else f"{name} ({share:.0%})."
+        )
+    evidence = "; ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in list(shares.items())[:6])
+    return [Answer("What matters most?", said, f"fANOVA on validation {results.metric} relative to its dataset and model: {evidence}.")]
+
+
+def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
+    rows = gain_rows(results, findings)
+    cells = {f.cell.number: f.cell for f in findings}
+    names = [f"{cells[c].label}, alpha {a:g}" for c, a in zip(rows["cell"], rows["alpha"], strict=True)]
+    found = largest_gain(rows.assign(config=names).groupby(["config", "seed"], as_index=False)[["valid", "test"]].mean())
+    if found is None:
+        return []
+    chosen = count(len(found.choosing), "seed")
+    if found.honest is None:
+        judged = "There are no other seeds to judge it on, so nothing is left to claim."
+    else:
+        judged = f"On {count(len(found.judging), 'seed')} that did not choose it: {percent(found.honest)}."
+    return [
+        Answer(
+            "How large is the largest gain, and does it last?",
+            f"{percent(found.apparent)} over alpha0 for {found.config}, on the {chosen} that chose it. {judged}",
+            f"The best on validation of {count(found.searched, 'configuration')} searched; the more are searched, the more the "
+            "first number flatters.",
+        )
+    ]
+
+
+def _default(results: Results, findings: Sequence[Finding], context: str) -> list[Answer]:
+    found = default_of(results, findings, context)
+    if found is None:
+        return []
+    worst = max(found.regret, key=lambda name: found.regret[name])
+    return [
+        Answer(
+            f"Is there one default for all {context}s?",
+            f"{found.config}. Chosen without a {context}, the default loses {percent(max(0.0, found.regret[worst]))[1:]} there at "
+            f"worst ({worst}).",
+            "Test regret against each one's own validation choice, left out: "
+            + "; ".join(f"{name} {percent(value)}" for name, value in list(found.regret.items())[:8])
+            + ". Means over seeds, no interval.",
+        )
+    ]
+
+
+def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
+    known = [f.contrasts["alpha0"] for f in findings if "alpha0" in f.contrasts and f.contrasts["alpha0"].relative is not None]
+    if not known:
+        return []
+    seeds = min(c.difference.n_seeds for c in known)
+    if seeds < 2:
+        return [
+            Answer(
+                "What could this study have seen?", "Unknown: with one seed the noise between seeds cannot be estimated.", "Run at least 3."
+            )
+        ]
+    detectable = [smallest_detectable(c.components, seeds, c.difference.n_users) for c in known]
+    middle = known[int(np.argsort(detectable)[len(detectable) // 2])]
+    needed = {effect: seeds_needed(middle.components, middle.difference.n_users, effect) for effect in EFFECTS}
+    words = [
+        f"{count(n, 'seed')} would resolve {effect:.0%}" if n else f"no number of seeds resolves {effect:.0%} with these users"
+        for effect, n in needed.items()
+    ]
+    return [
+        Answer(
+            "What could this study have seen?",
+            f"With {count(seeds, 'seed')} effects under {float(np.median(detectable)):.1%} over alpha0 cannot be resolved here; "
+            f"{listed(words)}.",
+            "Paired t with seed-level degrees of freedom, power .8, 95 %, from the variance components of "
+            f"{count(len(known), 'contrast')} (median shown).",
+        )
+    ]
+
+
+def _by_context(findings: Sequence[Finding]) -> dict[tuple[str, str], list[Finding]]:
+    found: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        found.setdefault((str(finding.cell.factors["dataset"]), str(finding.cell.factors["model"])), []).append(finding)
+    return found

@@ -1,0 +1,77 @@
+"""What the gain depends on: layer x alpha, and the importance of every factor with the seed as noise floor."""
+
+from collections.abc import Mapping, Sequence
+
+from llmkt_ray.report.figures import charts
+from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.load import Results
+from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table
+from llmkt_ray.report.text import percent, percent_interval
+from llmkt_ray.stats.importance import SEED
+
+MOST_ROWS, MOST_COLUMNS = 12, 12
+
+
+def heat_maps(results: Results, findings: Sequence[Finding]) -> Section | None:
+    """Returns gains over alpha0 by layer (or another varied factor) and alpha, one map a dataset and model."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((str(finding.cell.factors["dataset"]), str(finding.cell.factors["model"])), []).append(finding)
+    maps = {at: cells for at, cells in groups.items() if len(cells) > 1 and any(len(f.grid) > 1 for f in cells)}
+    if not maps:
+        return None
+    gains = [abs(c.relative.estimate) for cells in maps.values() for f in cells for c in f.grid.values() if c.relative is not None]
+    reach = max([*gains, 0.01])
+    figures = []
+    for (dataset, model), cells in list(maps.items())[:MOST_PANELS]:
+        shown = cells[:MOST_ROWS]
+        alphas = sorted({alpha for f in shown for alpha in f.grid})[:MOST_COLUMNS]
+        values = {
+            (row, column): (c.relative.estimate, f"{f.cell.detail}, alpha {alpha:g}: {percent_interval(c.relative)}")
+            for row, f in enumerate(shown)
+            for column, alpha in enumerate(alphas)
+            if (c := f.grid.get(alpha)) is not None and c.relative is not None
+        }
+        labels = [f.cell.detail.removeprefix("layer ") for f in shown]
+        canvas = charts.heat(f"{model} on {dataset}: gain over alpha0, %", labels, [f"{a:g}" for a in alphas], values, reach)
+        figures.append(Figure(f"heat-{model}-{dataset}", f"{model} on {dataset}", "gain over alpha0, %", canvas))
+    return Section(
+        key="heat",
+        title="Layer and alpha together",
+        short="Layer \u00d7 alpha",
+        lead="Where in the model and how strong: every combination that ran. Look for areas, not for the brightest square.",
+        caption=(
+            f"Mean gain in test {results.metric} of treated over alpha0, in %; higher is better. Blue: gain, orange: loss, the "
+            f"stronger the larger (full colour: {percent(reach)[1:]}). Means over seeds and users; the intervals are in the tips and "
+            "in the table of alphas."
+        ),
+        figures=tuple(figures),
+    )
+
+
+def importance_section(results: Results, fanova: Mapping[str, float], ped: Mapping[str, float]) -> Section | None:
+    """Returns the importance of every varied factor."""
+    if len(fanova) < 2:
+        return None
+    floor = fanova.get(SEED)
+    rows = [
+        (name.replace("_", " "), "reference" if name == SEED else "treated", share, f"{name}: {share:.1%}")
+        for name, share in fanova.items()
+    ]
+    canvas = charts.dots("Importance of each factor, fANOVA", rows, (0.0, max(fanova.values()) * 1.06), floor)
+    table = Table(
+        "Both measures", ("factor", "fANOVA", "PED-ANOVA"), (False, True, True),
+        tuple((name.replace("_", " "), f"{share:.1%}", f"{ped[name]:.1%}" if name in ped else "\u2013") for name, share in fanova.items()),
+    )  # fmt: skip
+    return Section(
+        key="importance",
+        title="What matters most",
+        short="Importance",
+        lead="The seed is one of the factors: what is not above it does no more than repeating the study would.",
+        caption=(
+            f"Share of the variation in validation {results.metric} (relative to its dataset and model) that a factor explains, "
+            "from 0 to 1, treated trials, one row a configuration and seed; neither direction is better. Dotted line: the seed, the noise floor."
+        ),
+        figures=(Figure("importance", "Importance", "fANOVA, share", canvas),),
+        tables=(table,),
+    )

@@ -1,0 +1,89 @@
+"""What cannot be survived is said once and leaves a folder that a later run goes on from."""
+
+import io
+import os
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from llmkt_ray.errors import StorageError
+from llmkt_ray.results.folder import study_folder
+from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.sweep.cluster import cluster
+from llmkt_ray.sweep.run import run_study
+from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
+from tests.tiny import tiny_study
+
+pytestmark = pytest.mark.ray
+
+
+def deadly(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialResult:
+    """A trial that takes its process with it, as the kernel does when memory runs out."""
+    if spec.arm == "shuffled":
+        os._exit(9)
+    return good(spec, artifacts)
+
+
+def good(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialResult:
+    return TrialResult(spec=spec, status="done", valid=dict.fromkeys(spec.metrics, 0.5), test=dict.fromkeys(spec.metrics, 0.5))
+
+
+def full_disk(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialResult:
+    if spec.arm == "treated":
+        raise StorageError("no space left while writing a checkpoint; free some space")
+    return good(spec, artifacts)
+
+
+def run(study, executor="ray", **settings):
+    return run_study(study, executor=executor, console=Console(file=io.StringIO()), **settings)
+
+
+@pytest.fixture(scope="module")
+def two_workers():
+    with cluster(num_cpus=2):
+        yield
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_trial_that_always_takes_its_worker_down_ends_as_a_row(tmp_path):
+    study = tiny_study(tmp_path)
+    summary = run(study, run_trial=deadly)
+    assert (summary.done, summary.failed) == (5, 1)
+    rows = Ledger(summary.folder).trials()
+    (lost,) = rows[rows["status"] == "failed"].to_dict("records")
+    assert lost["arm"] == "shuffled"
+    assert lost["error_kind"] == "WorkerLost"
+    assert "lost 4 times" in lost["error_message"]
+
+
+@pytest.mark.usefixtures("two_workers")
+@pytest.mark.parametrize("executor", ["loop", "ray"])
+def test_a_full_disk_ends_the_sweep_and_a_later_run_goes_on(tmp_path, executor):
+    study = tiny_study(tmp_path)
+    with pytest.raises(StorageError, match="no space left"):
+        run(study, executor, run_trial=full_disk)
+    rows = Ledger(study_folder(study)).trials()
+    assert "treated" not in set(rows["arm"]), "a full disk is not a trial's failure"
+    assert set(rows["status"]) <= {"done"}
+    summary = run(study, executor, run_trial=good)
+    assert (summary.done, summary.failed) == (6, 0)
+
+
+def test_a_really_full_disk_leaves_no_half_written_row(tmp_path):
+    """On a small file system of its own, where the kernel lets us mount one; otherwise the file size limit stands in."""
+    import resource
+
+    study = tiny_study(tmp_path)
+    run(study, "loop", limit=2, run_trial=good)
+    before = Ledger(study_folder(study)).trials()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"writing .* failed|no space left"):
+            run(study, "loop", run_trial=good)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    pd.testing.assert_frame_equal(Ledger(study_folder(study)).trials(), before)
+    assert not list((tmp_path / "results").rglob("*.partial"))
+    assert run(study, "loop", run_trial=good).done == 6

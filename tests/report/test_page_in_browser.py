@@ -1,0 +1,154 @@
+"""The page in a real browser: hostile text stays text, the policy holds, nothing is fetched, and it fits a phone."""
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from llmkt_ray.report import build
+from tests.unit.report.synthetic import World, write
+
+pytestmark = pytest.mark.browser
+
+MARK = "document.documentElement.setAttribute('data-pwned','1')"
+HOSTILE = (
+    f"<script>{MARK}</script>",
+    f"</script><script>{MARK}</script>",
+    f"</style></title><script>{MARK}</script>",
+    f'<img src=x onerror="{MARK}">',
+    f'"><svg onload="{MARK}">',
+    f"' onmouseover='{MARK}' autofocus onfocus='{MARK}' x='",
+    f'<iframe srcdoc="<script>parent.{MARK}</script>"></iframe>',
+    f"javascript:{MARK}",
+    "{{ 7 * 7 }} {% raw %} ${7*7}",
+    "<!-- --> ]]> <![CDATA[ \u202e gnp.exe \u0000 \ufffd",
+    "&lt;b&gt; &amp; &#x3c;script&#x3e;",
+    "<base href='https://example.org/'><meta http-equiv=refresh content='0;url=https://example.org'>",
+)
+"""What an item's title, an LLM's text or an error message may hold."""
+
+
+def hostile_world() -> World:
+    everything = " ".join(HOSTILE)
+    return World(
+        llms=(HOSTILE[3],),
+        layers=(HOSTILE[4], HOSTILE[0]),
+        models={"MultiVAE": 0.2},
+        seeds=1,
+        n_users=20,
+        epochs=4,
+        description=everything,
+        certificate=HOSTILE[1],
+        fails=lambda spec: everything if spec.arm == "shuffled" else None,
+    )
+
+
+class Tags(HTMLParser):
+    """Collects tags, attributes and texts."""
+
+    def __init__(self, dom: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(dom)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def pwned(dom: str) -> bool:
+    """Says whether a payload ran: it marks the root element."""
+    return "data-pwned" in next(attrs for tag, attrs in Tags(dom).tags if tag == "html")
+
+
+def test_hostile_text_stays_text(tmp_path, open_page):
+    page = build(write(tmp_path, hostile_world()))
+    seen = open_page(page)
+    tags = Tags(seen.dom)
+    assert not pwned(seen.dom)
+    names = [tag for tag, _ in tags.tags]
+    assert names.count("script") == 2
+    assert not {"img", "iframe", "base", "object", "embed", "link"} & set(names)
+    assert not [a for _, attrs in tags.tags for a in attrs if a.startswith("on")]
+    text = "".join(tags.texts)
+    for payload in HOSTILE[:8]:
+        assert payload in text  # it is there, as text
+    assert "{{ 7 * 7 }}" in text
+    assert "49 {% raw" not in text
+    assert seen.console == ()
+
+
+def test_the_detector_would_notice(tmp_path, open_page):
+    """The same payloads without escaping do run: so their silence in the report means something."""
+    for at, payload in enumerate(HOSTILE[:5]):
+        page = tmp_path / f"plain-{at}.html"
+        page.write_text(f"<!doctype html><html><body>{payload}</body></html>")
+        assert pwned(open_page(page).dom), payload
+
+
+def test_the_policy_stops_what_escaping_would_miss(tmp_path, open_page):
+    """Defence in depth: even markup put into the finished page by force does not run, and styles and images are not loaded."""
+    page = build(write(tmp_path, World(seeds=1, n_users=20, epochs=4)))
+    text = page.read_text()
+    page.write_text(text.replace("<main>", "<main>" + "".join(HOSTILE[:5]), 1))
+    seen = open_page(page)
+    assert not pwned(seen.dom)
+    assert any("Content Security Policy" in line for line in seen.console)
+
+
+def test_the_page_needs_nothing_outside_itself(tmp_path, open_page):
+    page = build(write(tmp_path, World(seeds=2, n_users=30, epochs=6)))
+    tags = Tags(page.read_text())
+    outside = [a[k] for _, a in tags.tags for k in ("src", "href", "srcset", "action", "data") if k in a and not str(a[k]).startswith("#")]
+    assert outside == []
+    assert not re.search(r"url\(|@import", page.read_text())
+    policy = next(a["content"] for t, a in tags.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    seen = open_page(page)
+    assert seen.console == ()  # neither an error of the script nor a refused style
+    assert len(re.findall(r"<tr", seen.dom[seen.dom.index('id="trial-table"') :])) >= 20  # the script ran
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_nothing_is_wider_than_the_window(tmp_path, open_page, width):
+    page = build(write(tmp_path, World(seeds=2, n_users=30, epochs=6, layers=("encoder.mlp_layers.1", "decoder:input"))))
+    probe = "<script>document.documentElement.setAttribute('data-wide',document.documentElement.scrollWidth+'/'+innerWidth)</script></html>"
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text()).replace("</html>", probe)
+    page.write_text(text)
+    wide, window = map(int, re.search(r'data-wide="(\d+)/(\d+)"', open_page(page, width).dom).groups())
+    assert wide <= window
+
+
+def test_it_can_be_read_without_seeing_it(tmp_path, open_page):
+    tags = Tags(open_page(build(write(tmp_path, World(seeds=3, n_users=30, epochs=6)))).dom)
+    by_name = lambda name: [a for t, a in tags.tags if t == name]  # noqa: E731
+    assert by_name("html")[0]["lang"] == "en"
+    assert len(by_name("h1")) == 1
+    levels = [int(t[1]) for t, _ in tags.tags if t in ("h1", "h2", "h3")]
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    ids = [a["id"] for _, a in tags.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    figures = [a for a in by_name("svg") if "aria-hidden" not in a]
+    assert figures
+    assert all(a.get("role") == "img" and len(a.get("aria-label") or "") > 40 for a in figures)
+    assert all(a.get("scope") in ("col", "row") for a in by_name("th"))
+    assert {a.get("for") for a in by_name("label")} == {a.get("id") for a in by_name("input")}
+    anchors = {a["href"][1:] for a in by_name("a")}
+    assert anchors <= set(ids)
+
+
+def test_it_prints_on_paper(tmp_path, chromium):
+    import subprocess
+
+    page = build(write(tmp_path / "study", World(seeds=2, n_users=30, epochs=6)))
+    pdf = tmp_path / "report.pdf"
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}", f"--print-to-pdf={pdf}"]
+    subprocess.run([*command, Path(page).as_uri()], check=True, capture_output=True, timeout=120)
+    assert pdf.read_bytes()[:5] == b"%PDF-"
+    assert pdf.stat().st_size > 20_000

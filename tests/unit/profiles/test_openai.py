@@ -1,0 +1,257 @@
+"""A real HTTP server on loopback that answers as hosted endpoints do on their good and bad days."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.errors import ProfileError
+from llmkt_ray.profiles.engines import openai
+from llmkt_ray.profiles.generate import generate, profiles_key
+from llmkt_ray.profiles.parts import Parts
+from llmkt_ray.profiles.table import Profiles
+from llmkt_ray.study import ProfileConfig
+
+KEY = "sk-test-1234567890"
+Reply = Callable[[dict[str, Any], int], web.Response]
+
+
+class Server:
+    """Counts what it is asked, and answers as `reply(request, number)` says."""
+
+    def __init__(self) -> None:
+        self.reply: Reply = lambda request, number: completion(f"This viewer likes {len(request['messages'][1]['content'])} things.")
+        self.requests: list[dict[str, Any]] = []
+        self.authorizations: set[str] = set()
+        self.times: list[float] = []
+        self.in_flight = self.most_in_flight = 0
+        self.port = 0
+
+    async def handle(self, request: web.Request) -> web.Response:
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.times.append(time.monotonic())
+        self.authorizations.add(request.headers["Authorization"])
+        body = await request.json()
+        self.requests.append(body)
+        number = len(self.requests)
+        await asyncio.sleep(0.005)
+        self.in_flight -= 1
+        return self.reply(body, number)
+
+
+def completion(text: str | None, reason: str = "stop") -> web.Response:
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": reason}
+    return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 321, "completion_tokens": 12}})
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    server, ready, loop = Server(), threading.Event(), asyncio.new_event_loop()
+
+    async def start() -> web.AppRunner:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", server.handle)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        server.port = runner.addresses[0][1]
+        return runner
+
+    def serve() -> None:
+        runner = loop.run_until_complete(start())
+        ready.set()
+        loop.run_forever()
+        loop.run_until_complete(runner.cleanup())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert ready.wait(20)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(openai, "_FIRST_WAIT_S", 0.01)
+    yield server
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(20)
+    loop.close()
+
+
+def _config(server: Server, **changes: Any) -> ProfileConfig:
+    settings = {"base_url": f"http://127.0.0.1:{server.port}/v1", "requests_per_minute": 600_000, "block_size": 6, "min_coverage": 0.5}
+    return ProfileConfig(llm="openai", model="gpt-x", **(settings | changes))
+
+
+def _run(server: Server, data: PreparedData, store: ArtifactStore, **changes: Any) -> Profiles:
+    return generate(_config(server, **changes), data, store, study_seed=1)
+
+
+def test_every_user_is_asked_once(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    profiles = _run(server, data, store, concurrency=4, max_tokens=77)
+    assert len(server.requests) == 40
+    assert profiles.coverage == 1
+    assert profiles.is_llm
+    assert profiles.certificate.status == "verified"
+    assert server.authorizations == {f"Bearer {KEY}"}
+    assert 1 < server.most_in_flight <= 4
+    assert server.requests[0]["model"] == "gpt-x"
+    assert server.requests[0]["max_tokens"] == 77
+    row = profiles.table.to_pylist()[0]
+    assert (row["prompt_tokens"], row["output_tokens"], row["finish_reason"], row["attempts"]) == (321, 12, "stop", 1)
+    assert row["latency_s"] > 0
+    assert "estimated" in profiles.notes["warnings"][0]
+
+
+def test_key_is_nowhere_on_disk(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    _run(server, data, store)
+    for name in store.files.list("", recursive=True):
+        assert KEY.encode() not in (store.files.read_bytes(name) or b"")
+
+
+def test_busy_endpoint_is_asked_again(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good = server.reply
+    status = {1: 429, 2: 500, 5: 503, 6: 502, 9: 529}
+    server.reply = lambda request, number: web.Response(status=status[number], text="busy") if number in status else good(request, number)
+    profiles = _run(server, data, store)
+    assert profiles.coverage == 1
+    assert len(server.requests) == 45
+
+
+def test_retry_after_is_respected(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good = server.reply
+    server.reply = lambda request, number: (
+        web.Response(status=429, headers={"Retry-After": "0.4"}) if number == 1 else good(request, number)
+    )
+    _run(server, data, store, concurrency=1)
+    assert server.times[1] - server.times[0] >= 0.4
+
+
+def test_rate_limit(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    _run(server, data, store, requests_per_minute=6_000)
+    assert server.times[-1] - server.times[0] >= 39 * 0.01 * 0.9
+
+
+def test_user_whose_request_never_works_is_a_row_and_the_rest_is_done(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good, poison = server.reply, "Film Number 10 ("
+    server.reply = lambda request, number: (
+        web.Response(status=400, text="content filter") if poison in request["messages"][1]["content"] else good(request, number)
+    )
+    profiles = _run(server, data, store)
+    rows = profiles.table.to_pylist()
+    bad = [row for row in rows if row["profile"] is None]
+    assert 0 < len(bad) < 20
+    assert {row["error"] for row in bad} == {"http_400: content filter"}
+    # No retry can help there.
+    assert {row["attempts"] for row in bad} == {1}
+    assert len(server.requests) == 40
+
+
+def test_errors_are_tried_a_bounded_number_of_times(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good = server.reply
+    marked: list[str] = []
+
+    def reply(request: dict[str, Any], number: int) -> web.Response:
+        text = request["messages"][1]["content"]
+        if not marked:
+            marked.append(text)
+        return completion("  \x00\ufffd ") if text == marked[0] else good(request, number)
+
+    server.reply = reply
+    profiles = _run(server, data, store, attempts=3, concurrency=1)
+    [bad] = [row for row in profiles.table.to_pylist() if row["profile"] is None]
+    assert bad["error"] == "empty: the model gave no text"
+    assert bad["attempts"] == 3
+    assert len(server.requests) == 42
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (lambda: web.Response(text="<html>gateway</html>"), "malformed: the answer is not a chat completion: '<html>"),
+        (lambda: web.json_response({"choices": []}), "malformed"),
+        (lambda: completion(None, "content_filter"), r"refused: .*finish_reason content_filter"),
+        (lambda: web.Response(status=302, headers={"Location": "http://127.0.0.1:9/"}), "http_302"),
+    ],
+)
+def test_answers_that_are_none(
+    reply: Callable[[], web.Response], error: str, server: Server, data: PreparedData, store: ArtifactStore
+) -> None:
+    server.reply = lambda request, number: reply()
+    with pytest.raises(ProfileError, match=f"0.0% of the 40 users.*{error}"):
+        _run(server, data, store, attempts=1)
+
+
+def test_unclean_text_is_cleaned(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    body = b'{"choices": [{"message": {"content": "This \xff viewer\\u0000 likes\x01 <b>rain</b>"}, "finish_reason": "stop"}]}'
+    server.reply = lambda request, number: web.Response(body=body, content_type="application/json")
+    texts = _run(server, data, store).texts()[1]
+    assert set(texts) == {"This  viewer likes <b>rain</b>"}
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "refuses the key in OPENAI_API_KEY"), (403, "refuses the key"), (404, "no model 'gpt-x'")]
+)
+def test_wrong_key_or_model_stops_at_once(status: int, message: str, server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    server.reply = lambda request, number: web.Response(status=status, text="no")
+    with pytest.raises(ProfileError, match=message) as caught:
+        _run(server, data, store, concurrency=2)
+    assert KEY not in str(caught.value)
+    assert len(server.requests) <= 12
+
+
+def test_no_key(server: Server, data: PreparedData, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    # A plan needs no key, a run does.
+    assert profiles_key(_config(server), data.key, 1)
+    with pytest.raises(ProfileError, match="environment variable OPENAI_API_KEY is not set"):
+        _run(server, data, store)
+
+
+def test_unreachable_endpoint(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    with pytest.raises(ProfileError, match=r"http://127\.0\.0\.1:9/v1 cannot be reached"):
+        _run(server, data, store, base_url="http://127.0.0.1:9/v1")
+
+
+def test_interrupted_run_goes_on_with_what_is_missing(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good = server.reply
+    server.reply = lambda request, number: web.Response(status=401) if number > 15 else good(request, number)
+    with pytest.raises(ProfileError, match="refuses the key"):
+        _run(server, data, store, concurrency=1)
+    done = Parts(store, profiles_key(_config(server), data.key, 1)).finished()
+    assert 0 < len(done) <= 15
+    asked = len(server.requests)
+    server.reply = good
+    profiles = _run(server, data, store)
+    assert len(server.requests) - asked == 40 - len(done)
+    assert profiles.notes["resumed_rows"] == len(done)
+    assert profiles.coverage == 1
+    kept = {row["user_id"]: row["profile"] for row in profiles.table.to_pylist()}
+    assert all(kept[user] == row.profile for (user, _), row in done.items())
+
+
+def test_profiles_below_the_threshold_are_kept_until_the_cause_is_mended(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good = server.reply
+    server.reply = lambda request, number: good(request, number) if number % 2 else completion("")
+    with pytest.raises(ProfileError, match="`min_coverage` asks for 100%"):
+        _run(server, data, store, attempts=1, min_coverage=1.0)
+    asked = len(server.requests)
+    server.reply = good
+    profiles = _run(server, data, store, attempts=2, min_coverage=1.0)
+    assert profiles.coverage == 1
+    assert len(server.requests) - asked == 20
+
+
+def test_key_depends_on_what_determines_the_texts(server: Server, data: PreparedData) -> None:
+    changes: list[dict[str, Any]] = [{}, {"generation": 1}, {"temperature": 0.7}, {"max_tokens": 99}, {"prompt_budget": 999}]
+    changes += [{"demographics": True}, {"base_url": "http://elsewhere/v1"}]
+    keys = {profiles_key(_config(server, **change), data.key, 1) for change in changes}
+    assert len(keys) == len(changes)
+    for same in ({"concurrency": 2}, {"attempts": 5}, {"timeout_s": 9}, {"block_size": 3}, {"name": "label"}):
+        assert profiles_key(_config(server, **same), data.key, 1) in keys
+    assert json.dumps(sorted(keys))

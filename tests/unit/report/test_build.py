@@ -1,0 +1,121 @@
+"""The page as a file: whole and partial studies."""
+
+import html
+import json
+import re
+
+import pytest
+
+from llmkt_ray.errors import StorageError
+from llmkt_ray.report import build
+from llmkt_ray.results.card import CARD
+from tests.unit.report.synthetic import World, write
+
+SMALL = World(seeds=3, n_users=60, epochs=8)
+
+
+def _text(folder, world=SMALL, **more):
+    page = build(write(folder, world, **more)).read_text()
+    body = page[page.index("<body>") : page.index('<script type="application/json"')]
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
+
+
+def test_a_whole_study(tmp_path):
+    text = _text(tmp_path)
+    wanted = (
+        "45 of 45", "Gains over each control", "Where the gain comes from", "by an LLM (gpt-4o-mini), leak certificate verified",
+        "rating of at least 4", "random 0.7/0.1/0.2", "No trial failed", "llmkt run synthetic.yaml", "conditional on one split",
+    )  # fmt: skip
+    for words in wanted:
+        assert words in text, words
+
+
+def test_every_figure_says_its_unit_direction_n_and_band(tmp_path):
+    page = build(write(tmp_path, SMALL)).read_text()
+    captions = [re.sub(r"<[^>]+>", "", c) for c in re.findall(r'<p class="caption">(.*?)</p>', page, re.S)]
+    assert len(captions) == 5
+    for caption in captions:
+        assert "better" in caption or "closer" in caption
+        assert "NDCG@10" in caption
+    for caption in captions[:3]:
+        assert "n = 60 users, 3 seeds" in caption
+        assert "95 % interval" in caption
+        assert "conditional on one split" in caption
+    assert "n = 3 seeds" in captions[3]
+    assert "from the lowest to the highest seed" in captions[3]
+
+
+def test_profiles_that_no_llm_wrote_are_said_so_at_the_top(tmp_path):
+    text = _text(tmp_path, World(**{**SMALL.__dict__, "is_llm": False, "engine": "template", "llms": ("template",)}))
+    assert text.index("No verdict: no LLM wrote these profiles") < text.index("What was run")
+
+
+def test_an_interrupted_study_says_how_much_is_missing(tmp_path):
+    text = _text(tmp_path, keep=lambda spec: spec.model == "MultiVAE" and spec.arm in ("treated", "alpha0"))
+    assert "12 of 45" in text
+    assert "planned trials have a row" in text
+    assert "no references" in text
+    assert "not yet" in text
+    assert "the control 'shuffled' was not run or did not finish" in text
+
+
+def test_failures_are_shown_with_their_reason(tmp_path):
+    text = _text(tmp_path, World(**{**SMALL.__dict__, "fails": lambda s: "loss became nan in epoch 3" if s.arm == "shuffled" else None}))
+    assert "6 trials failed" in text
+    assert "loss became nan in epoch 3" in text
+
+
+def test_a_study_in_which_everything_failed(tmp_path):
+    text = _text(tmp_path, World(**{**SMALL.__dict__, "fails": lambda spec: "no such file"}))
+    assert "No verdict" in text
+    assert "0 of 45" in text
+
+
+def test_one_seed_is_conditional_on_it(tmp_path):
+    text = _text(tmp_path, World(**{**SMALL.__dict__, "seeds": 1}))
+    assert "Inconclusive: 1 seed: the intervals are conditional on these seeds" in text
+    assert "few seeds" in text
+
+
+def test_before_the_first_trial(tmp_path):
+    assert "No verdict: nothing has finished yet." in _text(tmp_path, keep=lambda spec: False)
+
+
+def test_references_alone(tmp_path):
+    assert "No verdict: no trial with transfer has finished yet." in _text(tmp_path, keep=lambda spec: spec.arm == "reference")
+
+
+def test_without_a_card_nothing_is_claimed(tmp_path):
+    (write(tmp_path, SMALL) / CARD).unlink()
+    text = re.sub(r"<[^>]+>", " ", build(tmp_path).read_text())
+    assert "No verdict: nothing is known of who wrote the profiles" in text
+
+
+def test_a_damaged_row_is_reported_and_left_out(tmp_path):
+    write(tmp_path, SMALL)
+    next((tmp_path / "ledger/trials").iterdir()).write_bytes(b"PAR1 half a file")
+    assert "1 file of the ledger cannot be read" in build(tmp_path).read_text()
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    with pytest.raises(StorageError, match="there are no results in"):
+        build(tmp_path)
+
+
+def test_compacted_rows_give_the_same_page(tmp_path):
+    from llmkt_ray.results.ledger import Ledger
+
+    write(tmp_path, SMALL)
+    before = build(tmp_path).read_text()
+    assert Ledger(tmp_path).compact(at_least=1) == 45
+    assert build(tmp_path).read_text() == before
+
+
+def test_a_card_with_unknown_facts_still_makes_a_page(tmp_path):
+    write(tmp_path, SMALL)
+    card = json.loads((tmp_path / CARD).read_text())
+    card["datasets"] = [{"name": "ml-1m"}]
+    card["targets"] = [{}]
+    card["hardware"] = None
+    (tmp_path / CARD).write_text(json.dumps(card))
+    assert build(tmp_path).exists()

@@ -1,0 +1,123 @@
+"""Cells, contrasts and claims found in results with planted effects."""
+
+import numpy as np
+import pytest
+
+from llmkt_ray.report.cells import compare, find_cells
+from llmkt_ray.report.findings import find
+from llmkt_ray.report.load import load
+from llmkt_ray.report.verdict import verdict
+from llmkt_ray.stats.interval import interval
+from tests.unit.report.synthetic import World, write
+
+STRONG = World(models={"MultiVAE": 0.2}, seed_sd=0.001, seeds=4, n_users=600, treated=lambda model, alpha, layer: 0.1)
+
+
+def _found(folder, world, **more):
+    results = load(write(folder, world, **more))
+    return results, find(results)
+
+
+def test_a_planted_gain_is_found_and_attributed(tmp_path):
+    results, (finding,) = _found(tmp_path, STRONG)
+    assert finding.claim.outcome == "worth it"
+    assert finding.contrasts["alpha0"].relative.estimate == pytest.approx(0.1, abs=0.03)
+    parts = {step.name: step.contrast.difference.estimate for step in finding.steps}
+    assert parts["schedule"] + parts["regularisation"] + parts["own profile"] == pytest.approx(parts["in all"])
+    assert verdict(results, [finding]).headline == "LLM knowledge works and is worth it for MultiVAE on ml-1m."
+
+
+def test_a_contrast_is_the_paired_difference_of_the_ledgers_own_rows(tmp_path):
+    results, (finding,) = _found(tmp_path, STRONG)
+    trials = results.trials
+    from llmkt_ray.results.ledger import Ledger
+
+    def table(arm, alpha):
+        rows = trials[(trials["arm"] == arm) & (trials["alpha"] == alpha)].sort_values("seed_index")
+        return np.stack([Ledger(tmp_path).users(key)["NDCG@10"].to_numpy() for key in rows["trial_key"]])
+
+    mine = finding.contrasts["shuffled"].difference
+    theirs = interval(table("treated", 0.5) - table("shuffled", 0.5))
+    assert (mine.estimate, mine.low, mine.high) == pytest.approx((theirs.estimate, theirs.low, theirs.high), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"is_llm": False}, "no LLM wrote these profiles"),
+        ({"certificate": "unknown"}, "the leak certificate is unknown"),
+        ({"certificate": "leaked"}, "the leak certificate is leaked"),
+        ({"converged": lambda model, arm, seed: not (arm == "baseline" and seed == 2)}, "baseline has not converged"),
+        ({"converged": lambda model, arm, seed: arm != "alpha0"}, "alpha0 has not converged"),
+        ({"arms": ("baseline", "alpha0", "shuffled")}, "the control 'template' was not run"),
+    ],
+)
+def test_what_forbids_a_verdict_is_said_first(tmp_path, change, words):
+    results, findings = _found(tmp_path, World(**{**STRONG.__dict__, **change}))
+    said = verdict(results, findings)
+    assert said.headline.startswith("No verdict: ")
+    assert words in said.headline
+
+
+def test_a_declared_certificate_is_enough(tmp_path):
+    _, (finding,) = _found(tmp_path, World(**{**STRONG.__dict__, "certificate": "declared"}))
+    assert finding.claim.outcome == "worth it"
+
+
+def test_an_unconverged_treated_arm_is_flagged_only(tmp_path):
+    late = World(**{**STRONG.__dict__, "converged": lambda model, arm, seed: arm != "treated"})
+    _, (finding,) = _found(tmp_path, late)
+    assert finding.claim.outcome == "worth it"
+    assert any(flag.startswith("not converged: treated at alpha 0.5") for flag in finding.flags)
+
+
+def test_two_seeds_are_inconclusive_and_say_why(tmp_path):
+    results, findings = _found(tmp_path, World(**{**STRONG.__dict__, "seeds": 2}))
+    headline = verdict(results, findings).headline
+    assert headline.startswith("Inconclusive: 2 seeds: the intervals are conditional on these seeds")
+
+
+def test_a_failed_seed_leaves_the_shared_ones_paired(tmp_path):
+    world = World(**{**STRONG.__dict__, "fails": lambda spec: "planted" if spec.arm == "shuffled" and spec.seed_index == 1 else None})
+    _, (finding,) = _found(tmp_path, world)
+    assert finding.contrasts["shuffled"].difference.n_seeds == 3
+    assert finding.contrasts["alpha0"].difference.n_seeds == 4
+
+
+def test_template_profiles_as_a_level_of_their_own_are_the_template_twin(tmp_path):
+    world = World(**{**STRONG.__dict__, "arms": ("baseline", "alpha0", "shuffled"), "llms": ("gpt-4o-mini",)})
+    profiles = [{"llm": "template"}, {"llm": "file", "name": "gpt-4o-mini", "path": "gpt.parquet"}]
+    world = World(**{**world.__dict__, "llms": ("template", "gpt-4o-mini"), "extra": {"profiles": profiles}})
+    _, findings = _found(tmp_path, world)
+    by_llm = {f.cell.factors["llm"]: f for f in findings}
+    assert "template" in by_llm["gpt-4o-mini"].contrasts
+    assert "template" not in by_llm["template"].contrasts
+
+
+def test_cells_are_told_apart_by_what_varies(tmp_path):
+    world = World(layers=("encoder.0", "encoder.1"), datasets=("ml-100k", "ml-1m"), seeds=1, n_users=20, epochs=4)
+    cells = find_cells(load(write(tmp_path, world)))
+    assert len(cells) == 8
+    assert cells[0].detail == "layer encoder.0"
+    assert len({cell.label for cell in cells}) == 8
+
+
+def test_several_splits_are_pooled(tmp_path):
+    _, (finding,) = _found(tmp_path, World(**{**STRONG.__dict__, "splits": 3}))
+    contrast = finding.contrasts["alpha0"]
+    assert contrast.n_splits == 3
+    assert contrast.conditions == ()
+
+
+def test_p_values_are_corrected_over_the_whole_study(tmp_path):
+    _, findings = _found(tmp_path, World(seeds=3, n_users=100))
+    for finding in findings:
+        for arm, contrast in finding.contrasts.items():
+            assert finding.holm[arm] >= contrast.difference.p
+    assert any(finding.holm[arm] > c.difference.p for finding in findings for arm, c in finding.contrasts.items())
+
+
+def test_an_arm_that_has_not_run_has_no_contrast(tmp_path):
+    results = load(write(tmp_path, STRONG, keep=lambda spec: spec.arm != "alpha0"))
+    (cell,) = find_cells(results)
+    assert compare(results, cell, 0.5, "alpha0") is None

@@ -1,0 +1,55 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from llmkt_ray.stats.selection import largest_gain, recommended_default, safe_range
+
+
+def test_the_largest_gain_of_pure_noise_is_gone_on_other_seeds():
+    """The winner's curse: of 200 configurations without any effect the best looks good, and is nothing on seeds that did not choose it."""
+    rng = np.random.default_rng(1)
+    apparent, honest = [], []
+    for _ in range(50):
+        noise = rng.normal(0, 0.02, (200, 6))
+        rows = [
+            {"config": f"c{c:03d}", "seed": s, "valid": noise[c, s], "test": noise[c, s] + rng.normal(0, 0.005)}
+            for c in range(200)
+            for s in range(6)
+        ]
+        found = largest_gain(pd.DataFrame(rows))
+        assert found.searched == 200
+        assert set(found.choosing).isdisjoint(found.judging)
+        apparent.append(found.apparent)
+        honest.append(found.honest)
+    assert np.mean(apparent) > 0.02
+    assert abs(np.mean(honest)) < 0.005
+
+
+def test_one_seed_judges_nothing():
+    found = largest_gain(pd.DataFrame({"config": ["a", "b"], "seed": [0, 0], "valid": [0.1, 0.2], "test": [0.3, 0.1]}))
+    assert (found.config, found.apparent, found.honest) == ("b", 0.1, None)  # chosen on validation, not on test
+
+
+def _alphas(losses, noise=0.0002):
+    rng = np.random.default_rng(2)
+    users = rng.gamma(2, 0.1, (1, 400))
+    return {alpha: users * (1 - loss) + rng.normal(0, noise, (4, 400)) for alpha, loss in losses.items()}
+
+
+def test_the_safe_range_ends_where_a_percent_is_lost():
+    tables = _alphas({0.1: 0.0, 0.3: 0.05, 0.5: 0.003, 0.7: 0.0, 0.9: 0.05})
+    assert safe_range(tables, 0.7) == (0.5, 0.7)  # 0.1 is as good, but not next to it
+
+
+def test_what_cannot_be_shown_to_be_safe_is_not_in_the_range():
+    assert safe_range(_alphas({0.3: 0.0, 0.5: 0.0, 0.7: 0.0}, noise=0.5), 0.5) == (0.5,)
+
+
+def test_a_default_is_judged_where_it_was_not_chosen():
+    gains = {"A": {"low": 0.05, "high": 0.01}, "B": {"low": 0.04, "high": 0.0}, "C": {"low": -0.02, "high": 0.06}}
+    rows = [{"context": c, "config": k, "valid": g, "test": g} for c, configs in gains.items() for k, g in configs.items()]
+    found = recommended_default(pd.DataFrame(rows))
+    assert found.left_out["C"] == "low"
+    assert found.regret["C"] == pytest.approx(0.08 / 1.06)
+    assert found.left_out["A"] == "high"  # without A, B and C together prefer high
+    assert recommended_default(pd.DataFrame(rows).query("context == 'A'")) is None
