@@ -27,7 +27,6 @@ from recbole.config import Config  # noqa: E402
 from recbole.data import create_dataset, data_preparation  # noqa: E402
 from recbole.utils import get_model, get_trainer, init_seed  # noqa: E402
 
-
 NAME = "frozen"
 """The dataset's name on RecBole's side: "ml-100k" would make it read its own bundled files."""
 

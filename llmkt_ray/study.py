@@ -177,7 +177,15 @@ class EmbeddingConfig(Section):
     """How profile texts become vectors."""
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """A sentence-transformers name or path, or `tfidf_svd` (scikit-learn, no weights)."""
+    """A sentence-transformers name or path, `tfidf_svd` (scikit-learn, no weights), or, with `via: openai`, a name the endpoint knows."""
+    via: Literal["local", "openai"] = "local"
+    """Where the encoder runs: here, or behind any OpenAI-compatible /embeddings endpoint (text-embedding-ada-002 is the paper's)."""
+    base_url: str = "https://api.openai.com/v1"
+    """`via: openai`: the endpoint."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """`via: openai`: the environment variable that holds the key."""
+    requests_per_minute: float = Field(500, gt=0)
+    """`via: openai`: rate limit; one request encodes `batch_size` texts."""
     dims: int = Field(256, ge=2)
     """Width of `tfidf_svd`; an encoder with weights has its own."""
     batch_size: int = Field(64, ge=1)

@@ -6,6 +6,7 @@ or histories in order; these are added here to the bridge's dataset: user fields
 """
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,7 +30,9 @@ class FeatureDataset(SplitDataset):  # type: ignore[misc]
     """The bridge's dataset with fields of users and items, and with each user's history."""
 
     def __init__(self, settings: Settings, data: PreparedData) -> None:
-        super().__init__(settings, data, data.train.positives())
+        # Without the split's own features: the same fields for both families are added below.
+        bare = replace(data, users=data.users.select(["user_id"]), items=data.items.select(["item_id"]))
+        super().__init__(settings, bare, data.train.positives())
         generator = torch.Generator().manual_seed(0)
         n_users, n_items = data.n_users + PADDING, data.n_items + PADDING
         for field, size, source in (("age", N_AGES, FeatureSource.USER), ("gender", N_GENDERS, FeatureSource.USER)):

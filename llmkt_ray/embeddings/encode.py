@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmkt_ray.artifacts import ArtifactStore
-from llmkt_ray.embeddings.encoders import encoder_identity, encoder_of, is_fitted_on_texts
+from llmkt_ray.embeddings.encoders import encoder_identity, encoder_of, is_fitted_on_texts, runs_once
 from llmkt_ray.embeddings.vectors import KIND, Embeddings, check_finite, text_hash
 from llmkt_ray.embeddings.weights import find_weights
 from llmkt_ray.profiles.table import Profiles
@@ -71,7 +71,7 @@ def encode(
         parts = iter([(0, encoder_of(config).encode(batches[0]))])
     else:
         batches = fixed_batches(texts, config.batch_size)
-        if workers:
+        if workers and not runs_once(config):
             # Imported here: encoding in this process must not need Ray.
             from llmkt_ray.embeddings.pool import pooled
 
@@ -96,12 +96,19 @@ def encode(
             "different_texts": len(vectors),
             "device": device,
             "workers": workers,
-            "source": "no weights" if is_fitted_on_texts(config) else find_weights(config.encoder, config.revision).source,
+            "source": _source(config),
         },
         versions=identity["versions"],
         wall_s=time.monotonic() - started,
     )
     return Embeddings.load(store, key)
+
+
+def _source(config: EmbeddingConfig) -> str:
+    """Returns where the weights came from, for reports."""
+    if is_fitted_on_texts(config):
+        return "no weights"
+    return config.base_url if config.via == "openai" else find_weights(config.encoder, config.revision).source
 
 
 def _in_process(config: EmbeddingConfig, batches: list[list[str]], device: str) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,8 +1,10 @@
 """Text encoders, chosen by name and never replaced by another in silence."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+import json
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -10,7 +12,11 @@ from llmkt_ray.embeddings.weights import find_weights
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.study import EmbeddingConfig
 
+if TYPE_CHECKING:
+    from llmkt_ray.profiles.endpoint import Reply
+
 TFIDF_SVD = "tfidf_svd"
+_TIMEOUT_S = 60.0
 
 
 class TextEncoder(Protocol):
@@ -93,6 +99,65 @@ class TfidfSvdEncoder:
         return np.asarray(normalize(reduced), dtype=np.float32)
 
 
+class EndpointEncoder:
+    """A model behind an OpenAI-compatible /embeddings endpoint; a batch is one request.
+
+    Args:
+        config: the endpoint, its model and limits.
+
+    Raises:
+        ResourceError: the key's environment variable is not set.
+    """
+
+    def __init__(self, config: EmbeddingConfig) -> None:
+        from llmkt_ray.profiles.endpoint import Endpoint
+
+        self._config = config
+        self._endpoint = Endpoint(
+            config.base_url,
+            config.api_key_env,
+            requests_per_minute=config.requests_per_minute,
+            concurrency=1,
+            timeout_s=_TIMEOUT_S,
+        )
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns float32 `(len(texts), dim)`.
+
+        Raises:
+            ResourceError: the key is refused, there is no such model, or the endpoint cannot be reached.
+            EmbeddingError: the endpoint does not give a vector of one width for every text.
+        """
+        reply = asyncio.run(self._ask(texts))
+        if reply.problem is not None:
+            raise EmbeddingError(
+                f"{self._config.base_url} gave no embeddings of {self._config.encoder!r}: {reply.problem}; run again later"
+            )
+        try:
+            rows = {int(row["index"]): row["embedding"] for row in json.loads(reply.body)["data"]}
+            vectors = np.array([rows[index] for index in range(len(texts))], dtype=np.float32)
+        except (ValueError, LookupError, TypeError) as error:
+            raise EmbeddingError(
+                f"{self._config.base_url} answered {len(texts)} texts with something else than one vector each: {reply.body[:120]!r}"
+            ) from error
+        if vectors.ndim != 2:
+            raise EmbeddingError(f"{self._config.base_url} answered with numbers of shape {vectors.shape} instead of one vector a text")
+        return vectors
+
+    async def _ask(self, texts: Sequence[str]) -> "Reply":
+        session = await self._endpoint.open()
+        try:
+            request = {"model": self._config.encoder, "input": [self._config.prefix + text for text in texts], "encoding_format": "float"}
+            return await self._endpoint.post(session, "embeddings", request)
+        finally:
+            await session.close()
+
+
+def runs_once(config: EmbeddingConfig) -> bool:
+    """Whether the encoder works from one process: it sees all texts at once, or an endpoint does the work."""
+    return config.encoder == TFIDF_SVD or config.via == "openai"
+
+
 def is_fitted_on_texts(config: EmbeddingConfig) -> bool:
     """Whether the encoder sees all texts at once, and so cannot be spread over workers."""
     return config.encoder == TFIDF_SVD
@@ -106,11 +171,17 @@ def encoder_of(config: EmbeddingConfig, device: str = "cpu") -> TextEncoder:
     """
     if config.encoder == TFIDF_SVD:
         return TfidfSvdEncoder(config)
+    if config.via == "openai":
+        return EndpointEncoder(config)
     return SentenceTransformerEncoder(config, device)
 
 
 def _tfidf_identity(config: EmbeddingConfig) -> dict[str, Any]:
     return {"encoder": TFIDF_SVD, "dims": config.dims, "versions": {"scikit-learn": version("scikit-learn"), "scipy": version("scipy")}}
+
+
+def _endpoint_identity(config: EmbeddingConfig) -> dict[str, Any]:
+    return {"encoder": config.encoder, "base_url": config.base_url.rstrip("/"), "prefix": config.prefix, "versions": {}}
 
 
 def _sentence_transformer_identity(config: EmbeddingConfig) -> dict[str, Any]:
@@ -132,5 +203,6 @@ def encoder_identity(config: EmbeddingConfig) -> dict[str, Any]:
     Raises:
         EmbeddingError: the weights are not to be had; so a study stops before anything expensive starts.
     """
-    make: Callable[[EmbeddingConfig], dict[str, Any]] = _tfidf_identity if config.encoder == TFIDF_SVD else _sentence_transformer_identity
-    return make(config)
+    if config.encoder == TFIDF_SVD:
+        return _tfidf_identity(config)
+    return _endpoint_identity(config) if config.via == "openai" else _sentence_transformer_identity(config)

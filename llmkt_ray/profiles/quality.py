@@ -92,7 +92,9 @@ def kind_agreement(text: str, history: Sequence[Entry], known: dict[str, str]) -
 
 
 def quality(table: pa.Table, data: PreparedData) -> dict[str, Any]:
-    """Returns the figures of profiles (one row a user, in index order), JSON values; titles, kinds and near-duplicates on a sample above 2,000 users.
+    """Returns the figures of profiles (one row a user, in index order), JSON values.
+
+    Titles, kinds and near-duplicates are looked at on a sample above 2,000 users.
 
     Returns:
         texts, errors (kind to count), flags (kind to share of the texts), flagged (share with any), words (mean), distinct_1, distinct_2,

@@ -23,11 +23,15 @@ class Answer:
     """One question with its answer.
 
     Attributes:
+        topic: what kind of question it is; questions of one kind about many subjects become a table.
+        subject: what it is asked about.
         question: as a reader would ask it.
         answer: one or two sentences.
         evidence: what it rests on, and its conditions.
     """
 
+    topic: str
+    subject: str
     question: str
     answer: str
     evidence: str
@@ -129,13 +133,15 @@ def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         inconclusive = gain is not None and gain.difference.low <= 0 <= gain.difference.high
         made.append(
             Answer(
+                "Best configuration",
+                f"{model} on {dataset}",
                 f"What is the best configuration of {model} on {dataset}?",
                 f"{where}" + (": inconclusive, it cannot be told apart from alpha0." if inconclusive else "."),
                 f"Highest mean validation {results.metric} ({value:.4f}) of {count(len(scored), 'configuration')}; {worth}. "
                 "The best of many is flattered by its choice.",
             )
         )
-    return made[:6]
+    return made
 
 
 def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
@@ -159,13 +165,15 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         )
         made.append(
             Answer(
+                "Safe alphas",
+                cell.label,
                 f"Which alphas are safe for {cell.label}?",
                 f"{said[0].upper()}{said[1:]}.",
                 f"Lower 95 % bound of the paired test difference to alpha {best:g} (the best on validation) is at least "
                 f"{percent(-SAFE, 0)}; alphas tried: {listed([f'{a:g}' for a in sorted(tables)])}.",
             )
         )
-    return made[:6]
+    return made
 
 
 def _layer(results: Results, findings: Sequence[Finding]) -> list[Answer]:
@@ -183,13 +191,15 @@ def _layer(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         spread = means["test"].max() - means["test"].min()
         made.append(
             Answer(
+                "Best layer",
+                f"{model} on {dataset}",
                 f"Which layer of {model} on {dataset}?",
                 f"{best}, on validation; its mean test gain over alpha0 is {percent(means.loc[best, 'test'])}.",
                 f"Means over all alphas and seeds of {count(len(means), 'layer')}; from worst to best layer {percent(spread)} on test. "
                 "No interval: read it with the heat map.",
             )
         )
-    return made[:6]
+    return made
 
 
 def _matters(results: Results, shares: dict[str, float]) -> list[Answer]:
@@ -207,7 +217,15 @@ def _matters(results: Results, shares: dict[str, float]) -> list[Answer]:
             else f"{name} ({share:.0%})."
         )
     evidence = "; ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in list(shares.items())[:6])
-    return [Answer("What matters most?", said, f"fANOVA on validation {results.metric} relative to its dataset and model: {evidence}.")]
+    return [
+        Answer(
+            "What matters most",
+            "all",
+            "What matters most?",
+            said,
+            f"fANOVA on validation {results.metric} relative to its dataset and model: {evidence}.",
+        )
+    ]
 
 
 def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
@@ -224,6 +242,8 @@ def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         judged = f"On {count(len(found.judging), 'seed')} that did not choose it: {percent(found.honest)}."
     return [
         Answer(
+            "Largest gain",
+            "all",
             "How large is the largest gain, and does it last?",
             f"{percent(found.apparent)} over alpha0 for {found.config}, on the {chosen} that chose it. {judged}",
             f"The best on validation of {count(found.searched, 'configuration')} searched; the more are searched, the more the "
@@ -239,6 +259,8 @@ def _default(results: Results, findings: Sequence[Finding], context: str) -> lis
     worst = max(found.regret, key=lambda name: found.regret[name])
     return [
         Answer(
+            "Default",
+            context,
             f"Is there one default for all {context}s?",
             f"{found.config}. Chosen without a {context}, the default loses {percent(max(0.0, found.regret[worst]))[1:]} there at "
             f"worst ({worst}).",
@@ -255,11 +277,8 @@ def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         return []
     seeds = min(c.difference.n_seeds for c in known)
     if seeds < 2:
-        return [
-            Answer(
-                "What could this study have seen?", "Unknown: with one seed the noise between seeds cannot be estimated.", "Run at least 3."
-            )
-        ]
+        said = "Unknown: with one seed the noise between seeds cannot be estimated."
+        return [Answer("Power", "all", "What could this study have seen?", said, "Run at least 3 seeds.")]
     detectable = [smallest_detectable(c.components, seeds, c.difference.n_users) for c in known]
     middle = known[int(np.argsort(detectable)[len(detectable) // 2])]
     needed = {effect: seeds_needed(middle.components, middle.difference.n_users, effect) for effect in EFFECTS}
@@ -269,6 +288,8 @@ def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     ]
     return [
         Answer(
+            "Power",
+            "all",
             "What could this study have seen?",
             f"With {count(seeds, 'seed')} effects under {float(np.median(detectable)):.1%} over alpha0 cannot be resolved here; "
             f"{listed(words)}.",

@@ -1,16 +1,15 @@
 """From a results folder to its page."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from llmkt_ray.artifacts import FileStore
 from llmkt_ray.report.answers import answers, factor_importance
 from llmkt_ray.report.diagnosis import diagnose
-from llmkt_ray.report.findings import Finding, find
-from llmkt_ray.report.load import Results, load
+from llmkt_ray.report.export import write_files, write_verdict
+from llmkt_ray.report.findings import find
+from llmkt_ray.report.load import load
 from llmkt_ray.report.page import render
 from llmkt_ray.report.sections.alpha import alpha_curves
-from llmkt_ray.report.sections.base import Section
 from llmkt_ray.report.sections.gains import attribution, gains
 from llmkt_ray.report.sections.references import other_metrics, references
 from llmkt_ray.report.sections.sensitivity import heat_maps, importance_section
@@ -24,29 +23,31 @@ PAGE = "report.html"
 def build(folder: Path) -> Path:
     """Writes `report.html` into a results folder, whole or partial, and returns its path.
 
+    Beside it: `verdict.json`, `tables/` (CSV, LaTeX, Markdown), `figures/` (SVG, PDF), and `default.yaml` where there is one.
+
     Raises:
         StorageError: there are no results, or the page cannot be written.
     """
-    results = load(Path(folder))
+    folder = Path(folder)
+    results = load(folder)
     findings = find(results)
-    page = render(results, findings, verdict(results, findings), make_sections(results, findings))
-    FileStore(folder).write_bytes(PAGE, page.encode())
-    return Path(folder) / PAGE
-
-
-def make_sections(results: Results, findings: Sequence[Finding]) -> list[Section]:
-    """Returns the sections that the study holds data for, in the order of the page."""
+    said = verdict(results, findings)
     fanova, ped = (factor_importance(results, findings, method) for method in ("fanova", "ped_anova"))
-    made = [
+    made, found = answers(results, findings, fanova), diagnose(results, findings)
+    made_sections = [
         gains(results, findings),
         attribution(results, findings),
-        answers_section(answers(results, findings, fanova)),
+        answers_section(made),
         alpha_curves(results, findings),
         heat_maps(results, findings),
         importance_section(results, fanova, ped),
         training_curves(results, findings),
-        diagnosis_section(diagnose(results, findings), len(findings)),
+        diagnosis_section(found, len(findings)),
         references(results, findings),
         other_metrics(results, findings),
     ]
-    return [section for section in made if section is not None]
+    sections = [section for section in made_sections if section is not None]
+    write_files(folder, results, sections)
+    write_verdict(folder, results, findings, said, made, found)
+    FileStore(folder).write_bytes(PAGE, render(results, findings, said, sections).encode())
+    return folder / PAGE

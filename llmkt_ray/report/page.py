@@ -126,7 +126,9 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
     for finding in findings:
         for words in finding.flags:
             kind, colon, rest = words.partition(": ")
-            flags.append((kind, f"{finding.cell.label}: {rest}") if colon else ("note", f"{finding.cell.label}: {words}"))
+            # What holds for all cells of a model on a dataset is said once.
+            where = finding.cell.title if kind == "below EASE" else finding.cell.label
+            flags.append((kind, f"{where}: {rest}") if colon else ("note", f"{where}: {words}"))
     for entry in results.card.get("datasets", []):
         flags += [("data", f"{entry.get('name')}: {warning}") for warning in (entry.get("notes") or {}).get("warnings", [])]
     return list(dict.fromkeys(flags))

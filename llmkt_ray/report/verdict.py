@@ -48,7 +48,7 @@ class Verdict:
         headline: one sentence.
         tone: good, bad, calm or blocked.
         reasons: why, the commonest first, with the cells they hold for.
-        lines: one a cell.
+        lines: one a cell, claims first.
     """
 
     headline: str
@@ -62,7 +62,8 @@ def verdict(results: Results, findings: Sequence[Finding]) -> Verdict:
     if not findings:
         waiting = "No trial with transfer has finished yet." if len(results.trials) else "Nothing has finished yet."
         return Verdict(f"No verdict: {waiting[0].lower()}{waiting[1:]}", "blocked", (), ())
-    lines = tuple(_line(f) for f in findings)
+    order = list(SAYS)
+    lines = tuple(sorted((_line(f) for f in findings), key=lambda line: order.index(line.outcome)))
     outcomes = Counter(line.outcome for line in lines)
     total = len(lines)
     if len(outcomes) == 1:
@@ -73,10 +74,10 @@ def verdict(results: Results, findings: Sequence[Finding]) -> Verdict:
         headline = f"{SAYS[outcome]}{why}."
         tone = TONES[outcome]
     else:
-        order = [o for o in SAYS if outcomes[o]]
-        headline = "; ".join(f"{_lower(SAYS[o])} in {outcomes[o]} of {total} cells" for o in order)
+        there = [o for o in order if outcomes[o]]
+        headline = "; ".join(f"{_lower(SAYS[o])} in {outcomes[o]} of {total} cells" for o in there)
         headline = f"{headline[0].upper()}{headline[1:]}."
-        tone = TONES[order[0]]
+        tone = TONES[there[0]]
     reasons = Counter(reason for line in lines for reason in line.reasons)
     worded = tuple(
         reason if times == total else f"{reason} ({times} of {count(total, 'cell')})" for reason, times in reasons.most_common(8)

@@ -116,10 +116,10 @@ def run_study(
         run_trial=run_trial,
         load=load,
     )
-    with _interruptible(), locked(folder):
+    with locked(folder):
         claim(study)
         ledger = Ledger(folder)
-        with cluster.cluster(address, num_cpus) if executor == "ray" else nullcontext():
+        with cluster.cluster(address, num_cpus) if executor == "ray" else nullcontext(), _interruptible():
             worker: Executor = LoopExecutor()
             if executor == "ray":
                 worker = RayExecutor(study.resources)
@@ -294,7 +294,10 @@ def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lets SIGTERM (a scheduler's or container's goodbye) end a run as Ctrl-C does: in order, the folder consistent."""
+    """Lets SIGTERM (a scheduler's or container's goodbye) end a run as Ctrl-C does: in order, the folder consistent.
+
+    Entered after Ray is connected: Ray sets a handler of its own, which would abort the process.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -46,6 +46,7 @@ class Head:
 
     def environment(self, token: str | None) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"  # the job's python is the one of this environment
         kept |= {"OMP_NUM_THREADS": "1", "LLMKT_HOME": str(self.home), "RAY_AUTH_MODE": "token" if token else "disabled"}
         return kept | ({"RAY_AUTH_TOKEN": token} if token else {})
 

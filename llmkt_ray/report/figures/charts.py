@@ -237,7 +237,7 @@ def heat(
             step = min(10, max(1, math.ceil(abs(found[0]) / reach * 10)))
             canvas.rect(at[0] + 1, at[1] + 1, width - 2, height - 2, f"{'heat' if found[0] >= 0 else 'cold'}-{step}", found[1])
             if width >= 34:
-                style = "on-dark" if step > 6 else "value"
+                style = "on-dark" if step > 8 else "value"
                 canvas.text(at[0] + width / 2, at[1] + height / 2 + 4, signed(found[0] * 100, 1), style, "middle")
     every = max(1, math.ceil(26 / width))
     for c, name in enumerate(columns):

@@ -70,7 +70,8 @@ def importance_section(results: Results, fanova: Mapping[str, float], ped: Mappi
         lead="The seed is one of the factors: what is not above it does no more than repeating the study would.",
         caption=(
             f"Share of the variation in validation {results.metric} (relative to its dataset and model) that a factor explains, "
-            "from 0 to 1, treated trials, one row a configuration and seed; neither direction is better. Dotted line: the seed, the noise floor."
+            "from 0 to 1, treated trials, one row a configuration and seed; neither direction is better. Dotted line: the seed, the "
+            "noise floor."
         ),
         figures=(Figure("importance", "Importance", "fANOVA, share", canvas),),
         tables=(table,),

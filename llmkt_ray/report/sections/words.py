@@ -6,17 +6,30 @@ from llmkt_ray.report.answers import Answer
 from llmkt_ray.report.diagnosis import Diagnosis, summary
 from llmkt_ray.report.sections.base import Section, Table
 
+MOST_CARDS = 3
+"""Answers to one kind of question that are shown as cards; more become a table."""
+
 
 def answers_section(made: Sequence[Answer]) -> Section | None:
     """Returns the answers in sentences."""
     if not made:
         return None
+    topics: dict[str, list[Answer]] = {}
+    for answer in made:
+        topics.setdefault(answer.topic, []).append(answer)
+    cards = [a for group in topics.values() if len(group) <= MOST_CARDS for a in group]
+    tables = [
+        Table(topic, ("where", "answer", "evidence"), (False,) * 3, tuple((a.subject, a.answer, a.evidence) for a in group))
+        for topic, group in topics.items()
+        if len(group) > MOST_CARDS
+    ]
     return Section(
         key="answers",
         title="Answers",
         short="Answers",
         lead="What the rows say to each question, and what that rests on.",
-        items=tuple((a.question, a.answer, a.evidence) for a in made),
+        items=tuple((a.question, a.answer, a.evidence) for a in cards),
+        tables=tuple(tables),
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import TrainingError
-from llmkt_ray.training.bridge import shims
+from llmkt_ray.training.bridge import graphs, shims
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
 from llmkt_ray.training.bridge.registry import MODELS, Batches, Family, ModelEntry, model_entry
 from llmkt_ray.training.bridge.scoring import PAIR_SCORES
@@ -236,7 +236,8 @@ def build_model(
     """
     # Importing RecBole's sequential models turns torch's anomaly detection on for the whole process (sine.py, line 25).
     with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
-        model_class = load_class(class_path) if class_path else get_model(model_entry(model).name)
+        model_class: Any = load_class(class_path) if class_path else get_model(model_entry(model).name)
+    graphs.install(model_class)
     entry = _entry_of(model_class, model) if class_path else model_entry(model)
     settings = make_settings(
         model, family=entry.family, hyperparameters=hyperparameters, dataset=data.name, device=device, own_class=class_path is not None

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from llmkt_ray.artifacts import FileStore
 from llmkt_ray.results.card import CARD, write_card
-from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.ledger import PARTS, Ledger
+from llmkt_ray.results.rows import to_row
 from llmkt_ray.study import ScheduleConfig, StudyConfig
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
+PART = 500
 METRICS = ("NDCG@10", "Recall@10", "Hit@10", "MRR@10")
 TREATED_CURVE = {0.3: 0.03, 0.5: 0.06, 0.7: 0.05}
 
@@ -170,15 +174,27 @@ def _epochs(world: World, spec: TrialSpec, final: float) -> tuple[dict[str, floa
     return tuple(rows)
 
 
-def write(folder: Path, world: World | None = None, *, keep: Callable[[TrialSpec], bool] = lambda spec: True) -> Path:
-    """Writes the results folder of a world and returns it; trials that `keep` refuses have not run yet."""
+def write(folder: Path, world: World | None = None, *, keep: Callable[[TrialSpec], bool] = lambda spec: True, single: bool = False) -> Path:
+    """Writes the results folder of a world and returns it.
+
+    Args:
+        folder: where.
+        world: what is true in it.
+        keep: trials that it refuses have not run yet.
+        single: one file a trial, as a running study has them; otherwise compacted parts, which are written faster.
+    """
     world = world or World()
     study = study_of(world)
     planned = specs(world, study)
-    ledger = Ledger(folder)
-    for spec in planned:
-        if keep(spec):
+    run = [spec for spec in planned if keep(spec)]
+    if single:
+        ledger = Ledger(folder)
+        for spec in run:
             ledger.record(result_of(world, spec), study.key)
+    else:
+        (folder / PARTS).mkdir(parents=True)
+        for at in range(0, len(run), PART):
+            _write_part(folder / PARTS / f"{at:06d}.parquet", [to_row(result_of(world, spec), study.key) for spec in run[at : at + PART]])
     splits = [(d, r) for d in world.datasets for r in range(world.splits)]
     facts = {
         "datasets": [
@@ -215,6 +231,14 @@ def write(folder: Path, world: World | None = None, *, keep: Callable[[TrialSpec
     }  # fmt: skip
     write_card(folder, study, facts)
     card = json.loads((folder / CARD).read_bytes())
-    finished = card["started"] if len(list((folder / "ledger/trials").glob("*"))) == len(planned) else None
+    finished = card["started"] if len(run) == len(planned) else None
     FileStore(folder).write_bytes(CARD, json.dumps({**card, "command": "llmkt run synthetic.yaml", "finished": finished}).encode())
     return folder
+
+
+def _write_part(path: Path, tables: list[pa.Table]) -> None:
+    """Writes rows as `Ledger.compact` does: one row group a trial."""
+    schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="permissive"), row_group_size=1)

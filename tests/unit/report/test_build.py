@@ -92,7 +92,7 @@ def test_without_a_card_nothing_is_claimed(tmp_path):
 
 
 def test_a_damaged_row_is_reported_and_left_out(tmp_path):
-    write(tmp_path, SMALL)
+    write(tmp_path, SMALL, single=True)
     next((tmp_path / "ledger/trials").iterdir()).write_bytes(b"PAR1 half a file")
     assert "1 file of the ledger cannot be read" in build(tmp_path).read_text()
 
@@ -105,7 +105,7 @@ def test_an_empty_folder_is_an_error(tmp_path):
 def test_compacted_rows_give_the_same_page(tmp_path):
     from llmkt_ray.results.ledger import Ledger
 
-    write(tmp_path, SMALL)
+    write(tmp_path, SMALL, single=True)
     before = build(tmp_path).read_text()
     assert Ledger(tmp_path).compact(at_least=1) == 45
     assert build(tmp_path).read_text() == before

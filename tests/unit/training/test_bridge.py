@@ -160,6 +160,22 @@ def test_a_changed_recbole_is_noticed():
         shims.expect("model.general_recommender.bpr", "a line that BPR does not have")
 
 
+def test_the_graph_equals_recboles(data):
+    """In a fresh process, where RecBole's own method has not been replaced yet."""
+    code = """
+from tests.unit.training.conftest import make_data
+from llmkt_ray.training.bridge import graphs, models
+from recbole.model.general_recommender import LightGCN
+own = LightGCN.get_norm_adj_mat
+built = models.build_model("LightGCN", make_data(), hyperparameters={}, seed=0).module
+assert LightGCN.get_norm_adj_mat is not own
+theirs, ours = own(built).to_dense(), built.norm_adj_matrix.to_dense()
+assert theirs.count_nonzero() > 1000 and (theirs == ours).all()
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_dok_update_fills_a_matrix():
     matrix = sp.dok_matrix((3, 3), dtype=np.float32)
     matrix._update({(0, 1): 1, (2, 2): 1})

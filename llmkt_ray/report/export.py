@@ -1,0 +1,159 @@
+"""What leaves the page: tables as CSV, LaTeX and Markdown, figures as SVG and PDF, the verdict as JSON, the default as YAML."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from llmkt_ray.artifacts import FileStore
+from llmkt_ray.report.answers import Answer, default_of
+from llmkt_ray.report.diagnosis import Diagnosis
+from llmkt_ray.report.figures.pdf import pdf_file
+from llmkt_ray.report.figures.svg import svg_file
+from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.load import Results
+from llmkt_ray.report.page import study_flags
+from llmkt_ray.report.sections.base import Section, Table
+from llmkt_ray.report.verdict import Verdict
+from llmkt_ray.seeds import canonical_json
+from llmkt_ray.stats.contrast import Contrast
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u2212": "$-$", "\u00d7": r"$\times$", "\u202f": r"\,", "\u2013": "--",
+}  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_files(folder: Path, results: Results, sections: Sequence[Section]) -> None:
+    """Writes `tables/` and `figures/` beside the page.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    files = FileStore(folder)
+    for section in sections:
+        for table in section.tables:
+            name = f"tables/{section.key}-{slug(table.title)}"
+            files.write_bytes(f"{name}.csv", as_csv(table).encode())
+            files.write_bytes(f"{name}.tex", as_latex(table).encode())
+            files.write_bytes(f"{name}.md", as_markdown(table).encode())
+        for figure in section.figures:
+            name = f"figures/{slug(figure.name)}"
+            files.write_bytes(f"{name}.svg", svg_file(figure.canvas).encode())
+            files.write_bytes(f"{name}.pdf", pdf_file(figure.canvas))
+    scalars = results.trials.drop(columns=["spec", "facts", "versions", "error_traceback"], errors="ignore")
+    text = {name: column.map(lambda v: _safe(v) if isinstance(v, str) else v) for name, column in scalars.items()}
+    files.write_bytes("tables/trials.csv", pd.DataFrame(text).to_csv(index=False).encode())
+
+
+def write_verdict(
+    folder: Path, results: Results, findings: Sequence[Finding], said: Verdict, made: Sequence[Answer], found: Sequence[Diagnosis]
+) -> None:
+    """Writes `verdict.json`, and `default.yaml` where the study supports a recommended default.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    files = FileStore(folder)
+    files.write_bytes("verdict.json", (canonical_json(verdict_document(results, findings, said, made, found)) + "\n").encode())
+    defaults = {f"over {context}s": default_of(results, findings, context) for context in ("dataset", "model")}
+    known = {name: {"config": d.config, "test_regret_left_out": dict(d.regret)} for name, d in defaults.items() if d is not None}
+    if known:
+        files.write_bytes("default.yaml", yaml.safe_dump(known, sort_keys=False, allow_unicode=True).encode())
+
+
+def verdict_document(
+    results: Results, findings: Sequence[Finding], said: Verdict, made: Sequence[Answer], found: Sequence[Diagnosis]
+) -> dict[str, Any]:
+    """Returns the verdict as JSON values: for scripts, and for comparing studies."""
+    return {
+        "schema_version": 1,
+        "study": results.study.get("name"),
+        "study_key": results.card.get("key"),
+        "metric": results.metric,
+        "claim_alpha": results.claim_alpha,
+        "smallest_effect": results.smallest_effect,
+        "headline": said.headline,
+        "reasons": list(said.reasons),
+        "flags": [list(flag) for flag in study_flags(results, findings)],
+        "cells": [
+            {
+                "label": f.cell.label,
+                "factors": {name: str(value) for name, value in f.cell.factors.items()},
+                "outcome": f.claim.outcome,
+                "reasons": list(f.claim.reasons),
+                "contrasts": {arm: {**_contrast(c), "p_holm": f.holm.get(arm)} for arm, c in f.contrasts.items()},
+                "attribution": {step.name: _contrast(step.contrast) for step in f.steps if step.contrast is not None},
+                "levels": dict(f.levels),
+                "flags": list(f.flags),
+            }
+            for f in findings
+        ],
+        "answers": [asdict(answer) for answer in made],
+        "diagnosis": [asdict(diagnosis) for diagnosis in found],
+    }
+
+
+def as_csv(table: Table) -> str:
+    """Returns a table as CSV; a text that a spreadsheet would take for a formula gets a leading apostrophe."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in table.rows:
+        writer.writerow([_safe(v) if not numeric else v.replace("\u2212", "-") for v, numeric in zip(row, table.numeric, strict=True)])
+    return out.getvalue()
+
+
+def as_latex(table: Table) -> str:
+    """Returns a table as a LaTeX tabular (needs the booktabs package), all text escaped."""
+    spec = "".join("r" if numeric else "l" for numeric in table.numeric)
+    lines = [" & ".join(_latex(v) for v in row) + r" \\" for row in table.rows]
+    head = " & ".join(_latex(name) for name in table.columns) + r" \\"
+    return "\n".join([rf"\begin{{tabular}}{{{spec}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def as_markdown(table: Table) -> str:
+    """Returns a table as Markdown, with what Markdown and HTML would interpret escaped."""
+    rule = "|" + "|".join("--:" if numeric else ":--" for numeric in table.numeric) + "|"
+    lines = ["| " + " | ".join(_markdown(v) for v in row) + " |" for row in (table.columns, *table.rows)]
+    return "\n".join([lines[0], rule, *lines[1:], ""])
+
+
+def slug(text: str) -> str:
+    """Returns a text as part of a file name: lower case, only letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "x"
+
+
+def _contrast(c: Contrast) -> dict[str, Any]:
+    def one(i: Any) -> dict[str, Any]:
+        return {"estimate": i.estimate, "low": i.low, "high": i.high, "se": i.se, "df": i.df, "level": i.level, "method": i.method}
+
+    return {
+        "difference": one(c.difference),
+        "relative": one(c.relative) if c.relative else None,
+        "p": c.difference.p,
+        "n_users": c.difference.n_users,
+        "n_seeds": c.difference.n_seeds,
+        "n_splits": c.n_splits,
+        "conditions": list(c.conditions),
+    }
+
+
+def _safe(value: str) -> str:
+    return f"'{value}" if value.startswith(_FORMULA) else value
+
+
+def _latex(value: str) -> str:
+    return "".join(_LATEX.get(c, c) for c in value)
+
+
+def _markdown(value: str) -> str:
+    text = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    return re.sub(r"([\\`*_\[\]|!])", r"\\\1", text)

@@ -1,0 +1,137 @@
+"""Answers and diagnoses in results whose truth is planted."""
+
+import pytest
+
+from llmkt_ray.report.answers import answers, default_of, factor_importance, gain_rows
+from llmkt_ray.report.diagnosis import diagnose
+from llmkt_ray.report.findings import find
+from llmkt_ray.report.load import load
+from tests.unit.report.synthetic import World, write
+
+ALPHA = {0.1: 0.0, 0.3: 0.05, 0.5: 0.1, 0.7: 0.1, 0.9: 0.0}
+
+
+def _gain(model, alpha, layer):
+    return ALPHA[alpha] * (1.0 if layer == "encoder.1" else 0.4)
+
+
+GRID = World(
+    models={"MultiVAE": 0.2, "SimpleX": 0.17}, datasets=("ml-100k", "ml-1m"), layers=("encoder.0", "encoder.1"),
+    alphas=tuple(ALPHA), treated=_gain, seeds=3, n_users=80, epochs=4, seed_sd=0.001,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    results = load(write(tmp_path_factory.mktemp("grid"), GRID))
+    return results, find(results)
+
+
+@pytest.fixture(scope="module")
+def shares(grid):
+    return factor_importance(*grid)
+
+
+@pytest.fixture(scope="module")
+def said(grid, shares):
+    return {(a.topic, a.subject): a for a in answers(*grid, shares)}
+
+
+def test_the_planted_best_is_found(said):
+    found = said["Best configuration", "MultiVAE on ml-1m"]
+    assert found.answer.startswith(("alpha 0.5, layer encoder.1", "alpha 0.7, layer encoder.1"))
+    assert "of 10 configurations" in found.evidence
+
+
+def test_the_planted_layer_is_found(said):
+    assert said["Best layer", "SimpleX on ml-1m"].answer.startswith("encoder.1, on validation")
+
+
+def test_alpha_and_layer_matter_more_than_the_seed(shares, said):
+    assert next(iter(shares)) == "alpha"
+    assert shares["alpha"] > 5 * shares["seed"]
+    assert "Alpha" in said["What matters most", "all"].answer
+
+
+def test_the_largest_gain_names_its_conditions_and_the_search(said):
+    found = said["Largest gain", "all"]
+    assert "that did not choose it" in found.answer
+    assert "40 configurations searched" in found.evidence
+
+
+def test_one_default_with_its_regret(grid):
+    results, findings = grid
+    found = default_of(results, findings, "model")
+    assert found.config in ("alpha 0.5", "alpha 0.7")
+    assert all(regret < 0.05 for regret in found.regret.values())
+    assert "layer encoder.1" in default_of(results, findings, "dataset").config
+
+
+def test_power_is_stated_in_seeds_and_percent(said):
+    power = said["Power", "all"].answer
+    assert power.startswith("With 3 seeds effects under ")
+    assert "would resolve 3%" in power
+
+
+def test_gains_are_those_of_the_same_seed(grid):
+    results, findings = grid
+    rows = gain_rows(results, findings)
+    one = rows.iloc[0]
+    cell = findings[int(one["cell"]) - 1].cell
+    column = results.trials["test_NDCG@10"]
+    at = (int(one["split"]), int(one["seed"]))
+    treated, alpha0 = column.iloc[cell.treated[one["alpha"]].rows[at]], column.iloc[cell.controls["alpha0"].rows[at]]
+    assert one["test"] == pytest.approx(treated / alpha0 - 1)
+
+
+BASE = {"models": {"MultiVAE": 0.2}, "seeds": 4, "n_users": 200, "alphas": (0.5,), "seed_sd": 0.001}
+
+
+def _diagnose(folder, **more):
+    results = load(write(folder, World(**{**BASE, **more})))
+    return diagnose(results, find(results))
+
+
+def test_no_gain_from_a_weak_transfer(tmp_path):
+    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.0, gradient_ratio=0.01)
+    assert found.signature == "no gain"
+    assert found.cause.startswith("weight")
+    assert "larger alpha" in found.remedy
+
+
+def test_no_gain_from_targets_that_lost_the_neighbours(tmp_path):
+    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.0, knn_overlap=0.05)
+    assert found.cause.startswith("profile quality")
+    assert "kNN overlap 0.05" in found.evidence
+
+
+def test_no_gain_because_any_profile_does(tmp_path):
+    effects = {"baseline": 0.0, "alpha0": 0.0, "shuffled": 0.0, "template": 0.0}
+    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.0, effects=effects)
+    assert found.cause.startswith("alignment or content")
+
+
+def test_a_degraded_baseline_from_overfitting_to_the_pretext_task(tmp_path):
+    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: -0.15, gradient_ratio=6.0, curve=_dip)
+    assert found.signature == "degraded baseline"
+    assert "pretext task" in found.cause
+    assert "gradient ratio 6" in found.evidence
+
+
+def _dip(spec, epoch, value):
+    return value * 0.5 if spec.arm == "treated" and epoch <= 10 else value / 0.85 if spec.arm == "treated" else value
+
+
+def test_slow_convergence(tmp_path):
+    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.1, curve=_slow)
+    assert found.signature == "slow convergence"
+    assert "epochs instead of" in found.evidence
+    assert found.cause == "noisy or misaligned embeddings"
+
+
+def _slow(spec, epoch, value):
+    return 0.2 * epoch / 20 if spec.arm == "treated" else 0.2 * min(epoch / 8, 1)
+
+
+def test_a_healthy_cell_has_no_signature(tmp_path):
+    assert _diagnose(tmp_path, treated=lambda m, a, la: 0.1) == ()
