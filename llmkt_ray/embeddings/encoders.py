@@ -206,3 +206,24 @@ def encoder_identity(config: EmbeddingConfig) -> dict[str, Any]:
     if config.encoder == TFIDF_SVD:
         return _tfidf_identity(config)
     return _endpoint_identity(config) if config.via == "openai" else _sentence_transformer_identity(config)
+
+
+ENDPOINT_WIDTHS = {"text-embedding-ada-002": 1536, "text-embedding-3-small": 1536, "text-embedding-3-large": 3072}
+"""Widths of hosted encoders that are known by name."""
+
+
+def encoder_width(config: EmbeddingConfig) -> int | None:
+    """Returns the width of an encoder's vectors without loading it, None where only its first answer will tell.
+
+    Raises:
+        EmbeddingError: the weights are not to be had.
+    """
+    if config.encoder == TFIDF_SVD:
+        return config.dims
+    if config.via == "openai":
+        return ENDPOINT_WIDTHS.get(config.encoder)
+    folder = find_weights(config.encoder, config.revision).folder
+    # A last dense module sets the width; without one it is the transformer's.
+    dense = sorted(folder.glob("*_Dense/config.json"))
+    settings = json.loads((dense[-1] if dense else folder / "config.json").read_text(encoding="utf-8"))
+    return int(settings["out_features" if dense else "hidden_size"])

@@ -45,7 +45,7 @@ def diagnose(results: Results, findings: Sequence[Finding]) -> tuple[Diagnosis, 
     column = f"valid_{results.metric}"
     if column not in results.epochs:
         return ()
-    by_trial = {str(key): frame for key, frame in results.epochs.groupby("trial_key", sort=False)}
+    by_trial = results.epochs_by_trial
     made: list[Diagnosis] = []
     for finding in findings:
         treated = finding.cell.treated.get(results.claim_alpha)

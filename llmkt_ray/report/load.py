@@ -1,15 +1,17 @@
 """What a report is made from: the rows, the epochs and per-user values of a study's ledger, and its card."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmkt_ray.errors import StorageError
@@ -61,8 +63,23 @@ class Results:
     def user_values(self, metric: str) -> dict[str, UserValues]:
         """Returns the per-user test values of every finished trial, by trial key."""
         if metric not in self._users:
-            self._users[metric] = dict(_user_values(Ledger(self.folder), metric))
+            self._users[metric] = dict(_user_values(Ledger(self.folder), metric, None))
         return self._users[metric]
+
+    def load_user_values(self, metrics: Iterable[str], wanted: set[str]) -> None:
+        """Makes the values of some trials available for metrics that are not loaded yet: all that a table of a few cells needs."""
+        for metric in metrics:
+            if metric not in self._users:
+                self._users[metric] = dict(_user_values(Ledger(self.folder), metric, wanted))
+
+    @cached_property
+    def epochs_by_trial(self) -> dict[str, pd.DataFrame]:
+        """Trial key to its rows of `epochs`."""
+        keys = self.epochs["trial_key"].to_numpy()
+        if not len(keys):
+            return {}
+        starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+        return {str(keys[a]): self.epochs.iloc[a:b] for a, b in zip(starts, [*starts[1:], len(keys)], strict=True)}
 
 
 def load(folder: Path) -> Results:
@@ -108,33 +125,50 @@ def _files(ledger: Ledger) -> Iterator[pq.ParquetFile]:
         yield from (file for file in pool.map(fetch, names) if file is not None)
 
 
-def _user_values(ledger: Ledger, metric: str) -> Iterator[tuple[str, UserValues]]:
-    wanted = ["trial_key", "user:user", f"user:{metric}"]
+def _user_values(ledger: Ledger, metric: str, wanted: set[str] | None) -> Iterator[tuple[str, UserValues]]:
+    """Yields (trial key, values) of the trials in `wanted`, of all where it is None; row groups of others are not read."""
+    columns = ["trial_key", "user:user", f"user:{metric}"]
     for file in _files(ledger):
-        if not set(wanted) <= set(file.schema_arrow.names):
+        if not set(columns) <= set(file.schema_arrow.names):
             continue
-        table = file.read(columns=wanted)
-        for key, users, values in zip(*(table.column(name) for name in wanted), strict=True):
-            if users.is_valid and values.is_valid:
+        groups = list(range(file.num_row_groups))
+        if wanted is not None and file.num_row_groups == file.metadata.num_rows:  # one row group a trial, as the ledger writes them
+            keys = file.read(columns=["trial_key"]).column("trial_key").to_pylist()
+            groups = [group for group, key in zip(groups, keys, strict=True) if key in wanted]
+        table = file.read_row_groups(groups, columns=columns)
+        for key, users, values in zip(*(table.column(name) for name in columns), strict=True):
+            if users.is_valid and values.is_valid and (wanted is None or key.as_py() in wanted):
                 index = users.values.to_numpy(zero_copy_only=False)
                 yield key.as_py(), (index, values.values.to_numpy(zero_copy_only=False).astype(np.float32))
 
 
 def _epochs(ledger: Ledger) -> pd.DataFrame:
+    """Returns one row a trial and epoch; the rows of a trial stand together."""
     frames: list[pd.DataFrame] = []
     seen: set[str] = set()
     for file in _files(ledger):
         names = [name for name in file.schema_arrow.names if name.startswith("epoch:")]
-        if not names:
+        if "epoch:epoch" not in names:
             continue
-        table = file.read(columns=["trial_key", *names])
+        table = file.read(columns=["trial_key", *names]).combine_chunks()
+        table = table.filter(pa.array([key not in seen for key in table.column("trial_key").to_pylist()]))
+        table = table.filter(pc.is_valid(table.column("epoch:epoch")))
+        lengths = pc.list_value_length(table.column("epoch:epoch")).to_numpy()
         keys = table.column("trial_key").to_pylist()
-        for row, key in enumerate(keys):
-            if key in seen:
-                continue
-            seen.add(key)
-            lists = {name.partition(":")[2]: table.column(name)[row] for name in names}
-            columns = {name: value.values.to_numpy(zero_copy_only=False) for name, value in lists.items() if value.is_valid}
-            if columns:
-                frames.append(pd.DataFrame({"trial_key": key, **columns}))
+        seen.update(keys)
+        columns = {"trial_key": np.repeat(np.array(keys, dtype=object), lengths)}
+        for name in names:
+            columns[name.partition(":")[2]] = _flat(table.column(name), lengths)
+        frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"trial_key": [], "epoch": [], "phase": []})
+
+
+def _flat(column: pa.ChunkedArray, lengths: np.ndarray) -> np.ndarray:
+    """Returns a column of lists as one array; a trial without this list counts as NaN throughout."""
+    present = column.is_valid().to_numpy()
+    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if present.all():
+        return np.asarray(values)
+    out = np.full(int(lengths.sum()), np.nan)
+    out[np.repeat(present, lengths)] = values
+    return out

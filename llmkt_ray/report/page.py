@@ -192,13 +192,20 @@ def _trials(results: Results) -> dict[str, Any]:
         digits = 4 if column.startswith(("valid_", "test_")) else 0 if column == "best_epoch" else 1
         shown[name] = ["" if pd.isna(v) else plain(float(v), digits) for v in trials[column]]
     details = {c: [_cell(v) for v in trials[c]] for c in extra}
+    numeric = [name in numbers or name in ("alpha", "seed_index") for name in shown]
     return {
         "columns": [name.replace("_index", "").replace("_", " ") for name in shown],
-        "numeric": [name in numbers or name in ("alpha", "seed_index") for name in shown],
-        "rows": [list(row) for row in zip(*shown.values(), strict=True)],
+        "numeric": numeric,
+        "values": [_coded(values) for values in shown.values()],
         "extra_columns": [name.replace("_", " ") for name in extra],
-        "extra": [list(row) for row in zip(*details.values(), strict=True)],
+        "extra_values": [_coded(values) for values in details.values()],
     }
+
+
+def _coded(values: list[str]) -> list[Any]:
+    """Returns [distinct values, index of each]: most columns of a large study hold few values, many times."""
+    distinct = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    return [list(distinct), [distinct[value] for value in values]]
 
 
 def _cell(value: Any) -> str:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import llmkt_ray
@@ -230,7 +231,7 @@ def _explained(address: str) -> Iterator[None]:
     """Turns what the job client raises into one sentence with the remedy."""
     try:
         yield
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         text = str(error)
         if "401" in text or "403" in text or "nauthori" in text or "uthentication" in text:
             raise ResourceError(

@@ -21,6 +21,7 @@ class Study:
     """A study of ten trials of about a second each, run by the real command in a process of its own."""
 
     def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
         content = yaml.safe_load(study_text(root))
         content["models"][0] |= {"epochs": EPOCHS}
         content |= {"training": {"evaluate_every": 20}, "seeds": 2}

@@ -54,6 +54,9 @@ def other_metrics(results: Results, findings: Sequence[Finding]) -> Section | No
     if not cells or len(results.metrics) < 2:
         return None
     rows = []
+    arms = [runs for f in cells for arm in ("alpha0", "shuffled", "template") if (runs := f.cell.controls.get(arm)) is not None]
+    arms += [f.cell.treated[results.claim_alpha] for f in cells]
+    results.load_user_values(results.metrics, {str(results.trials["trial_key"].iloc[r]) for runs in arms for r in runs.rows.values()})
     for finding in cells:
         for metric in results.metrics:
             found = {arm: compare(results, finding.cell, results.claim_alpha, arm, metric) for arm in ("alpha0", "shuffled", "template")}

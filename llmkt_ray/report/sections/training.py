@@ -18,7 +18,7 @@ def training_curves(results: Results, findings: Sequence[Finding]) -> Section | 
     column = f"valid_{results.metric}"
     if not len(results.epochs) or column not in results.epochs:
         return None
-    by_trial = {str(key): frame for key, frame in results.epochs.groupby("trial_key", sort=False)}
+    by_trial = results.epochs_by_trial
     figures = []
     for finding in chosen(findings):
         cell = finding.cell

@@ -28,7 +28,13 @@
 
   // Trials: everything is written as text, never as markup.
   var data = JSON.parse(byId("data").textContent);
-  var columns = data.columns, rows = data.rows, words = rows.map(function (row) { return row.join(" ").toLowerCase(); });
+  // A column is [distinct values, index of each row's value].
+  function decoded(coded) {
+    var n = coded.length ? coded[0][1].length : 0, made = new Array(n);
+    for (var i = 0; i < n; i += 1) { made[i] = coded.map(function (column) { return column[0][column[1][i]]; }); }
+    return made;
+  }
+  var columns = data.columns, rows = decoded(data.values), words = rows.map(function (row) { return row.join(" ").toLowerCase(); });
   var size = 25, page = 0, order = rows.map(function (_, i) { return i; }), sorted = -1, up = true;
   var filter = byId("filter"), body = document.querySelector("#trial-table tbody"), head = document.querySelector("#trial-table thead");
   byId("trials-app").hidden = false;
@@ -72,7 +78,7 @@
     box.replaceChildren(element("h3", "Trial " + rows[i][0]));
     var list = element("dl", undefined, "card");
     columns.concat(data.extra_columns).forEach(function (name, c) {
-      var value = c < columns.length ? rows[i][c] : data.extra[i][c - columns.length];
+      var coded = data.extra_values[c - columns.length], value = c < columns.length ? rows[i][c] : coded[0][coded[1][i]];
       if (value === "") { return; }
       var pair = element("div");
       pair.append(element("dt", name), element("dd", value));

@@ -9,7 +9,7 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings import encode as module
 from llmkt_ray.embeddings.encode import embeddings_key, encode, fixed_batches
-from llmkt_ray.embeddings.encoders import encoder_identity, encoder_of
+from llmkt_ray.embeddings.encoders import encoder_identity, encoder_of, encoder_width
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.profiles.generate import generate
 from llmkt_ray.profiles.table import Profiles
@@ -120,3 +120,10 @@ def test_tfidf_svd_tells_different_tastes_apart(profiles: Profiles, store: Artif
 def test_tfidf_svd_with_too_little_text(texts: list[str], message: str) -> None:
     with pytest.raises(EmbeddingError, match=message):
         encoder_of(TFIDF).encode(texts)
+
+
+def test_width_is_known_before_anything_is_encoded() -> None:
+    assert encoder_width(TFIDF) == 8
+    assert encoder_width(EmbeddingConfig()) == encoder_of(EmbeddingConfig()).encode(["text"]).shape[1] == 384
+    assert encoder_width(EmbeddingConfig(encoder="text-embedding-ada-002", via="openai")) == 1536
+    assert encoder_width(EmbeddingConfig(encoder="own", via="openai")) is None
