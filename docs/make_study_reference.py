@@ -9,7 +9,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from llmkt_ray.study import Section, StudyConfig
+from llmkt_ray.section import Section
+from llmkt_ray.study import StudyConfig
 
 HEAD = """# The study file
 

@@ -11,7 +11,8 @@ from llmkt_ray.errors import StorageError
 from llmkt_ray.results.card import read_card
 from llmkt_ray.results.folder import holder, study_folder
 from llmkt_ray.results.ledger import Ledger
-from llmkt_ray.study import DatasetConfig, StudyConfig, TrainingConfig, load_study
+from llmkt_ray.study import DatasetConfig, StudyConfig, TrainingConfig
+from llmkt_ray.study_file import load_study
 from llmkt_ray.sweep.check import check_study
 from llmkt_ray.sweep.cluster import given_address
 from llmkt_ray.sweep.plan import Plan, make_plan

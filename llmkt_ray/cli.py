@@ -77,7 +77,9 @@ def run(
     try:
         summary = opened.run(executor=executor, address=address, num_cpus=workers, limit=limit, retry_failed=retry_failed, console=err)
     except KeyboardInterrupt:
-        err.print("llmkt: interrupted; what is done stays, run the same command to go on", style="yellow", highlight=False)
+        now = opened.status()
+        told = f"{now.done + now.failed} of {now.planned or 'an unknown number of'} trials done"
+        err.print(f"llmkt: interrupted, {told}; run the same command again to go on", style="yellow", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     for part in summary_tables(opened.config, opened.trials()):
         out.print(part)

@@ -5,35 +5,12 @@ metrics, encoders) and the data are checked afterwards by the stages that own th
 """
 
 import math
-import os
-from collections.abc import Hashable
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from llmkt_ray.errors import StudyError
-from llmkt_ray.schema_errors import sentences
+from llmkt_ray.section import Section, as_named, as_tuple
 from llmkt_ray.seeds import content_key
-
-
-def _as_tuple(value: Any) -> Any:
-    """A single value where a factor may have several levels stands for a tuple of one."""
-    if isinstance(value, list | tuple):
-        return tuple(value)
-    return (value,)
-
-
-def _as_named(value: Any) -> Any:
-    """A plain text where a section is expected stands for its `name`."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-class Section(BaseModel):
-    """A part of a study file: frozen, unknown keys forbidden, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class PositiveRule(Section):
@@ -65,12 +42,14 @@ class SplitRule(Section):
     ratios: tuple[float, float, float] = (0.7, 0.1, 0.2)
     """Shares of train, validation and test; used by `random` (per user) and `time` (one global order)."""
     repetitions: int = Field(1, ge=1, le=100)
-    """Number of splits, each with a seed of its own."""
+    """Number of splits, each with a seed of its own; only where chance divides: not `time`, nor a column with its own validation part."""
 
     @model_validator(mode="after")
     def _ratios(self) -> Self:
         if any(not 0 < share < 1 for share in self.ratios) or not math.isclose(sum(self.ratios), 1.0, abs_tol=1e-6):
             raise ValueError(f"split ratios must each lie in (0, 1) and sum to 1, but got {list(self.ratios)} (sum {sum(self.ratios):g})")
+        if self.kind == "time" and self.repetitions > 1:
+            raise ValueError(f"a split by time is the same every time: {self.repetitions} repetitions are no replicates; set repetitions: 1")
         return self
 
 
@@ -84,7 +63,7 @@ class DatasetConfig(Section):
     positive: PositiveRule = PositiveRule()
     filters: FilterRule = FilterRule()
     split: SplitRule = SplitRule()
-    train_share: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = Field((1.0,), min_length=1)
+    train_share: Annotated[tuple[float, ...], BeforeValidator(as_tuple)] = Field((1.0,), min_length=1)
     """Sparsity factor: shares of each user's train rows that are kept, in (0, 1]; masks use the full train split."""
 
     @model_validator(mode="after")
@@ -131,7 +110,7 @@ class ProfileConfig(Section):
     """How often a user's profile is tried before the row keeps its error."""
     block_size: int = Field(32, ge=1)
     """Prompts handed to an engine at once; a part file appears as a block finishes."""
-    workers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_tuple)] = (1,)
+    workers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)] = (1,)
     """Engine actors: a number, or [min, max] for a pool that grows (`vllm`)."""
     engine: dict[str, str | int | float | bool] = {}
     """vLLM's own engine settings by name: tensor_parallel_size, max_model_len, gpu_memory_utilization..."""
@@ -232,6 +211,7 @@ class ScheduleConfig(Section):
     """When the transfer loss is on, and what is handed over."""
 
     kind: Literal["two_phase", "joint", "pretrain", "reversed"] = "two_phase"
+    """`pretrain` has the transfer loss alone in phase 1: its alpha is 1, whatever `transfer.alphas` lists."""
     switch: float = Field(0.5, ge=0, le=1)
     """Share of the epochs that is phase 1: the first floor(switch * epochs)."""
     handover: Literal["last", "best_valid"] = "last"
@@ -240,18 +220,23 @@ class ScheduleConfig(Section):
     freeze: dict[Literal["phase1", "phase2"], tuple[str, ...]] = {}
     """Parameters that stay fixed in a phase, by name patterns: {phase1: ["item_*"]}."""
 
+    def phase1_epochs(self, epochs: int) -> int:
+        """Returns how many of `epochs` are phase 1: floor(switch * epochs), all of them where there is no switch (`joint`)."""
+        # 0.29 * 100 is 28.999999999999996: what the user wrote is 29.
+        return epochs if self.kind == "joint" else math.floor(self.switch * epochs + 1e-9)
+
 
 class TransferConfig(Section):
     """The knowledge transfer: where, how strong, which loss (METHOD.md, sections 1 and 5)."""
 
     layers: Literal["auto", "all"] | tuple[str, ...] | dict[str, Literal["auto", "all"] | tuple[str, ...]] = "auto"
-    alphas: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_tuple)] = (0.3, 0.5, 0.7)
+    alphas: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(as_tuple)] = (0.3, 0.5, 0.7)
     claim_alpha: float = Field(0.5, gt=0, le=1)
     """The prespecified alpha of the claim: control twins run at it, and verdicts are about it."""
-    loss: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(("mse",), min_length=1)
+    loss: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(("mse",), min_length=1)
     projection: Literal["none", "student", "legacy_slice"] = "none"
     balance: Literal["none", "initial"] = "initial"
-    schedule: Annotated[tuple[ScheduleConfig, ...], BeforeValidator(_as_tuple)] = Field((ScheduleConfig(),), min_length=1)
+    schedule: Annotated[tuple[ScheduleConfig, ...], BeforeValidator(as_tuple)] = Field((ScheduleConfig(),), min_length=1)
 
     @model_validator(mode="after")
     def _alphas(self) -> Self:
@@ -262,6 +247,10 @@ class TransferConfig(Section):
         if self.alphas and self.claim_alpha not in self.alphas:
             raise ValueError(f"claim_alpha {self.claim_alpha:g} must be one of the alphas {list(self.alphas)}")
         return self
+
+    def levels(self, schedule: ScheduleConfig) -> tuple[tuple[float, ...], float]:
+        """Returns the alphas that a schedule is run at and the claim's: 1 where alpha does not matter (`pretrain`)."""
+        return ((1.0,), 1.0) if schedule.kind == "pretrain" else (self.alphas, self.claim_alpha)
 
 
 ARMS = ("baseline", "alpha0", "shuffled")
@@ -308,7 +297,7 @@ class SearchConfig(Section):
     """Suggestions made at once (optuna): they are in the ledger before they start and are told in order."""
     alpha: tuple[float, float] = (0.05, 0.95)
     """Range of alpha (optuna)."""
-    objectives: Annotated[tuple[Literal["mean", "worst", "mean_minus_sd", "epochs"], ...], BeforeValidator(_as_tuple)] = ("mean",)
+    objectives: Annotated[tuple[Literal["mean", "worst", "mean_minus_sd", "epochs"], ...], BeforeValidator(as_tuple)] = ("mean",)
     """Statistics over the seeds of a suggestion, of `evaluation.select_on` on validation; several make the search multi-objective.
     `epochs` is the cost: the mean number of epochs to the best one, minimised."""
     risk: float = Field(1.0, ge=0)
@@ -350,11 +339,11 @@ class StudyConfig(Section):
     name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(2026, ge=0, lt=2**31)
     description: str = ""
-    datasets: tuple[Annotated[DatasetConfig, BeforeValidator(_as_named)], ...] = Field(min_length=1)
+    datasets: tuple[Annotated[DatasetConfig, BeforeValidator(as_named)], ...] = Field(min_length=1)
     profiles: tuple[ProfileConfig, ...] = Field((ProfileConfig(llm="template"),), min_length=1)
-    embedding: Annotated[tuple[EmbeddingConfig, ...], BeforeValidator(_as_tuple)] = Field((EmbeddingConfig(),), min_length=1)
-    reduction: Annotated[tuple[ReductionConfig, ...], BeforeValidator(_as_tuple)] = Field((ReductionConfig(),), min_length=1)
-    models: tuple[Annotated[ModelConfig, BeforeValidator(_as_named)], ...] = Field(min_length=1)
+    embedding: Annotated[tuple[EmbeddingConfig, ...], BeforeValidator(as_tuple)] = Field((EmbeddingConfig(),), min_length=1)
+    reduction: Annotated[tuple[ReductionConfig, ...], BeforeValidator(as_tuple)] = Field((ReductionConfig(),), min_length=1)
+    models: tuple[Annotated[ModelConfig, BeforeValidator(as_named)], ...] = Field(min_length=1)
     transfer: TransferConfig = TransferConfig()
     controls: tuple[Literal[ARMS], ...] = ("baseline", "alpha0", "shuffled")  # type: ignore[valid-type]
     training: TrainingConfig = TrainingConfig()
@@ -380,15 +369,20 @@ class StudyConfig(Section):
         for model in self.models:
             epochs = model.epochs or self.training.epochs
             for schedule in self.transfer.schedule:
-                if schedule.kind in ("two_phase", "pretrain", "reversed") and epochs < 2:
+                first = schedule.phase1_epochs(epochs)
+                if schedule.kind != "joint" and epochs < 2:
                     problems.append(f"model {model.name!r} has {epochs} epoch, but two phases need at least 2 epochs")
-                elif schedule.kind in ("two_phase", "pretrain") and math.floor(schedule.switch * epochs) < 1:
+                elif schedule.kind != "joint" and not 0 < first < epochs:
                     problems.append(
-                        f"switch {schedule.switch:g} of {epochs} epochs leaves model {model.name!r} without phase 1; "
-                        f"switch must be at least {1 / epochs:g} there"
+                        f"switch {schedule.switch:g} of {epochs} epochs leaves model {model.name!r} without phase {1 if first == 0 else 2}; "
+                        f"switch must be at least {1 / epochs:g} and below 1 there (for transfer throughout: kind joint)"
                     )
         if "mean_minus_sd" in self.search.objectives and self.seeds < 2:
             problems.append(f"objective 'mean_minus_sd' needs at least 2 seeds, but got {self.seeds}")
+        if self.search.kind == "optuna" and not self.search.alpha[0] <= self.transfer.claim_alpha <= self.search.alpha[1]:
+            problems.append(f"claim_alpha {self.transfer.claim_alpha:g} must lie in the searched range {list(self.search.alpha)} of alpha")
+        if self.search.kind == "optuna" and any(schedule.kind == "pretrain" for schedule in self.transfer.schedule):
+            problems.append("search.kind 'optuna' searches alpha, but schedule 'pretrain' has alpha 1 only: give it a grid study of its own")
         if self.search.kind == "optuna" and "://" in self.storage and self.search.storage is None:
             problems.append(
                 f"storage {self.storage!r} is an object store, where Optuna's journal cannot live: give `search.storage` an RDB URL"
@@ -402,55 +396,3 @@ class StudyConfig(Section):
         """The content key of what determines results: storage, resources, description and the study's name do not."""
         content = self.model_dump(mode="json", exclude={"storage", "resources", "description", "name"})
         return content_key(content)
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, which YAML would silently let win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            if isinstance(key, Hashable):
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-def load_study(path: str | os.PathLike[str]) -> StudyConfig:
-    """Reads and validates a study file.
-
-    Raises:
-        StudyError: the file is missing, is not YAML, or has errors of schema; all of them at once.
-    """
-    source = str(path)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        near = sorted(p.as_posix() for p in Path(path).parent.glob("*.y*ml"))[:8]
-        hint = f"; study files there: {', '.join(near)}" if near else ""
-        raise StudyError([f"there is no file {source!r}{hint}"], source) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError([f"{source!r} cannot be read: {error}"], source) from error
-    return parse_study(text, source)
-
-
-def parse_study(text: str, source: str = "the study") -> StudyConfig:
-    """Validates the text of a study file.
-
-    Raises:
-        StudyError: not YAML, or errors of schema; all of them at once.
-    """
-    try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise StudyError([f"malformed YAML: {' '.join(str(error).split())}"], source) from error
-    if not isinstance(content, dict):
-        raise StudyError([f"a study is a mapping with `name`, `datasets` and `models`, but got {type(content).__name__}"], source)
-    try:
-        return StudyConfig.model_validate(content)
-    except ValidationError as error:
-        raise StudyError(sentences(error.errors(), StudyConfig), source) from error

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmkt_ray.study import StudyConfig, parse_study
+from llmkt_ray.study import StudyConfig
+from llmkt_ray.study_file import parse_study
 
 USERS, ITEMS, TASTES = 60, 40, 4
 

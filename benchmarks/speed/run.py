@@ -5,7 +5,7 @@
 epoch       an epoch of the training loop over bare forward + backward + step on batches made beforehand, at most 1.15
 evaluation  one evaluation over bare scoring + top-k, at most 1.15
 trial       20 epochs with an evaluation each, RecBole's default path (and its best settings) over ours; BPR at 1M at least 4
-start       seconds from the call of run_trial to the first training step, at most 1
+start       CPU seconds from the call of run_trial to the first training step, at most 1
 
 Ratios are of process CPU seconds, the sides taken in turn in one run, the median of `--pairs` pairs; both sides use the same
 model class and the same optimizer.
@@ -117,18 +117,18 @@ class FirstStep(Exception):
 
 
 def start_s(data: PreparedData, model: str) -> float:
-    """Seconds (wall) from the call of run_trial to its first training step."""
+    """CPU seconds from the call of run_trial to its first training step."""
     original = TrainingLoop._train
 
     def stop(self: TrainingLoop, epoch: int) -> None:
         raise FirstStep
 
     TrainingLoop._train = stop  # type: ignore[method-assign]
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         run_trial(make_spec(data, model), TrialArtifacts(data))
     except FirstStep:
-        return time.perf_counter() - started
+        return time.process_time() - started
     finally:
         TrainingLoop._train = original  # type: ignore[method-assign]
     raise AssertionError("the trial never trained")

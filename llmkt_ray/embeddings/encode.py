@@ -20,9 +20,17 @@ from llmkt_ray.seeds import content_key
 from llmkt_ray.study import EmbeddingConfig, TaskResources
 
 
+EMBEDDINGS_VERSION = 1
+"""Part of every key; rises when a change of ours alters vectors."""
+
+
 def embeddings_key(profiles_key: str, identity: dict[str, Any]) -> str:
     """Returns the key of the embeddings of these profiles by the encoder with this identity."""
-    return content_key({"profiles": profiles_key, "encoder": identity})
+    return content_key(_inputs(profiles_key, identity))
+
+
+def _inputs(profiles_key: str, identity: dict[str, Any]) -> dict[str, Any]:
+    return {"version": EMBEDDINGS_VERSION, "profiles": profiles_key, "encoder": identity}
 
 
 def fixed_batches(texts: Sequence[str], size: int) -> list[list[str]]:
@@ -87,7 +95,7 @@ def encode(
     store.save(
         KIND,
         key,
-        inputs={"profiles": profiles.key, "encoder": identity},
+        inputs=_inputs(profiles.key, identity),
         arrays={"vectors": matrix},
         tables={"users": pa.table({"user_id": user_ids, "text_sha256": [text_hash(text) for text in texts]})},
         notes={

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from llmkt_ray.errors import EmbeddingError, unknown_name
 from llmkt_ray.study import ReductionConfig
@@ -66,11 +67,13 @@ class Reducer:
     Attributes:
         reduce: the computation.
         largest: the largest width for (fitted users, encoder width, config).
+        package: the distribution that computes it, None: we do.
         transforms: whether users outside the fitted sample can be reduced.
     """
 
     reduce: Reduce
     largest: Callable[[int, int, ReductionConfig], int]
+    package: str | None = "scikit-learn"
     transforms: bool = True
 
 
@@ -80,12 +83,12 @@ def _linear_limit(users: int, dim: int, config: ReductionConfig) -> int:
 
 REDUCERS: dict[str, Reducer] = {
     # UMAP's spectral start takes dims + 1 eigenvectors of a users x users graph, so it needs dims + 2 users.
-    "umap": Reducer(_umap, lambda users, dim, config: min(users - 2, dim)),
+    "umap": Reducer(_umap, lambda users, dim, config: min(users - 2, dim), package="umap-learn"),
     "pca": Reducer(_pca, _linear_limit),
     "pca_whiten": Reducer(_pca_whiten, _linear_limit),
     "random_projection": Reducer(_random_projection, lambda users, dim, config: dim),
     "tsne": Reducer(_tsne, lambda users, dim, config: min(3, dim), transforms=False),
-    "none": Reducer(_none, lambda users, dim, config: dim),
+    "none": Reducer(_none, lambda users, dim, config: dim, package=None),
 }
 
 
@@ -149,7 +152,9 @@ def reduce(config: ReductionConfig, vectors: np.ndarray, dims: int, seed: int) -
     fit = vectors
     if len(vectors) > config.fit_sample:
         fit = vectors[np.sort(np.random.default_rng(seed).choice(len(vectors), config.fit_sample, replace=False))]
-    reduced = REDUCERS[config.method].reduce(fit, vectors, dims, seed, config)
+    # How a matrix product is cut over threads changes its last bits, and a Ray worker has fewer threads than a plain process.
+    with threadpool_limits(1):
+        reduced = REDUCERS[config.method].reduce(fit, vectors, dims, seed, config)
     if reduced.shape != (len(vectors), dims) or not np.isfinite(reduced).all():
         raise EmbeddingError(
             f"{config.method} gave {reduced.shape} instead of {(len(vectors), dims)}, or values that are not finite; "

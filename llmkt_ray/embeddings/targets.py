@@ -13,7 +13,7 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.raw import shown
 from llmkt_ray.embeddings.fidelity import fidelity
-from llmkt_ray.embeddings.reducers import reduce
+from llmkt_ray.embeddings.reducers import REDUCERS, reduce
 from llmkt_ray.embeddings.vectors import KIND as EMBEDDINGS
 from llmkt_ray.embeddings.vectors import Embeddings, check_finite, text_hash
 from llmkt_ray.errors import EmbeddingError
@@ -22,6 +22,8 @@ from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import ReductionConfig
 
 KIND = "targets"
+TARGETS_VERSION = 1
+"""Part of every key; rises when a change of ours alters targets."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def check_users(targets: Targets, data: PreparedData) -> None:
 
 
 def targets_key(embeddings_key: str, reduction: ReductionConfig, dims: int, study_seed: int) -> str:
-    """Returns the key of the targets: what determines them, the seed of the reducer included."""
+    """Returns the key of the targets: what determines them, the seed and the version of the reducer included."""
     return content_key(_inputs(embeddings_key, reduction, dims, study_seed))
 
 
@@ -84,7 +86,15 @@ def _inputs(embeddings_key: str, reduction: ReductionConfig, dims: int, study_se
     settings: dict[str, Any] = reduction.model_dump(mode="json", exclude={"dims", "n_neighbors", "min_dist"})
     if reduction.method == "umap":
         settings |= {"n_neighbors": reduction.n_neighbors, "min_dist": reduction.min_dist}
-    return {"embeddings": embeddings_key, "reduction": settings, "dims": dims, "study_seed": study_seed}
+    package = REDUCERS[reduction.method].package
+    return {
+        "version": TARGETS_VERSION,
+        "package": None if package is None else f"{package} {version(package)}",
+        "embeddings": embeddings_key,
+        "reduction": settings,
+        "dims": dims,
+        "study_seed": study_seed,
+    }
 
 
 def make_targets(

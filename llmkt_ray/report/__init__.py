@@ -1,5 +1,6 @@
-"""The report of a study: one self-contained page, and tables and figures for a paper."""
+"""The report of a study: one self-contained page, tables and figures for a paper, and comparing and merging studies."""
 
 from llmkt_ray.report.build import build
+from llmkt_ray.report.compare import Diff, diff, merge
 
-__all__ = ["build"]
+__all__ = ["Diff", "build", "diff", "merge"]

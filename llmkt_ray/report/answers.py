@@ -11,6 +11,7 @@ from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.text import count, listed, percent, percent_interval
 from llmkt_ray.stats.importance import SEED, importance
+from llmkt_ray.stats.interval import MIXED_FROM, USERS_ONLY
 from llmkt_ray.stats.power import seeds_needed, smallest_detectable
 from llmkt_ray.stats.selection import Default, largest_gain, recommended_default, safe_range
 
@@ -158,6 +159,8 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         if best not in tables or len(tables) < 2:
             continue
         safe = safe_range(tables, best, SAFE)
+        seeds = len(tables[best])
+        condition = f"; {count(seeds, 'seed')}: {USERS_ONLY}" if seeds < MIXED_FROM else ""
         said = (
             f"{safe[0]:g} to {safe[-1]:g}"
             if len(safe) > 1
@@ -170,7 +173,7 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
                 f"Which alphas are safe for {cell.label}?",
                 f"{said[0].upper()}{said[1:]}.",
                 f"Lower 95 % bound of the paired test difference to alpha {best:g} (the best on validation) is at least "
-                f"{percent(-SAFE, 0)}; alphas tried: {listed([f'{a:g}' for a in sorted(tables)])}.",
+                f"{percent(-SAFE, 0)}; alphas tried: {listed([f'{a:g}' for a in sorted(tables)])}{condition}.",
             )
         )
     return made

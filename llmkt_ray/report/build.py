@@ -14,6 +14,7 @@ from llmkt_ray.report.sections.gains import attribution, gains
 from llmkt_ray.report.sections.references import other_metrics, references
 from llmkt_ray.report.sections.sensitivity import heat_maps, importance_section
 from llmkt_ray.report.sections.training import training_curves
+from llmkt_ray.report.sections.users import users_section
 from llmkt_ray.report.sections.words import answers_section, diagnosis_section
 from llmkt_ray.report.verdict import verdict
 
@@ -45,6 +46,7 @@ def build(folder: Path) -> Path:
         diagnosis_section(found, len(findings)),
         references(results, findings),
         other_metrics(results, findings),
+        users_section(results, findings),
     ]
     sections = [section for section in made_sections if section is not None]
     write_files(folder, results, sections)

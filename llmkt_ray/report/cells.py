@@ -11,7 +11,7 @@ from llmkt_ray.report.load import Results, UserValues
 from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
 
 TRAINING = ["dataset", "train_share", "model", "hyperparameters", "epochs", "batch_size", "learning_rate", "weight_decay"]
-"""What a baseline shares with its cell."""
+"""What a baseline shares with its cell, beside the window of epochs that the tested model may come from."""
 SCHEDULE = ["schedule", "switch", "handover", "optimizer"]
 """What alpha0 shares with its cell beside `TRAINING`."""
 TRANSFER = ["layer", "llm", "encoder", "reduction", "dims", "loss", "projection", "balance", "alpha_schedule"]
@@ -50,6 +50,7 @@ class Cell:
         number: its place in the report, from 1.
         factors: column to value.
         varied: names of the factors that distinguish the study's cells, dataset and model apart.
+        claim_alpha: the prespecified alpha; 1 where alpha does not matter (schedule `pretrain`).
         treated: alpha to runs, ascending.
         controls: arm to runs.
     """
@@ -57,6 +58,7 @@ class Cell:
     number: int
     factors: Mapping[str, Any]
     varied: tuple[str, ...]
+    claim_alpha: float
     treated: Mapping[float, Runs]
     controls: Mapping[str, Runs]
     _cache: dict[tuple[str, float, str, str], Contrast | None] = field(default_factory=dict, compare=False)
@@ -76,6 +78,12 @@ class Cell:
         """Title and detail."""
         return f"{self.title} ({self.detail})" if self.detail else self.title
 
+    @property
+    def trials(self) -> str:
+        """Words that find the cell's treated trials in the page's list."""
+        words = [self.factors["model"], self.factors["dataset"], *(self.factors[name] for name in self.varied if name in ("layer", "llm"))]
+        return " ".join(str(word) for word in words)
+
     def runs(self, arm: str, alpha: float | None = None) -> Runs | None:
         """Returns the runs of an arm (of `treated`, at `alpha`), None where there are none."""
         return self.treated.get(alpha) if arm == "treated" and alpha is not None else self.controls.get(arm)
@@ -88,13 +96,14 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
     if trials.empty or missing:
         return ()
     rows = trials.assign(**{c: trials[c].map(_hashable) for c in CELL}, split_repetition=trials["split_repetition"].fillna(0).astype(int))
+    rows["window"] = [_window(kind, switch) for kind, switch in zip(rows["schedule"], rows["switch"], strict=True)]
     known = rows[rows["arm"] != "reference"]
     specific = known[~known["arm"].isin(["baseline", "alpha0"])]
     groups = [key for key, _ in specific.groupby(CELL, dropna=False, sort=True)]
     varied = tuple(name for name in SHOWN if len({tuple(g)[CELL.index(name)] for g in groups}) > 1 and not _follows_model(groups, name))
     done = known[known["status"] == "done"]
     by = {
-        "baseline": _grouped(done[done["arm"] == "baseline"], TRAINING),
+        "baseline": _grouped(done[done["arm"] == "baseline"], [*TRAINING, "window"]),
         "alpha0": _grouped(done[done["arm"] == "alpha0"], [*TRAINING, *SCHEDULE]),
         "rest": _grouped(done[~done["arm"].isin(["baseline", "alpha0"])], CELL),
     }
@@ -102,20 +111,22 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
     cells = []
     for number, group in enumerate(groups, 1):
         values = dict(zip(CELL, group, strict=True))
+        window = _window(values["schedule"], values["switch"])
+        claim_alpha = 1.0 if values["schedule"] == "pretrain" else results.claim_alpha
         own = by["rest"].get(tuple(group), specific.iloc[:0])
         treated = {float(a): _runs("treated", float(a), frame) for a, frame in own[own["arm"] == "treated"].groupby("alpha")}
         controls = {str(arm): _runs(str(arm), _alpha(frame), frame) for arm, frame in own[own["arm"] != "treated"].groupby("arm")}
-        for arm, columns in (("baseline", TRAINING), ("alpha0", [*TRAINING, *SCHEDULE])):
-            frame = by[arm].get(tuple(values[c] for c in columns))
+        for arm, columns in (("baseline", [*TRAINING, "window"]), ("alpha0", [*TRAINING, *SCHEDULE])):
+            frame = by[arm].get(tuple({**values, "window": window}[c] for c in columns))
             if frame is not None:
                 controls[arm] = _runs(arm, 0.0, frame)
         if "template" not in controls and values["llm"] not in templates:
-            twin = _template_twin(values, templates, by["rest"], results.claim_alpha)
+            twin = _template_twin(values, templates, by["rest"], claim_alpha)
             if twin is not None:
                 controls["template"] = twin
         order = {arm: place for place, arm in enumerate(ARM_ORDER)}
         ordered = dict(sorted(controls.items(), key=lambda pair: order.get(pair[0], len(order))))
-        cells.append(Cell(number, values, varied, dict(sorted(treated.items())), ordered))
+        cells.append(Cell(number, values, varied, claim_alpha, dict(sorted(treated.items())), ordered))
     return tuple(cells)
 
 
@@ -164,6 +175,11 @@ def _stack(values: Iterable[UserValues]) -> np.ndarray:
 def _runs(arm: str, alpha: float, frame: pd.DataFrame) -> Runs:
     at = zip(frame["split_repetition"], frame["seed_index"], strict=True)
     return Runs(arm, alpha, {(int(r), int(s)): int(row) for (r, s), row in zip(at, frame.index, strict=True)})
+
+
+def _window(kind: Any, switch: Any) -> Any:
+    """Returns what decides which epochs the tested model may come from: a baseline is compared with cells of the same window."""
+    return kind if kind == "joint" else switch
 
 
 def _alpha(frame: pd.DataFrame) -> float:

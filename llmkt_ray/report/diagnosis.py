@@ -48,7 +48,7 @@ def diagnose(results: Results, findings: Sequence[Finding]) -> tuple[Diagnosis, 
     by_trial = results.epochs_by_trial
     made: list[Diagnosis] = []
     for finding in findings:
-        treated = finding.cell.treated.get(results.claim_alpha)
+        treated = finding.cell.treated.get(finding.cell.claim_alpha)
         alpha0 = finding.cell.controls.get("alpha0")
         if treated is None or alpha0 is None:
             continue
@@ -144,7 +144,7 @@ def _slowness(curves: Mapping[str, pd.Series]) -> tuple[float | None, tuple[floa
 
 def _overlap(results: Results, finding: Finding) -> float:
     """Returns the mean kNN overlap of the targets that a cell was treated with, NaN where it was not measured."""
-    runs = finding.cell.treated[results.claim_alpha]
+    runs = finding.cell.treated[finding.cell.claim_alpha]
     keys = set(results.trials["targets_key"].iloc[list(runs.rows.values())])
     values = [(t.get("notes") or {}).get("knn_overlap") for t in results.card.get("targets", []) if t.get("key") in keys]
     known = [float(value) for value in values if isinstance(value, float | int)]

@@ -63,8 +63,7 @@ class Finding:
 def find(results: Results) -> tuple[Finding, ...]:
     """Returns the findings of every cell."""
     cells = find_cells(results)
-    alpha = results.claim_alpha
-    contrasts = [{arm: c for arm in cell.controls if (c := compare(results, cell, alpha, arm)) is not None} for cell in cells]
+    contrasts = [{arm: c for arm in cell.controls if (c := compare(results, cell, cell.claim_alpha, arm)) is not None} for cell in cells]
     grids = [{a: c for a in cell.treated if (c := compare(results, cell, a, "alpha0")) is not None} for cell in cells]
     planned = _adjusted(contrasts, holm)
     searched = _adjusted(grids, benjamini_hochberg)
@@ -86,7 +85,6 @@ def find(results: Results) -> tuple[Finding, ...]:
 
 def steps_of(results: Results, cell: Cell) -> tuple[Step, ...]:
     """Returns the attribution of METHOD.md section 4 at the prespecified alpha; parts whose arms do not exist are left out."""
-    alpha = results.claim_alpha
     wanted = [
         ("schedule", "two phases instead of one", "alpha0", "baseline"),
         ("regularisation", "any targets of this shape", "shuffled", "alpha0"),
@@ -97,7 +95,7 @@ def steps_of(results: Results, cell: Cell) -> tuple[Step, ...]:
         ("in all", "treated instead of the plain model", "treated", "baseline"),
     ]
     found = [
-        Step(name, f"{arm} \u2212 {control}: {meaning}", compare(results, cell, alpha, control, arm=arm))
+        Step(name, f"{arm} \u2212 {control}: {meaning}", compare(results, cell, cell.claim_alpha, control, arm=arm))
         for name, meaning, arm, control in wanted
     ]
     return tuple(step for step in found if step.contrast is not None)
@@ -129,9 +127,9 @@ def flags_of(results: Results, cell: Cell) -> tuple[str, ...]:
         late = late_runs(results, runs)
         if late:
             flags.append(f"not converged: {arm}, best epoch at the end in {late} of {count(len(runs.rows), 'trial')}")
-    treated = cell.treated.get(results.claim_alpha)
+    treated = cell.treated.get(cell.claim_alpha)
     if treated is None:
-        flags.append(f"treated at the prespecified alpha {results.claim_alpha:g} has not finished")
+        flags.append(f"treated at the prespecified alpha {cell.claim_alpha:g} has not finished")
     levels = levels_of(results, cell)
     if "EASE" in levels and "alpha0" in levels and levels["alpha0"] < levels["EASE"]:
         gap = 1 - levels["alpha0"] / levels["EASE"]
@@ -154,8 +152,8 @@ def levels_of(results: Results, cell: Cell) -> dict[str, float]:
     """Returns the mean test value of every arm at the prespecified alpha, and of the references of the same splits."""
     column = results.trials[f"test_{results.metric}"]
     runs: dict[str, Runs] = dict(cell.controls)
-    if results.claim_alpha in cell.treated:
-        runs["treated"] = cell.treated[results.claim_alpha]
+    if cell.claim_alpha in cell.treated:
+        runs["treated"] = cell.treated[cell.claim_alpha]
     levels = {arm: float(column.iloc[list(r.rows.values())].mean()) for arm, r in runs.items() if r.rows}
     return {**levels, **references_of(results, cell.factors["dataset"], cell.factors["train_share"])}
 

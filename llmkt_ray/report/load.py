@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from llmkt_ray.errors import StorageError
 from llmkt_ray.results.card import read_card
-from llmkt_ray.results.ledger import PARTS, TRIALS, Ledger
+from llmkt_ray.results.ledger import Ledger
 
 UserValues = tuple[np.ndarray, np.ndarray]
 """Indices of the evaluated users int32 `(n,)`, ascending, and their values float32 `(n,)`."""
@@ -110,8 +110,8 @@ def _metrics(trials: pd.DataFrame, card: dict[str, Any]) -> tuple[str, tuple[str
     return main, (main, *(str(m) for m in evaluation["metrics"] if m != main))
 
 
-def _files(ledger: Ledger) -> Iterator[pq.ParquetFile]:
-    """Yields every readable file of a ledger, each read once; several are fetched at a time."""
+def parquet_files(ledger: Ledger) -> Iterator[pq.ParquetFile]:
+    """Yields every readable file of a ledger, each read once, later rows of a trial first; several are fetched at a time."""
 
     def fetch(name: str) -> pq.ParquetFile | None:
         data = ledger.files.read_bytes(name)
@@ -120,15 +120,15 @@ def _files(ledger: Ledger) -> Iterator[pq.ParquetFile]:
         except (pa.ArrowInvalid, OSError):
             return None
 
-    names = [name for name in ledger.files.list("ledger", recursive=True) if name.startswith((TRIALS, PARTS)) and name.endswith(".parquet")]
     with ThreadPoolExecutor(4) as pool:
-        yield from (file for file in pool.map(fetch, names) if file is not None)
+        yield from (file for file in pool.map(fetch, ledger.row_files()) if file is not None)
 
 
 def _user_values(ledger: Ledger, metric: str, wanted: set[str] | None) -> Iterator[tuple[str, UserValues]]:
     """Yields (trial key, values) of the trials in `wanted`, of all where it is None; row groups of others are not read."""
     columns = ["trial_key", "user:user", f"user:{metric}"]
-    for file in _files(ledger):
+    seen: set[str] = set()
+    for file in parquet_files(ledger):
         if not set(columns) <= set(file.schema_arrow.names):
             continue
         groups = list(range(file.num_row_groups))
@@ -137,7 +137,8 @@ def _user_values(ledger: Ledger, metric: str, wanted: set[str] | None) -> Iterat
             groups = [group for group, key in zip(groups, keys, strict=True) if key in wanted]
         table = file.read_row_groups(groups, columns=columns)
         for key, users, values in zip(*(table.column(name) for name in columns), strict=True):
-            if users.is_valid and values.is_valid and (wanted is None or key.as_py() in wanted):
+            if users.is_valid and values.is_valid and (wanted is None or key.as_py() in wanted) and key.as_py() not in seen:
+                seen.add(key.as_py())
                 index = users.values.to_numpy(zero_copy_only=False)
                 yield key.as_py(), (index, values.values.to_numpy(zero_copy_only=False).astype(np.float32))
 
@@ -146,7 +147,7 @@ def _epochs(ledger: Ledger) -> pd.DataFrame:
     """Returns one row a trial and epoch; the rows of a trial stand together."""
     frames: list[pd.DataFrame] = []
     seen: set[str] = set()
-    for file in _files(ledger):
+    for file in parquet_files(ledger):
         names = [name for name in file.schema_arrow.names if name.startswith("epoch:")]
         if "epoch:epoch" not in names:
             continue

@@ -183,6 +183,8 @@ def _failures(trials: pd.DataFrame) -> list[dict[str, str]]:
 def _trials(results: Results) -> dict[str, Any]:
     """Returns the rows for the page's list of trials, every value as text."""
     trials = results.trials
+    order = [c for c in ("dataset", "model", "arm", "alpha", "seed_index") if c in trials]
+    trials = trials.sort_values(order, kind="stable") if len(trials) else trials
     columns = [c for c in TRIAL_COLUMNS if c in trials]
     extra = [c for c in EXTRA_COLUMNS if c in trials]
     numbers = {f"valid {results.metric}": f"valid_{results.metric}", f"test {results.metric}": f"test_{results.metric}"}

@@ -92,7 +92,8 @@ def _line(finding: Finding) -> Line:
         if name in finding.contrasts and finding.contrasts[name].relative is not None
     ]
     conditions = dict.fromkeys(c for contrast in finding.contrasts.values() for c in contrast.conditions)
-    gain = listed(shown) + (f"; {listed(list(conditions))}" if shown and conditions else "")
+    spoken = f"conditional on {listed([c.removeprefix('conditional on ') for c in conditions])}"
+    gain = listed(shown) + (f"; {spoken}" if shown and conditions else "")
     outcome = finding.claim.outcome
     return Line(finding.cell.label, outcome, TONES[outcome], gain, finding.claim.reasons, finding.cell.number)
 

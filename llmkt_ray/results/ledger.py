@@ -2,7 +2,7 @@
 
 A finished trial, failed ones included, is one Parquet file `ledger/trials/<trial key>.parquet`, written atomically
 by whoever ran it. `compact` gathers many of them into `ledger/parts/`, one row group a trial. A key that is in
-both (a crash between the two steps) counts once. A file that cannot be read does not count: its trial runs again.
+both (a crash between the two steps) counts once, and a row recorded later wins. A file that cannot be read does not count: its trial runs again.
 """
 
 import io
@@ -107,7 +107,7 @@ class Ledger:
         The part is whole before any single file goes, so a crash at any moment loses nothing and doubles nothing.
         Failed trials stay single files: a later run may be asked to try them again.
         """
-        names = [name for name, table in self._read_new() if name.startswith(TRIALS) and table.column("status")[0].as_py() != "failed"]
+        names = [name for name, table in self._read_new() if name.startswith(f"{TRIALS}/") and table.column("status")[0].as_py() != "failed"]
         if len(names) < at_least:
             return 0
         tables = [pq.read_table(pa.BufferReader(self.files.read_bytes(name))) for name in names]
@@ -116,8 +116,11 @@ class Ledger:
         with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
             for table in tables:
                 writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="permissive"), row_group_size=1)
-        self.files.write_bytes(f"{PARTS}/{content_key(names)}.parquet", sink.getvalue())
-        for name in names:
+        parts, digest = [name for name in self.row_files() if name.startswith(f"{PARTS}/")], content_key(names)
+        number = max((int(Path(part).name.partition("-")[0]) for part in parts), default=0) + 1
+        self.files.write_bytes(f"{PARTS}/{number:06d}-{digest}.parquet", sink.getvalue())
+        # A part of the very same trials is one whose single files a crash left behind, or one that is replaced now.
+        for name in [*names, *(part for part in parts if part.endswith(f"-{digest}.parquet"))]:
             self.files.delete(name)
             self._scalars.pop(name, None)
         return len(names)
@@ -127,12 +130,17 @@ class Ledger:
         """Files met so far that could not be read; their trials run again."""
         return tuple(sorted(self._damaged))
 
+    def row_files(self) -> list[str]:
+        """Returns the names of the files that hold rows, later ones first: the first row met of a trial is the one that counts."""
+        found = [sorted(self.files.list(folder), reverse=folder == PARTS) for folder in (TRIALS, PARTS)]
+        return [name for names in found for name in names if name.endswith(".parquet")]
+
     def _tables(self) -> list[pa.Table]:
         return [table for _, table in self._read_new()]
 
     def _read_new(self) -> list[tuple[str, pa.Table]]:
         """Returns every file with its scalar columns; each file is read once in this object's life."""
-        names = [name for folder in (PARTS, TRIALS) for name in self.files.list(folder) if name.endswith(".parquet")]
+        names = self.row_files()
         new = [name for name in names if name not in self._scalars]
         if new:
             with ThreadPoolExecutor(8) as pool:

@@ -49,11 +49,12 @@ def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator
     Raises:
         ResourceError: the cluster cannot be reached or started.
     """
+    # Before the look at who started Ray: Tune reads its settings in this process, whoever that was.
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     if ray.is_initialized():
         yield
         return
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
     address = address or given_address() or "local"
     local = address == "local"
     guarded = local and os.environ.get("RAY_AUTH_MODE") == "token" and not os.environ.get("RAY_AUTH_TOKEN")

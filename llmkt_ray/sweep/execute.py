@@ -90,6 +90,7 @@ def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) 
             checkpoint_dir=place.checkpoints,
             on_epoch=on_epoch,
         )
+        result = replace(result, facts={**result.facts, "device_type": place.device})
     except StorageError:
         raise
     except Exception as error:  # noqa: BLE001 - a failing trial is a row with its reason, and the others go on

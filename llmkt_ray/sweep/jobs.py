@@ -27,7 +27,8 @@ import llmkt_ray
 from llmkt_ray.artifacts import FileStore
 from llmkt_ray.errors import ResourceError, StorageError, StudyError
 from llmkt_ray.results.folder import study_folder
-from llmkt_ray.study import StudyConfig, load_study
+from llmkt_ray.study import StudyConfig
+from llmkt_ray.study_file import load_study
 
 HOME = "LLMKT_HOME"
 POLL_S = 1.0
@@ -172,7 +173,7 @@ def pack(folder: str) -> str:
     files, sink = FileStore(folder), io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w:gz") as archive:
         for name in files.list("", recursive=True):
-            data = None if name.startswith(("checkpoints/", "run.")) else files.read_bytes(name)
+            data = None if name.startswith(("checkpoints/", "tune/", "cache/", "run.")) else files.read_bytes(name)
             if data is not None:
                 entry = tarfile.TarInfo(name)
                 entry.size = len(data)

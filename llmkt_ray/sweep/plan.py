@@ -1,7 +1,8 @@
 """The plan: which cells a study has, which trials they need, and what is there already. Nothing is started.
 
 A trial appears once, by its key: a baseline does not depend on the profiles, nor alpha0 on the layer, so they are shared
-by all cells that differ in those factors alone.
+by all cells that differ in those factors alone. A baseline chooses its epoch among as many as its two-phase twins do, so
+there is one for every such window of epochs.
 """
 
 from collections.abc import Iterable
@@ -198,25 +199,32 @@ def reference_specs(study: StudyConfig, split: SplitNode) -> Iterable[TrialSpec]
 
 
 def shared_specs(study: StudyConfig, split: SplitNode, model: ModelConfig) -> Iterable[TrialSpec]:
-    """Yields the control trials that know no profile: `baseline`, and `alpha0` once a schedule."""
+    """Yields the control trials that know no profile: `baseline` once a window of selectable epochs, and `alpha0` once a schedule."""
     for seed in range(study.seeds):
         if "baseline" in study.controls:
-            yield _base(study, split, model, seed, arm="baseline")
+            for schedule in study.transfer.schedule:
+                yield _base(study, split, model, seed, arm="baseline", schedule=selection_window(schedule))
         if "alpha0" in study.controls:
             for schedule in study.transfer.schedule:
                 plain = schedule.model_copy(update={"alpha": "constant"})
                 yield _base(study, split, model, seed, arm="alpha0", schedule=plain)
 
 
+def selection_window(schedule: ScheduleConfig) -> ScheduleConfig:
+    """Returns what a baseline depends on of a schedule, all else default: which epochs the tested model may come from."""
+    return ScheduleConfig(kind="joint") if schedule.kind == "joint" else ScheduleConfig(switch=schedule.switch)
+
+
 def cell_specs(study: StudyConfig, cell: Cell) -> Iterable[TrialSpec]:
     """Yields the trials of a cell: `treated` at every alpha of a grid, and the control twins at the claim's alpha."""
+    alphas, claim_alpha = study.transfer.levels(cell.schedule)
     for seed in range(study.seeds):
         if study.search.kind == "grid":
-            for alpha in study.transfer.alphas:
+            for alpha in alphas:
                 yield treated_spec(study, cell, seed, alpha=alpha)
         for arm in study.controls:
             if arm not in ("baseline", "alpha0"):
-                yield treated_spec(study, cell, seed, alpha=study.transfer.claim_alpha, arm=arm)
+                yield treated_spec(study, cell, seed, alpha=claim_alpha, arm=arm)
 
 
 def treated_spec(study: StudyConfig, cell: Cell, seed: int, *, alpha: float, arm: str = "treated") -> TrialSpec:

@@ -1,10 +1,11 @@
 """A study from its file to its rows: what is missing is done, what is there is left alone."""
 
+import json
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Literal, Protocol, TypeVar
@@ -13,10 +14,11 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from llmkt_ray.artifacts import MANIFEST, ArtifactStore
+from llmkt_ray.errors import ResourceError, SweepError
 from llmkt_ray.results.card import finish_card, write_card
 from llmkt_ray.results.folder import artifacts_folder, claim, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
-from llmkt_ray.study import StudyConfig
+from llmkt_ray.study import StudyConfig, TransferConfig
 from llmkt_ray.sweep import cluster
 from llmkt_ray.sweep.check import refuse_impossible_targets
 from llmkt_ray.sweep.execute import LoadArtifacts, RunTrial, Workplace, load_artifacts
@@ -102,6 +104,8 @@ def run_study(
 
     Raises:
         StorageError: the folder is another study's, in use, or cannot be written.
+        ResourceError: rows that are there were made on another kind of device.
+        SweepError: trials were given out and have no row.
         LlmktError: a stage cannot be computed.
     """
     folder, store = study_folder(study), store_of(study)
@@ -119,6 +123,7 @@ def run_study(
     with locked(folder):
         claim(study)
         ledger = Ledger(folder)
+        refuse_other_device(ledger, place.device)
         with cluster.cluster(address, num_cpus) if executor == "ray" else nullcontext(), _interruptible():
             worker: Executor = LoopExecutor()
             if executor == "ray":
@@ -131,6 +136,7 @@ def run_study(
                 forget_failed(ledger)
             work = _Work(study, plan, store, worker, progress, place, ledger, limit)
             worker.run(work.batches(), place, progress)
+            work.check_rows()
         ledger.compact(COMPACT_AT)
         finish_card(folder)
         rows = ledger.trials()
@@ -144,7 +150,7 @@ class _Work:
 
     Attributes:
         limit: trials that may still be given out; None: all.
-        ran: trials given out so far.
+        given: keys of the trials given out so far.
     """
 
     study: StudyConfig
@@ -155,18 +161,44 @@ class _Work:
     place: Workplace
     ledger: Ledger
     limit: int | None
-    ran: int = 0
+    given: set[str] = field(default_factory=set)
+
+    @property
+    def ran(self) -> int:
+        """Number of trials given out so far."""
+        return len(self.given)
+
+    def check_rows(self) -> None:
+        """Returns if every trial that was given out has its row.
+
+        Raises:
+            SweepError: some have none, because Ray was ended from outside or workers have other versions than this process.
+        """
+        lost = len(self.given - self.ledger.done())
+        if lost:
+            raise SweepError(
+                f"{lost} of {len(self.given)} trials were given out and have no row in {self.place.folder}: they were ended from outside, "
+                "or workers have other versions of torch, recbole or llmkt_ray than this process; run the same command again to go on"
+            )
 
     def batches(self) -> Iterator[Sequence[TrialSpec]]:
         """Yields the trials known in advance, then the rounds of the searches."""
-        yield from self._missing(self.plan.trials, "trials")
-        if self.study.search.kind == "optuna":
+        is_search = self.study.search.kind == "optuna"
+        # A limited search leaves room for its first suggestion: that is the treated trial at the claim's alpha.
+        yield from self._missing(self.plan.trials, "trials", reserve=1 if is_search else 0)
+        if is_search:
             yield from self._rounds()
 
-    def _missing(self, specs: Sequence[TrialSpec], stage: str) -> Iterator[Sequence[TrialSpec]]:
-        """Yields those of the trials that have no row, as one batch, when their artifacts are there; nothing if none is missing."""
+    def _missing(self, specs: Sequence[TrialSpec], stage: str, reserve: int = 0) -> Iterator[Sequence[TrialSpec]]:
+        """Yields those of the trials that have no row, as one batch, when their artifacts are there; nothing if none is missing.
+
+        Args:
+            specs: the trials.
+            stage: their name in the progress.
+            reserve: trials of a limit that later batches are left.
+        """
         if self.limit is not None:
-            specs = spread(specs, self.limit)
+            specs = spread(specs, max(0, self.limit - reserve), self.study.transfer)
             self.limit -= len(specs)
         done = self.ledger.done()
         todo = [spec for spec in specs if spec.key not in done]
@@ -175,7 +207,7 @@ class _Work:
         self.ledger.remove_damaged()
         make_targets_for(todo, self.plan, self.store, self.worker, self.progress)
         write_card(self.place.folder, self.study, card_facts(self.plan, self.store))
-        self.ran += len(todo)
+        self.given |= {spec.key for spec in todo}
         with self.progress.stage(stage, len(todo)):
             self.progress.expect(todo)
             yield todo
@@ -222,15 +254,33 @@ def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStor
                 worker.compute(nodes, store, progress)
 
 
-def spread(specs: Sequence[TrialSpec], limit: int) -> tuple[TrialSpec, ...]:
-    """Returns at most `limit` trials that show the most: every arm before a second model or seed."""
+def spread(specs: Sequence[TrialSpec], limit: int, transfer: TransferConfig) -> tuple[TrialSpec, ...]:
+    """Returns at most `limit` trials that show the most: every arm before a second model or seed, treated at the claim's alpha first."""
     rank = {"treated": 0, "shuffled": 1, "alpha0": 2, "baseline": 3, "reference": 4}
     seen: dict[str, int] = {}
     keyed = []
-    for spec in specs:
+    for spec in sorted(specs, key=lambda spec: spec.arm == "treated" and spec.alpha != transfer.levels(spec.schedule)[1]):
         seen[spec.arm] = seen.get(spec.arm, -1) + 1
         keyed.append(((seen[spec.arm], rank.get(spec.arm, 1)), spec))
     return tuple(spec for _, spec in sorted(keyed, key=lambda pair: pair[0])[:limit])
+
+
+def refuse_other_device(ledger: Ledger, device: str) -> None:
+    """Returns if the finished trials ran on the kind of device that this run uses: their arms are compared with each other.
+
+    Raises:
+        ResourceError: some ran on the other kind.
+    """
+    rows = ledger.trials()
+    if rows.empty:
+        return
+    on = rows.loc[rows["status"] == "done", "facts"].map(lambda facts: json.loads(facts)["device_type"])
+    others = on[on != device]
+    if len(others):
+        raise ResourceError(
+            f"{len(others)} trials of this study ran on {others.iloc[0]!r}, but resources.trial asks for {device!r} now: arms of one study "
+            "must share the kind of device; set resources.trial.gpus as it was, or give the study another `name`"
+        )
 
 
 def forget_failed(ledger: Ledger) -> None:

@@ -5,9 +5,10 @@ keeps each in memory and its snapshots grow with them. A worker that dies is rep
 checkpoint named by its key; a trial whose workers keep dying becomes a failed row.
 """
 
-import tempfile
+import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -83,10 +84,11 @@ class RayExecutor:
         asked = resources_of(self._resources.trial)
         self._refuse_too_large(asked)
         trainable = tune.with_resources(tune.with_parameters(_train, place=place), tune.PlacementGroupFactory([asked]))
-        queue = _Queue(_small(batches))
+        queue, scratch = _Queue(_small(batches)), Path(place.scratch) / "tune"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         while queue.refill():
             feed = _Feed(queue, place, progress, self._resources.concurrency)
-            with tempfile.TemporaryDirectory(prefix="llmkt-tune-") as scratch:
+            try:
                 tune.Tuner(
                     trainable,
                     tune_config=tune.TuneConfig(
@@ -98,13 +100,15 @@ class RayExecutor:
                     ),
                     run_config=tune.RunConfig(
                         name="trials",
-                        storage_path=scratch,
+                        storage_path=str(scratch),
                         verbose=0,
                         stop=_StopAll(feed),
                         failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
                         callbacks=[_Watcher(progress)],
                     ),
                 ).fit()
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
             if feed.problem:
                 raise feed.problem
 

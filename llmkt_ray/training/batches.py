@@ -89,7 +89,7 @@ class BatchSource:
         return np.bincount(self._users, minlength=self._model.n_users) * repeat
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yields the batches of epoch `epoch` (1-based)."""
+        """Yields the batches of epoch `epoch` (1-based); a model whose epoch has several passes counts passes."""
         order = np.random.default_rng(derive_seed(self._seed, "order", epoch)).permutation(len(self._users))
         users = self._ids(self._users[order])
         if self.kind == "users":

@@ -13,7 +13,7 @@ import torch
 
 from llmkt_ray.artifacts import storage_problem
 
-VERSION = 1
+VERSION = 2
 INTERVAL_S = 5.0
 """Seconds between two checkpoints at the least: an epoch that is shorter is cheaper to repeat than to save."""
 

@@ -9,6 +9,7 @@ import torch
 from llmkt_ray.data.prepared import Rows
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.training.metrics import METRICS, Metric
+from llmkt_ray.training.negatives import sorted_unique
 
 _SCORES_AT_ONCE = 1 << 20
 """Scores held at once at the most (4 MiB): a block stays in cache, users x items is never whole in memory."""
@@ -53,8 +54,8 @@ class RankingTask:
             )
         self.metrics, self.n_items = metrics, n_items
         self.k = min(max(metric.k for metric in metrics), n_items)
-        self.users = np.unique(positives.user).astype(np.int32)
-        self._keys = np.unique(positives.user.astype(np.int64) * n_items + positives.item)
+        self.users = sorted_unique(positives.user).astype(np.int32)
+        self._keys = sorted_unique(positives.user.astype(np.int64) * n_items + positives.item)
         self._n_positives = np.bincount(np.searchsorted(self.users, self._keys // n_items), minlength=len(self.users))
         block = max(1, _SCORES_AT_ONCE // n_items)
         mask_rows, mask_items = self._mask(masked)

@@ -27,7 +27,7 @@ from llmkt_ray.training.metrics import LOWER_IS_BETTER
 from llmkt_ray.training.spec import TrialSpec
 from llmkt_ray.transfer.manager import TransferManager
 from llmkt_ray.transfer.phases import PhasePlan
-from llmkt_ray.transfer.state import counters, set_counters
+from llmkt_ray.transfer.state import ModelState
 from llmkt_ray.transfer.weights import WeightsManager
 
 EpochRow = dict[str, float | int]
@@ -68,6 +68,7 @@ class TrainingLoop:
         self._spec, self._model, self._batches, self._plan = spec, model, batches, plan
         self._transfer, self._weights, self._evaluate = transfer, weights, validate
         self._checkpoint, self._on_epoch = checkpoint, on_epoch
+        self._model_state = ModelState(model.module)
         self.rows: list[EpochRow] = []
         self.best_epoch = 0
         self.best_valid: dict[str, float] = {}
@@ -108,12 +109,18 @@ class TrainingLoop:
         seed_globals(derive_seed(self._spec.seed, "dropout", epoch))
         module.train()
         optimizer = weights.optimizer
+        passes = self._model.passes
         with transfer.epoch(epoch):
-            for batch in self._batches.epoch(epoch):
-                optimizer.zero_grad(set_to_none=True)
-                loss = transfer.step(self._model.loss(batch.interaction), batch.users, batch.lengths)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+            for place, each in enumerate(passes, start=1):
+                each.before(module)
+                at_rest = each.at_rest(module)
+                for batch in self._batches.epoch((epoch - 1) * len(passes) + place):
+                    optimizer.zero_grad(set_to_none=True)
+                    loss = transfer.step(self._model.loss(batch.interaction, each), batch.users, batch.lengths)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    for parameter in at_rest:
+                        parameter.grad = None
+                    optimizer.step()
 
     def _validate(self, epoch: int) -> EpochRow:
         """Returns `valid_<metric>` of an epoch, NaN where it is not evaluated, and keeps the best selectable state."""
@@ -127,21 +134,16 @@ class TrainingLoop:
         self.last_evaluated = epoch
         if self._plan.selectable(epoch) and value > self._best_value:
             self.best_epoch, self._best_value, self.best_valid = epoch, value, dict(ranking.means)
-            self._best_state = self._copy()
+            self._best_state = self._model_state.copy()
         return {f"valid_{name}": ranking.means[name] for name in self._spec.metrics}
 
-    def _copy(self) -> dict[str, Any]:
-        tensors = {name: tensor.detach().clone() for name, tensor in self._model.module.state_dict().items()}
-        return {"model": tensors, "counters": counters(self._model.module)}
-
     def _load(self, state: Mapping[str, Any]) -> None:
-        self._model.module.load_state_dict(state["model"])
-        set_counters(self._model.module, state["counters"])
+        self._model_state.load(state)
         self._model.forget_cached()
 
     def _state(self) -> dict[str, Any]:
         """Returns all that the epochs to come depend on."""
-        return self._copy() | {
+        return self._model_state.copy() | {
             "best": self._best_state,
             "best_epoch": self.best_epoch,
             "best_value": self._best_value,

@@ -8,6 +8,13 @@ _BITS_AT_MOST = 1 << 31
 """Largest users x items table kept as bits (256 MiB); above it positives are looked up in a sorted list."""
 
 
+def sorted_unique(keys: np.ndarray) -> np.ndarray:
+    """Returns the different values of `keys` `(n,)` in ascending order; much faster than `np.unique` on nearly sorted keys."""
+    ordered = np.sort(keys, kind="stable")
+    first = np.concatenate([np.ones(min(len(ordered), 1), dtype=bool), ordered[1:] != ordered[:-1]])
+    return np.asarray(ordered[first])
+
+
 class UniformNegatives:
     """Draws items uniformly from those that are not a train positive of the row's user.
 
@@ -24,7 +31,7 @@ class UniformNegatives:
 
     def __init__(self, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> None:
         self.n_items = n_items
-        keys = np.unique(users.astype(np.int64) * n_items + items)
+        keys = sorted_unique(users.astype(np.int64) * n_items + items)
         full = np.flatnonzero(np.bincount(keys // n_items, minlength=n_users) >= n_items)
         if len(full):
             raise TrainingError(

@@ -2,14 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
 
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings.targets import Targets
+from llmkt_ray.section import Section
 from llmkt_ray.seeds import content_key, training_seed
-from llmkt_ray.study import ScheduleConfig, Section
+from llmkt_ray.study import ScheduleConfig
+
+
+TRIAL_VERSION = 1
+"""Part of every trial's key; rises when a change alters a trial's numbers, so that old and new ones do not stand in one table."""
 
 
 class TrialSpec(Section):
@@ -45,13 +52,19 @@ class TrialSpec(Section):
 
     @property
     def key(self) -> str:
-        """The trial's content key: of everything but the labels."""
-        return content_key(self.model_dump(mode="json", exclude={"factors"}))
+        """The trial's content key: of everything but the labels, of our version of a trial, and of the libraries that compute it."""
+        return content_key({**self.model_dump(mode="json", exclude={"factors"}), "version": TRIAL_VERSION, "libraries": _libraries()})
 
     @property
     def seed(self) -> int:
         """The root of the trial's randomness; equal for all arms of one (dataset, model, seed index)."""
         return training_seed(self.study_seed, self.dataset, self.model, self.seed_index)
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    """Returns the versions that a trial's numbers depend on; torch's without the build ("+cpu"), which the row's device tells."""
+    return {name: version(name).partition("+")[0] for name in ("torch", "recbole")}
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def run_trial(
     with isolated(device=device, threads=threads):
         model = build_model(
             spec.model, data, hyperparameters=spec.hyperparameters, seed=derive_seed(spec.seed, "initialisation"),
-            device=device, class_path=spec.class_path,
+            device=device, class_path=spec.class_path, batch_size=spec.batch_size,
         )  # fmt: skip
         validate = evaluator(spec, model, data, data.valid, known=[data.train_full], learnt=[data.train])
         facts: dict[str, Any] = {
@@ -170,7 +170,7 @@ def _run_loop(
     facts |= {
         "path": "lean",
         "batches": batches.kind,
-        "batches_per_epoch": batches.n_batches,
+        "batches_per_epoch": batches.n_batches * len(model.passes),
         "negatives_per_row": 0 if labelled else model.negatives_per_row,
         "phase1_epochs": 0 if plan.one_phase else plan.phase1_epochs,
         "handed_over": weights.handed_over,

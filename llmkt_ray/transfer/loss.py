@@ -26,6 +26,8 @@ from torch.autograd.function import once_differentiable
 from llmkt_ray.errors import LayerError, TrainingError, unknown_name
 
 RMSE_EPS = 1e-8
+CKA_EPS = 1e-16
+"""Inside CKA's roots: keeps the gradient finite where all rows are equal."""
 TAU = 0.2
 
 
@@ -64,7 +66,7 @@ def cka(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
     h = (h - (share * h).sum(dim=0)) * share.sqrt()
     t = (t - (share * t).sum(dim=0)) * share.sqrt()
     cross, own, other = (h.T @ t).square().sum(), (h.T @ h).square().sum(), (t.T @ t).square().sum()
-    return 1 - cross / (own.sqrt() * other.sqrt()).clamp(min=torch.finfo(h.dtype).tiny)
+    return 1 - cross / ((own + CKA_EPS).sqrt() * (other + CKA_EPS).sqrt())
 
 
 @dataclass(frozen=True)
@@ -234,4 +236,6 @@ class LossManager:
         """Returns the loss to descend; at alpha 1 the model's own loss is left out altogether."""
         if alpha == 1.0:
             return self.beta * loss_transfer
-        return torch.lerp(loss_model, loss_transfer if self.beta == 1.0 else self.beta * loss_transfer, alpha)
+        scaled = loss_transfer if self.beta == 1.0 else self.beta * loss_transfer
+        # Some models (DiffRec) compute their loss in double precision; it stays what it is.
+        return torch.lerp(loss_model, scaled.to(loss_model.dtype), alpha)

@@ -44,10 +44,7 @@ class PhasePlan:
     @property
     def phase1_epochs(self) -> int:
         """Number of epochs of phase 1: floor(switch * N); all of them where there is no switch (`joint`)."""
-        if self.schedule.kind == "joint":
-            return self.epochs
-        # 0.29 * 100 is 28.999999999999996: what the user wrote is 29.
-        return math.floor(self.schedule.switch * self.epochs + 1e-9)
+        return self.schedule.phase1_epochs(self.epochs)
 
     def phase(self, epoch: int) -> Literal[1, 2]:
         """Returns the phase of an epoch, in order of time; the one phase of a baseline is 1."""

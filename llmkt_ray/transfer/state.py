@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,82 @@ def set_counters(model: nn.Module, values: Mapping[str, int | float]) -> None:
         setattr(modules[prefix], name, value)
 
 
+def _loose(module: nn.Module) -> dict[str, torch.Tensor | np.ndarray]:
+    """Returns the dense tensors and numeric arrays that a module holds as plain attributes.
+
+    Sparse tensors are left out: they are graphs, which models make anew and never write to.
+    """
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (
+            isinstance(value, torch.Tensor)
+            and value.layout is torch.strided
+            or isinstance(value, np.ndarray)
+            and value.dtype.kind in "biuf"
+        )
+    }
+
+
+def _cloned(value: torch.Tensor | np.ndarray) -> torch.Tensor:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else torch.from_numpy(value.copy())
+
+
+def _write(target: torch.Tensor | np.ndarray, value: torch.Tensor) -> None:
+    """Writes in place: others may hold the same tensor or array."""
+    if isinstance(target, np.ndarray):
+        target[...] = value.cpu().numpy()
+    else:
+        with torch.no_grad():
+            target.copy_(value)
+
+
+class ModelState:
+    """All that training changes in a model, to be copied and brought back: an exact hand-over and resume need no more.
+
+    These are parameters, buffers, numbers (`counters`), and tensors and arrays that are plain attributes: DiffRec keeps its losses
+    by diffusion step in such tensors, LINE its order of users in such an array. Tensors that nobody has written to since this
+    object was made (histories of all users) are not copied.
+
+    Args:
+        model: the model as it is before training.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._start = {
+            (prefix, name): (value, value._version)
+            for prefix, module in model.named_modules()
+            for name, value in _loose(module).items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def copy(self) -> dict[str, Any]:
+        """Returns the state as tensors, numbers and plain containers."""
+        attributes: dict[str, torch.Tensor] = {}
+        for prefix, module in self._model.named_modules():
+            for name, value in _loose(module).items():
+                start, version = self._start.get((prefix, name), (None, 0))
+                if isinstance(value, np.ndarray) or value is not start or value._version != version:
+                    attributes[f"{prefix}.{name}" if prefix else name] = _cloned(value)
+        tensors = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+        return {"model": tensors, "counters": counters(self._model), "attributes": attributes}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Brings back what `copy` returned."""
+        self._model.load_state_dict(state["model"])
+        set_counters(self._model, state["counters"])
+        modules = dict(self._model.named_modules())
+        for dotted, value in state["attributes"].items():
+            prefix, _, name = dotted.rpartition(".")
+            current = _loose(modules[prefix]).get(name)
+            if current is not None and tuple(current.shape) == tuple(value.shape):
+                _write(current, value)
+            else:
+                setattr(modules[prefix], name, value.clone())
+
+
 @contextmanager
 def random_state_kept(seed: int | None = None) -> Iterator[None]:
     """Keeps the global generators of torch, numpy and Python as they were; inside they start from `seed` if given."""
@@ -48,11 +125,13 @@ def random_state_kept(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
-    """Lets the model run inside without a trace: attributes, buffers, training mode and random state come back.
+    """Lets the model run inside without a trace: attributes and their contents, buffers, training mode and random state come back.
 
     Parameters are not copied: what runs inside must not step an optimizer.
     """
     attributes = [(module, {k: v for k, v in vars(module).items() if not k.startswith("_")}) for module in model.modules()]
+    contents = [(value, _cloned(value)) for module in model.modules() for value in _loose(module).values()]
+    versions = [value._version if isinstance(value, torch.Tensor) else -1 for value, _ in contents]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with random_state_kept(seed):
         try:
@@ -63,6 +142,9 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
                 for name in [k for k in own if not k.startswith("_") and k not in kept]:
                     del own[name]
                 own.update(kept)
+            for (value, content), version in zip(contents, versions, strict=True):
+                if isinstance(value, np.ndarray) or value._version != version:
+                    _write(value, content)
             with torch.no_grad():
                 for name, buffer in model.named_buffers():
                     if name in buffers:

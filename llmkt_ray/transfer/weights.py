@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.transfer.phases import PhasePlan
-from llmkt_ray.transfer.state import counters, set_counters
+from llmkt_ray.transfer.state import ModelState
 
 
 class WeightsManager:
@@ -48,6 +48,7 @@ class WeightsManager:
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         freeze = {} if plan.one_phase else plan.schedule.freeze
         self._frozen = {phase: self._matched(phase, patterns) for phase, patterns in freeze.items()}
+        self._state = ModelState(model)
         self._best: dict[str, Any] | None = None
         self._best_value = float("-inf")
         self.optimizer = self._new_optimizer()
@@ -80,10 +81,9 @@ class WeightsManager:
             self._best_value = value
             self._best = {
                 "epoch": epoch,
-                "model": {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()},
+                "model": self._state.copy(),
                 "extra": [parameter.detach().clone() for parameter in self._extra],
                 "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-                "counters": counters(self._model),
             }
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,10 +112,9 @@ class WeightsManager:
                     f"handover 'best_valid' needs a validation in phase 1 (epochs 1 to {epoch - 1}), but there was none; "
                     f"set training.evaluate_every to at most {epoch - 1}, or handover to 'last'"
                 )
-            self._model.load_state_dict(self._best["model"])
+            self._state.load(self._best["model"])
             self._load_extra(self._best["extra"])
             self._load_optimizer(self._best["optimizer"])
-            set_counters(self._model, self._best["counters"])
             self.handed_over = self._best["epoch"]
             self._best = None
         if self._plan.schedule.optimizer == "reset":

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from llmkt_ray.errors import StorageError, StudyError
 from llmkt_ray.results.ledger import Ledger
-from llmkt_ray.study import load_study
+from llmkt_ray.study_file import load_study
 from llmkt_ray.sweep.jobs import Jobs, pack, stored_for_job, unpack
 from tests.tiny import study_text
 
@@ -69,6 +70,7 @@ class Head:
             except psutil.NoSuchProcess:
                 continue
         self.process.wait()
+        shutil.rmtree(f"/tmp/llmkt-{os.getpid()}", ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmkt_ray.report import build
-from tests.unit.report.synthetic import World, write
+from tests.unit.report.synthetic import World, write, write_artifacts
 
 pytestmark = pytest.mark.browser
 
@@ -67,8 +67,9 @@ def pwned(dom: str) -> bool:
 
 
 def test_hostile_text_stays_text(tmp_path, open_page):
-    page = build(write(tmp_path, hostile_world()))
-    seen = open_page(page)
+    world = hostile_world()
+    write_artifacts(tmp_path / "artifacts", world, lambda item: f"{item} {world.description}", lambda user: HOSTILE[user % len(HOSTILE)])
+    seen = open_page(build(write(tmp_path / "study", world)))
     tags = Tags(seen.dom)
     assert not pwned(seen.dom)
     names = [tag for tag, _ in tags.tags]
@@ -78,6 +79,7 @@ def test_hostile_text_stays_text(tmp_path, open_page):
     text = "".join(tags.texts)
     for payload in HOSTILE[:8]:
         assert payload in text  # it is there, as text
+    assert "Users who gained and users who lost" in text
     assert "{{ 7 * 7 }}" in text
     assert "49 {% raw" not in text
     assert seen.console == ()

@@ -18,7 +18,7 @@ from llmkt_ray.data.raw import id_column, shown
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.base import Job, Written
 from llmkt_ray.profiles.table import ProfileRow, as_table
-from llmkt_ray.study import Section
+from llmkt_ray.section import Section
 
 PROFILES_FILE = "profiles.parquet"
 MANIFEST_FILE = "manifest.json"

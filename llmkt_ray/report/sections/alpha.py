@@ -40,7 +40,7 @@ def alpha_curves(results: Results, findings: Sequence[Finding]) -> Section | Non
         axes = charts.Axes((0.0, 1.0), span(values, 0.12), "alpha", results.metric, phase1=None, x_ticks=(0, 0.25, 0.5, 0.75, 1))
         lines = [charts.Series("treated", dots, joined=len(dots) > 1), *points]
         canvas = charts.curves(f"{cell.label}: test {results.metric} by alpha", lines, [*arms, *references], axes)
-        figures.append(Figure(f"alpha-{cell.number}", cell.title, cell.detail, canvas))
+        figures.append(Figure(f"alpha-{cell.number}", cell.title, cell.detail, canvas, cell.trials))
     return Section(
         key="alpha",
         title="How strong the transfer should be",

@@ -26,12 +26,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """One panel with its heading."""
+    """One panel with its heading.
+
+    Attributes:
+        name: of its file.
+        title, detail: its heading.
+        canvas: what is drawn.
+        trials: words that find its trials in the page's list; empty for no link.
+    """
 
     name: str
     title: str
     detail: str
     canvas: Canvas
+    trials: str = ""
 
 
 @dataclass(frozen=True)

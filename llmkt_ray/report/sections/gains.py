@@ -32,7 +32,7 @@ def gains(results: Results, findings: Sequence[Finding]) -> Section | None:
             results.smallest_effect,
             as_percent=True,
         )
-        figures.append(Figure(f"gains-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas))
+        figures.append(Figure(f"gains-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas, finding.cell.trials))
     caption = (
         f"Gain in test {results.metric} of treated at alpha {results.claim_alpha:g} over each control, in % of the control; right "
         "of 0 is better. "
@@ -92,7 +92,7 @@ def attribution(results: Results, findings: Sequence[Finding]) -> Section | None
             if step.contrast is not None
         ]
         canvas = charts.bars(f"{finding.cell.label}: parts of the gain", f"{results.metric}; right is better", rows, reach)
-        figures.append(Figure(f"attribution-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas))
+        figures.append(Figure(f"attribution-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas, finding.cell.trials))
     rows_of_table = tuple(
         (f.cell.label, s.name, s.meaning, value_interval(s.contrast.difference), p_value(s.contrast.difference.p))
         for f in shown

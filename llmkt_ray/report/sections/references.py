@@ -55,11 +55,13 @@ def other_metrics(results: Results, findings: Sequence[Finding]) -> Section | No
         return None
     rows = []
     arms = [runs for f in cells for arm in ("alpha0", "shuffled", "template") if (runs := f.cell.controls.get(arm)) is not None]
-    arms += [f.cell.treated[results.claim_alpha] for f in cells]
+    arms += [f.cell.treated[f.cell.claim_alpha] for f in cells]
     results.load_user_values(results.metrics, {str(results.trials["trial_key"].iloc[r]) for runs in arms for r in runs.rows.values()})
     for finding in cells:
         for metric in results.metrics:
-            found = {arm: compare(results, finding.cell, results.claim_alpha, arm, metric) for arm in ("alpha0", "shuffled", "template")}
+            found = {
+                arm: compare(results, finding.cell, finding.cell.claim_alpha, arm, metric) for arm in ("alpha0", "shuffled", "template")
+            }
             if found["alpha0"] is None:
                 continue
             cells_of_row = [percent_interval(c.relative) if c is not None and c.relative is not None else "\u2013" for c in found.values()]

@@ -23,8 +23,8 @@ def training_curves(results: Results, findings: Sequence[Finding]) -> Section | 
     for finding in chosen(findings):
         cell = finding.cell
         runs = {arm: cell.controls[arm] for arm in ("baseline", "alpha0", "shuffled", "template") if arm in cell.controls}
-        if results.claim_alpha in cell.treated:
-            runs["treated"] = cell.treated[results.claim_alpha]
+        if cell.claim_alpha in cell.treated:
+            runs["treated"] = cell.treated[cell.claim_alpha]
         lines = [line for arm, r in runs.items() if (line := _by_epoch(results, by_trial, r, arm, column)) is not None]
         if not lines:
             continue

@@ -108,6 +108,9 @@
   });
   head.append(headRow);
   filter.addEventListener("input", function () { page = 0; draw(); });
+  document.querySelectorAll("a[data-filter]").forEach(function (link) {
+    link.addEventListener("click", function () { filter.value = link.dataset.filter; page = 0; draw(); });
+  });
   byId("previous").addEventListener("click", function () { page -= 1; draw(); });
   byId("next").addEventListener("click", function () { page += 1; draw(); });
   draw();

@@ -13,6 +13,7 @@ from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.training.bridge import graphs, shims
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
+from llmkt_ray.training.bridge.own_trainers import Pass, passes_of
 from llmkt_ray.training.bridge.registry import MODELS, Batches, Family, ModelEntry, model_entry
 from llmkt_ray.training.bridge.scoring import PAIR_SCORES
 from llmkt_ray.training.bridge.sequences import SequenceTable, check_order
@@ -37,6 +38,7 @@ class BuiltModel:
         module: the model itself.
         settings: its resolved settings.
         dataset: its RecBole dataset (train rows only).
+        passes: what an epoch of its training consists of.
         n_users, n_items: counts without RecBole's padding.
         device: where the model lives.
     """
@@ -44,6 +46,7 @@ class BuiltModel:
     def __init__(self, entry: ModelEntry, module: nn.Module, settings: Settings, dataset: SplitDataset, device: torch.device) -> None:
         self.entry, self.module, self.settings, self.dataset, self.device = entry, module, settings, dataset, device
         self.n_users, self.n_items = dataset.user_num - PADDING, dataset.item_num - PADDING
+        self.passes = passes_of(module, settings)
         self._recommender: Any = module
         self._user_field, self._item_field = dataset.uid_field, dataset.iid_field
         self._label_field, self._negative_field = dataset.label_field, settings["NEG_PREFIX"] + dataset.iid_field
@@ -98,9 +101,14 @@ class BuiltModel:
         """Returns a batch of users alone, RecBole ids `(batch,)`."""
         return Interaction({self._user_field: users})
 
-    def loss(self, batch: Interaction) -> torch.Tensor:
-        """Returns the model's own training loss of a batch, a scalar; parts of a loss are summed as RecBole does."""
-        loss = self._recommender.calculate_loss(batch)
+    def loss(self, batch: Interaction, of: Pass | None = None) -> torch.Tensor:
+        """Returns the model's own training loss of a batch, a scalar; parts of a loss are summed as RecBole does.
+
+        Args:
+            batch: the batch.
+            of: the pass of the epoch; the first one if not given.
+        """
+        loss = self._recommender.calculate_loss(batch, **(of or self.passes[0]).options)
         return sum(loss) if isinstance(loss, tuple) else loss  # type: ignore[return-value]
 
     def scorer(self, history: Sequence[Rows]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -225,6 +233,7 @@ def build_model(
     seed: int,
     device: str = "cpu",
     class_path: str | None = None,
+    batch_size: int | None = None,
 ) -> BuiltModel:
     """Builds a model on the train rows of a split, its weights drawn from `seed` alone.
 
@@ -237,6 +246,7 @@ def build_model(
     # Importing RecBole's sequential models turns torch's anomaly detection on for the whole process (sine.py, line 25).
     with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
         model_class: Any = load_class(class_path) if class_path else get_model(model_entry(model).name)
+    shims.mend(model_class)
     graphs.install(model_class)
     entry = _entry_of(model_class, model) if class_path else model_entry(model)
     settings = make_settings(
@@ -244,6 +254,8 @@ def build_model(
     )
     if entry.family == "sequential":
         check_order(data)
+    if batch_size is not None:
+        settings["train_batch_size"] = batch_size  # DGCF sizes a sample by it
     dataset = SplitDataset(settings, data, data.train.positives())
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - RecBole's models draw from the global generator

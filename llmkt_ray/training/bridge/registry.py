@@ -32,9 +32,9 @@ class ModelEntry:
 
 
 _GENERAL: dict[Batches, tuple[str, ...]] = {
-    "pairwise": ("BPR", "ConvNCF", "DGCF", "GCMC", "LightGCN", "LINE", "NCL", "NGCF", "SGL", "SimpleX", "SpectralCF"),
+    "pairwise": ("BPR", "ConvNCF", "DGCF", "GCMC", "LightGCN", "LINE", "NGCF", "SGL", "SimpleX", "SpectralCF"),
     "pointwise": ("DMF", "FISM", "NAIS", "NeuMF", "NNCF"),
-    "users": ("CDAE", "DiffRec", "ENMF", "LDiffRec", "MacridVAE", "MultiDAE", "MultiVAE", "RaCT", "RecVAE"),
+    "users": ("CDAE", "DiffRec", "ENMF", "LDiffRec", "MacridVAE", "MultiDAE", "MultiVAE", "RecVAE"),
     "reference": ("ADMMSLIM", "EASE", "ItemKNN", "NCEPLRec", "Pop", "Random", "SLIMElastic"),
 }
 _CONTEXT = ("AFM", "AutoInt", "DCN", "DCNV2", "DeepFM", "FFM", "FM", "FNN", "FwFM", "LR", "NFM", "PNN", "WideDeep", "xDeepFM")
@@ -51,14 +51,29 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted(MODELS))
 
 
+NOT_OFFERED: dict[str, str] = {
+    "NCL": "RecBole clusters its embeddings with faiss on a GPU before every epoch, and faiss is not a dependency",
+    "RaCT": "RecBole trains it in three runs (actor, critic, both) that hand over by files; MultiVAE is its actor alone",
+}
+"""General models of RecBole that could be built, but not trained by the method that their name stands for, and why."""
+
+
+def model_problem(name: str) -> str | None:
+    """Returns why there is no such model, or None."""
+    if name in NOT_OFFERED:
+        return f"model {name!r} is not offered: {NOT_OFFERED[name]}; choose another model"
+    return None if name in MODELS else unknown_name("model", name, MODELS)
+
+
 def model_entry(name: str) -> ModelEntry:
     """Returns a model's entry.
 
     Raises:
-        TrainingError: the model is not known.
+        TrainingError: the model is not known, or not offered, and why.
     """
-    if name not in MODELS:
-        raise TrainingError(unknown_name("model", name, MODELS))
+    problem = model_problem(name)
+    if problem:
+        raise TrainingError(problem)
     return MODELS[name]
 
 

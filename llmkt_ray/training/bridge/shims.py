@@ -5,6 +5,7 @@ instead of training something else.
 """
 
 import importlib.util
+import inspect
 import sys
 import types
 from functools import cache
@@ -97,3 +98,52 @@ def _restore_dok_update() -> None:
         self._dict.update(data)
 
     sp.dok_matrix._update = update
+
+
+@cache
+def mend(model_class: Any) -> None:
+    """Mends what RecBole's NGCF and DGCF get wrong, in the class or in the one that it is derived from; others stay as they are.
+
+    Raises:
+        TrainingError: the text that is mended is not there.
+    """
+    for base in model_class.__mro__:
+        if base.__module__ == "recbole.model.general_recommender.ngcf" and base.__name__ == "NGCF":
+            _stop_ngcf_dropout_in_evaluation(base)
+        if base.__module__ == "recbole.model.general_recommender.dgcf" and base.__name__ == "DGCF":
+            _bound_dgcf_sample(base)
+
+
+@cache
+def _stop_ngcf_dropout_in_evaluation(ngcf: Any) -> None:
+    """NGCF makes an `nn.Dropout` anew in each forward pass: always in training mode, so it drops messages in evaluation too."""
+    original = ngcf.forward
+    text = "all_embeddings = nn.Dropout(self.message_dropout)(all_embeddings)"
+    if text not in inspect.getsource(original):
+        raise TrainingError(f"NGCF is not that of RecBole {RECBOLE} (no {text!r}); pip install --force-reinstall recbole=={RECBOLE}")
+
+    def forward(self: Any) -> Any:
+        if self.training:
+            return original(self)
+        rate, self.message_dropout = self.message_dropout, 0.0
+        try:
+            return original(self)
+        finally:
+            self.message_dropout = rate
+
+    ngcf.forward = forward
+
+
+@cache
+def _bound_dgcf_sample(dgcf: Any) -> None:
+    """DGCF draws max(users, items) / batches ids of each without replacement, which fails where there are fewer of one of them."""
+    module = sys.modules[dgcf.__module__]
+    original = module.__dict__["sample_cor_samples"]
+    text = "cor_users = rd.sample(list(range(n_users)), cor_batch_size)"
+    if text not in inspect.getsource(original):
+        raise TrainingError(f"DGCF is not that of RecBole {RECBOLE} (no {text!r}); pip install --force-reinstall recbole=={RECBOLE}")
+
+    def sample_cor_samples(n_users: int, n_items: int, cor_batch_size: int) -> Any:
+        return original(n_users, n_items, min(cor_batch_size, n_users, n_items))
+
+    module.__dict__["sample_cor_samples"] = sample_cor_samples

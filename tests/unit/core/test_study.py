@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llmkt_ray.errors import StudyError
-from llmkt_ray.study import StudyConfig, load_study, parse_study
+from llmkt_ray.study import StudyConfig
+from llmkt_ray.study_file import load_study, parse_study
 
 MINIMAL = {"name": "small", "datasets": [{"name": "ml-100k"}], "models": ["BPR"]}
 

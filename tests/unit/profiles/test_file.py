@@ -13,7 +13,8 @@ from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.file import FileManifest, write_folder
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.table import Profiles
-from llmkt_ray.study import DatasetConfig, ProfileConfig, parse_study
+from llmkt_ray.study import DatasetConfig, ProfileConfig
+from llmkt_ray.study_file import parse_study
 from tests.films import film_split
 
 

@@ -1,10 +1,11 @@
 import pytest
 
 from llmkt_ray.data.prepared import PreparedData
-from llmkt_ray.errors import ProfileError
+from llmkt_ray.errors import ProfileError, StudyError
 from llmkt_ray.profiles.engines.registry import ENGINES, engine_of
 from llmkt_ray.profiles.preview import preview
-from llmkt_ray.study import ProfileConfig, StudyError, parse_study
+from llmkt_ray.study import ProfileConfig
+from llmkt_ray.study_file import parse_study
 
 
 def test_preview_needs_no_key_and_no_network(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmkt_ray.artifacts import FileStore
+from llmkt_ray.artifacts import ArtifactStore, FileStore
+from llmkt_ray.profiles.table import ProfileRow, as_table
+from llmkt_ray.report.export import slug
 from llmkt_ray.results.card import CARD, write_card
 from llmkt_ray.results.ledger import PARTS, Ledger
 from llmkt_ray.results.rows import to_row
@@ -138,7 +140,7 @@ def result_of(world: World, spec: TrialSpec) -> TrialResult:
         converged=converged,
         epochs=epochs,
         users={"user": np.arange(world.n_users, dtype=np.int32), **users},
-        recommended=np.tile(np.arange(10, dtype=np.int32), (world.n_users, 1)),
+        recommended=np.tile(np.roll(np.arange(10, dtype=np.int32), len(spec.arm))[:5], (world.n_users, 1)),
         facts={"phase1_epochs": world.epochs // 2, "beta": 1.7, "transfer_steps": 120},
         measures=measures,
     )
@@ -210,7 +212,7 @@ def write(folder: Path, world: World | None = None, *, keep: Callable[[TrialSpec
         ],
         "profiles": [
             {
-                "dataset": d, "split_key": f"split-{d}-{r}", "llm": llm, "key": f"profiles-{llm}-{r}", "is_llm": world.is_llm,
+                "dataset": d, "split_key": f"split-{d}-{r}", "llm": llm, "key": f"profiles-{slug(llm)}-{r}", "is_llm": world.is_llm,
                 "certificate": _certificate(world.certificate),
                 "notes": {"coverage": 0.998, "users": world.n_users, "with_profile": int(world.n_users * 0.998)},
             }
@@ -234,6 +236,27 @@ def write(folder: Path, world: World | None = None, *, keep: Callable[[TrialSpec
     finished = card["started"] if len(run) == len(planned) else None
     FileStore(folder).write_bytes(CARD, json.dumps({**card, "command": "llmkt run synthetic.yaml", "finished": finished}).encode())
     return folder
+
+
+def write_artifacts(root: Path, world: World, title: Callable[[int], str], text: Callable[[int], str]) -> None:
+    """Writes the split and the profiles of every dataset, so that the page can name users' texts and items."""
+    store, n_items = ArtifactStore(root), 10
+    columns = {"user": np.int32, "item": np.int32, "rating": np.float32, "timestamp": np.float64, "positive": np.bool_}
+    arrays = {f"{part}_{name}": np.zeros(1, dtype) for part in ("train", "valid", "test") for name, dtype in columns.items()}
+    tokens = [f"u{k:05d}" for k in range(world.n_users)]
+    tables = {
+        "users": pa.table({"user_id": tokens}),
+        "items": pa.table({"item_id": [f"i{k:05d}" for k in range(n_items)], "title": [title(k) for k in range(n_items)]}),
+    }
+    rows = [ProfileRow(t, text(k), "gpt-4o-mini", "1", history_size=20, attempts=1) for k, t in enumerate(tokens)]
+    for dataset in world.datasets:
+        key = f"split-{dataset}-0"
+        facts = {"name": dataset, "domain": "movies", "notes": {}}
+        arrays["train_kept"] = np.ones(1, dtype=np.bool_)
+        store.save("split", key, inputs={}, arrays=arrays, tables=tables, documents={"facts": facts})
+    for llm in world.llms:
+        notes = {"is_llm": True, "certificate": _certificate("verified"), "coverage": 1.0}
+        store.save("profiles", f"profiles-{slug(llm)}-0", inputs={}, tables={"profiles": as_table(rows)}, notes=notes)
 
 
 def _write_part(path: Path, tables: list[pa.Table]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from llmkt_ray.errors import StorageError
 from llmkt_ray.report import build
 from llmkt_ray.results.card import CARD
-from tests.unit.report.synthetic import World, write
+from tests.unit.report.synthetic import World, write, write_artifacts
 
 SMALL = World(seeds=3, n_users=60, epochs=8)
 
@@ -96,6 +96,20 @@ def test_a_damaged_row_is_reported_and_left_out(tmp_path):
     write(tmp_path, SMALL, single=True)
     next((tmp_path / "ledger/trials").iterdir()).write_bytes(b"PAR1 half a file")
     assert "1 file of the ledger cannot be read" in build(tmp_path).read_text()
+
+
+def test_users_who_moved_are_shown_with_their_text_and_items(tmp_path):
+    write_artifacts(tmp_path / "artifacts", SMALL, lambda item: f"Film {item}", lambda user: f"Likes film number {user}.")
+    text = _text(tmp_path / "study")
+    assert "Users who gained and users who lost" in text
+    assert re.search(r"u000(\d\d) \+0\.\d+ .*?Likes film number \d+\.", text)
+    assert "Film 3" in text  # entered the list
+    assert "Film 8" in text  # left it
+    assert "Film 5" not in text  # stayed
+
+
+def test_without_the_artifacts_there_are_no_texts(tmp_path):
+    assert "Users who gained" not in _text(tmp_path / "study")
 
 
 def test_an_empty_folder_is_an_error(tmp_path):

@@ -38,7 +38,7 @@ def test_planning_leaves_nothing_on_disk(root):
 def test_the_quickstart_has_36_trials_and_3_reference_lines():
     from pathlib import Path
 
-    from llmkt_ray.study import load_study
+    from llmkt_ray.study_file import load_study
 
     study = load_study(Path(__file__).parents[3] / "sweeps" / "quickstart.yaml")
     counts = arms(make_plan(study, store_of(study)))

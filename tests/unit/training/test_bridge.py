@@ -67,7 +67,8 @@ def test_history_matrix_equals_recboles(dataset, row, longest, value_field):
 def test_registry_is_recboles(data):
     """Every registered model exists in RecBole with the input type and kind of batches that the registry says."""
     for entry in MODELS.values():
-        model_class = get_model(entry.name)
+        with torch.autograd.set_detect_anomaly(False):  # recbole's sine.py turns it on at import
+            model_class = get_model(entry.name)
         if entry.family != "general":
             continue
         if entry.batches == "reference":
@@ -228,3 +229,17 @@ def test_the_root_logger_is_not_written_to(data, caplog):
         build_model("MultiVAE", data, hyperparameters=HYPERPARAMETERS["MultiVAE"], seed=0)
     assert [record for record in caplog.records if record.name == "root"] == []
     assert random.random() < 1
+
+
+def test_building_a_sequential_model_does_not_turn_anomaly_detection_on():
+    """Recbole's sine.py switches it on for the whole process when the sequential models are imported."""
+    code = """
+import torch
+from tests.unit.training.conftest import make_data
+from llmkt_ray.training.bridge.models import build_model
+build_model("BPR", make_data(), hyperparameters={}, seed=0)
+build_model("SASRec", make_data(), hyperparameters={}, seed=0)
+assert not torch.is_anomaly_enabled()
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ import torch
 
 from llmkt_ray.errors import StorageError
 from llmkt_ray.study import ScheduleConfig
-from llmkt_ray.training.checkpoint import CheckpointFile
+from llmkt_ray.training.checkpoint import VERSION, CheckpointFile
 
 from .conftest import make_spec, same
 
@@ -54,10 +54,10 @@ def test_a_checkpoint_of_another_trial_or_a_damaged_one_is_not_used(run, data, t
     spec = make_spec(data, "BPR")
     path = tmp_path / f"{spec.key}.pt"
     whole = run("BPR")
-    for content in (b"", b"not a checkpoint", pickle.dumps({"version": 1})):
+    for content in (b"", b"not a checkpoint", pickle.dumps({"version": VERSION})):
         path.write_bytes(content)
         same(run("BPR", options={"checkpoint_dir": tmp_path}), whole)
-    torch.save({"version": 1, "key": "someone else's", "epoch": 2, "state": {}}, path)
+    torch.save({"version": VERSION, "key": "someone else's", "epoch": 2, "state": {}}, path)
     same(run("BPR", options={"checkpoint_dir": tmp_path}), whole)
 
 
@@ -67,7 +67,7 @@ def test_a_checkpoint_cannot_execute_code(tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     file = CheckpointFile(tmp_path, "k")
-    torch.save({"version": 1, "key": "k", "epoch": 1, "state": Evil()}, file.path)
+    torch.save({"version": VERSION, "key": "k", "epoch": 1, "state": Evil()}, file.path)
     assert file.load(torch.device("cpu")) is None
     assert not (tmp_path / "owned").exists()
 

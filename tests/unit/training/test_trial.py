@@ -41,14 +41,14 @@ def test_a_trial_leaves_global_state_alone(run, model):
     torch.manual_seed(5)
     random.seed(5)
     np.random.seed(5)  # noqa: NPY002
-    threads = torch.get_num_threads()
+    threads, anomaly = torch.get_num_threads(), torch.is_anomaly_enabled()
     run(model, "treated", options={"threads": 2})
     assert torch.equal(torch.rand(3), expected[0])
     assert random.random() == expected[1]
     assert np.random.rand() == expected[2]  # noqa: NPY002
     assert torch.get_num_threads() == threads
     assert torch.is_grad_enabled()
-    assert not torch.is_anomaly_enabled()
+    assert torch.is_anomaly_enabled() == anomaly
 
 
 @pytest.mark.parametrize("model", ["BPR", "NeuMF", "SimpleX", "MultiVAE", "LightGCN"])
@@ -256,6 +256,8 @@ def test_users_without_a_profile_stay_out_of_the_loss(run, data):
     ("model", "arm", "changes", "told"),
     [
         ("NoSuch", "baseline", {}, "model 'NoSuch' is not known"),
+        ("NCL", "baseline", {}, "model 'NCL' is not offered: .*faiss"),
+        ("RaCT", "baseline", {}, "model 'RaCT' is not offered: .*three runs"),
         ("BPR", "baseline", {"split_key": "other"}, "was given split"),
         ("BPR", "baseline", {"select_on": "NDCG@99"}, "select_on"),
         ("BPR", "baseline", {"metrics": ("NDCG",), "select_on": "NDCG"}, "needs a depth"),

@@ -1,0 +1,181 @@
+"""Two results folders: what differs between them, and one folder from several clusters' parts of one study."""
+
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmkt_ray.artifacts import FileStore
+from llmkt_ray.errors import StorageError
+from llmkt_ray.report.findings import find
+from llmkt_ray.report.load import load, parquet_files
+from llmkt_ray.report.text import count, percent_interval
+from llmkt_ray.results.card import CARD, read_card
+from llmkt_ray.results.folder import OWNER
+from llmkt_ray.results.ledger import TRIALS, Ledger
+from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
+from llmkt_ray.seeds import content_key
+
+_NOT_COMPARED = {*MEASUREMENT_COLUMNS, "epoch:duration_s", "study_key", "error_traceback"}
+
+
+@dataclass(frozen=True)
+class Diff:
+    """How two results folders differ.
+
+    Attributes:
+        study: names of the study's sections that differ.
+        only_a, only_b: trials that only one has.
+        changed: trials that both have, with other numbers.
+        same: number of trials that are equal, measurements apart.
+        cells: one sentence a cell whose outcome or gain differs, or that only one has.
+    """
+
+    study: tuple[str, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    changed: tuple[str, ...]
+    same: int
+    cells: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Returns the difference as lines of text."""
+        lines = [f"study: {', '.join(self.study)} differ" if self.study else "study: the same"]
+        lines.append(
+            f"trials: {self.same:,} equal, {len(self.changed):,} with other numbers, {len(self.only_a):,} only in the first, "
+            f"{len(self.only_b):,} only in the second"
+        )
+        lines += [f"  other numbers: {key}" for key in self.changed[:20]]
+        return lines + [f"cell: {words}" for words in self.cells]
+
+
+def diff(a: Path, b: Path) -> Diff:
+    """Returns how two results folders differ.
+
+    Raises:
+        StorageError: one of them holds no results.
+    """
+    one, two = load(Path(a)), load(Path(b))
+    rows = [dict(_fingerprints(folder)) for folder in (a, b)]
+    shared = rows[0].keys() & rows[1].keys()
+    changed = tuple(sorted(key for key in shared if rows[0][key] != rows[1][key]))
+    cells: list[dict[str, str]] = []
+    for results in (one, two):
+        said = {}
+        for finding in find(results):
+            gain = finding.contrasts.get("alpha0")
+            words = percent_interval(gain.relative) if gain is not None and gain.relative is not None else "not known"
+            said[finding.cell.label] = f"{finding.claim.outcome}, over alpha0 {words}"
+        cells.append(said)
+    sentences = []
+    for label in dict.fromkeys([*cells[0], *cells[1]]):
+        before, after = cells[0].get(label, "not there"), cells[1].get(label, "not there")
+        if before != after:
+            sentences.append(f"{label}: {before} \u2192 {after}")
+    studies = one.study, two.study
+    return Diff(
+        study=tuple(name for name in dict.fromkeys([*studies[0], *studies[1]]) if studies[0].get(name) != studies[1].get(name)),
+        only_a=tuple(sorted(rows[0].keys() - shared)),
+        only_b=tuple(sorted(rows[1].keys() - shared)),
+        changed=changed,
+        same=len(shared) - len(changed),
+        cells=tuple(sentences),
+    )
+
+
+def merge(sources: Sequence[Path], target: Path) -> int:
+    """Makes one results folder of several parts of one study, and returns the number of its trials.
+
+    A trial that finished in one part and failed in another counts as finished. Nothing is written if there is a conflict.
+
+    Raises:
+        StorageError: the parts belong to different studies, a trial has other numbers in two of them, the target is not
+            empty, or a folder holds no results.
+    """
+    target_files = FileStore(target)
+    if target_files.list("", recursive=True):
+        raise StorageError(f"{target} is not empty; merge into a new folder, so that no result is overwritten")
+    cards = [read_card(source) for source in sources]
+    missing = [str(source) for source, card in zip(sources, cards, strict=True) if card is None]
+    if missing or not sources:
+        raise StorageError(f"there is no {CARD} in {', '.join(missing) or 'nothing: no folder was given'}; only results can be merged")
+    keys = {str(source): str((card or {})["key"]) for source, card in zip(sources, cards, strict=True)}
+    if len(set(keys.values())) > 1:
+        named = "; ".join(f"{source} has key {key}" for source, key in keys.items())
+        raise StorageError(f"only parts of one study can be merged, but {named}; use `llmkt diff` to see what differs")
+    rows: dict[str, tuple[str, pa.Table]] = {}
+    conflicts = []
+    for source in sources:
+        for key, table in _rows(source):
+            mark = _fingerprint(table)
+            before = rows.get(key)
+            if before is not None and _status(before[1]) == _status(table) == "done" and before[0] != mark:
+                conflicts.append(key)
+            if before is None or (_status(before[1]) == "failed" and _status(table) == "done"):
+                rows[key] = (mark, table)
+    if conflicts:
+        raise StorageError(
+            f"{count(len(conflicts), 'trial')} finished with other numbers in two folders: {', '.join(sorted(conflicts)[:5])}; "
+            "they ran on different code or versions: run one of the parts again"
+        )
+    for key, (_, table) in rows.items():
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        target_files.write_bytes(f"{TRIALS}/{key}.parquet", sink.getvalue())
+    owner = FileStore(sources[0]).read_bytes(OWNER)
+    if owner is not None:
+        target_files.write_bytes(OWNER, owner)
+    target_files.write_bytes(CARD, json.dumps(_merged_card([card or {} for card in cards], sources), indent=1, sort_keys=True).encode())
+    Ledger(target).compact()
+    return len(rows)
+
+
+def _merged_card(cards: Sequence[dict[str, Any]], sources: Sequence[Path]) -> dict[str, Any]:
+    merged = dict(cards[0])
+    for name in ("datasets", "profiles", "embeddings", "targets", "cells"):
+        entries = [entry for card in cards for entry in card.get(name, [])]
+        merged[name] = list({json.dumps(entry, sort_keys=True): entry for entry in entries}.values())
+    finished = [card.get("finished") for card in cards]
+    return {
+        **merged,
+        "started": min(str(card.get("started")) for card in cards),
+        "finished": max(map(str, finished)) if all(finished) else None,
+        "merged_from": [str(source) for source in sources],
+    }
+
+
+def _rows(folder: Path) -> Iterator[tuple[str, pa.Table]]:
+    for file in parquet_files(Ledger(folder)):
+        table = file.read()
+        for at, key in enumerate(table.column("trial_key").to_pylist()):
+            row = table.slice(at, 1)
+            # What other trials of the same part have, and this one does not, is no part of it.
+            empty = [name for name in row.column_names if ":" in name and not row.column(name)[0].is_valid]
+            yield str(key), row.drop_columns(empty).replace_schema_metadata(table.schema.metadata)
+
+
+def _fingerprints(folder: Path) -> Iterator[tuple[str, str]]:
+    for key, table in _rows(folder):
+        yield key, _fingerprint(table)
+
+
+def _fingerprint(row: pa.Table) -> str:
+    """Returns a digest of everything in a row that equal trials share."""
+    content = {name: _finite(row.column(name)[0].as_py()) for name in sorted(row.column_names) if name not in _NOT_COMPARED}
+    return content_key({name: value for name, value in content.items() if value is not None})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return "nan" if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _status(row: pa.Table) -> str:
+    return str(row.column("status")[0].as_py())

@@ -1,0 +1,23 @@
+"""What the sections of a study file have in common: frozen models that know no key but their own."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+def as_tuple(value: Any) -> Any:
+    """A single value where a factor may have several levels stands for a tuple of one."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return (value,)
+
+
+def as_named(value: Any) -> Any:
+    """A plain text where a section is expected stands for its `name`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """A part of a study file: frozen, unknown keys forbidden, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True)

@@ -1,0 +1,74 @@
+import dataclasses
+import json
+
+import pytest
+
+from llmkt_ray.errors import StorageError
+from llmkt_ray.report import diff, merge
+from llmkt_ray.report.load import load
+from llmkt_ray.results.card import CARD
+from llmkt_ray.results.ledger import Ledger
+from tests.unit.report.synthetic import World, result_of, specs, study_of, write
+
+WORLD = World(models={"MultiVAE": 0.2}, seeds=2, n_users=20, epochs=4)
+
+
+def test_a_study_equals_itself_whatever_it_measured(tmp_path):
+    a, b = write(tmp_path / "a", WORLD), write(tmp_path / "b", WORLD, single=True)
+    found = diff(a, b)
+    assert (found.study, found.only_a, found.only_b, found.changed, found.cells) == ((), (), (), (), ())
+    assert found.same == 17
+    assert found.lines()[0] == "study: the same"
+
+
+def test_other_numbers_and_outcomes_are_named(tmp_path):
+    a = write(tmp_path / "a", WORLD)
+    b = write(tmp_path / "b", dataclasses.replace(WORLD, treated=lambda m, al, la: 0.3), keep=lambda s: s.arm != "reference")
+    found = diff(a, b)
+    assert (len(found.changed), len(found.only_a), found.only_b) == (6, 3, ())
+    assert found.cells[0].startswith("MultiVAE on ml-1m: inconclusive, over alpha0 +")
+
+
+def test_two_clusters_halves_make_the_whole(tmp_path):
+    a = write(tmp_path / "a", WORLD, keep=lambda s: s.seed_index == 0)
+    b = write(tmp_path / "b", WORLD, keep=lambda s: s.seed_index == 1 or s.arm == "baseline")
+    whole = write(tmp_path / "whole", WORLD)
+    assert merge([a, b], tmp_path / "merged") == 17
+    found = diff(whole, tmp_path / "merged")
+    assert (found.same, found.changed, found.only_a, found.only_b) == (17, (), (), ())
+    assert load(tmp_path / "merged").user_values("NDCG@10").keys() == load(whole).user_values("NDCG@10").keys()
+    assert json.loads((tmp_path / "merged" / CARD).read_text())["finished"] is None
+
+
+def test_conflicts_are_errors_and_nothing_is_written(tmp_path):
+    a = write(tmp_path / "a", WORLD)
+    b = write(tmp_path / "b", dataclasses.replace(WORLD, treated=lambda m, al, la: 0.3))
+    with pytest.raises(StorageError, match="6 trials finished with other numbers in two folders"):
+        merge([a, b], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_finished_trial_stands_for_a_failed_one(tmp_path):
+    a = write(tmp_path / "a", dataclasses.replace(WORLD, fails=lambda s: "killed" if s.arm == "alpha0" else None))
+    b = write(tmp_path / "b", WORLD, keep=lambda s: s.arm == "alpha0")
+    merge([a, b], tmp_path / "merged")
+    assert set(Ledger(tmp_path / "merged").trials()["status"]) == {"done"}
+
+
+def test_parts_of_different_studies_are_refused(tmp_path):
+    a, b = write(tmp_path / "a", WORLD), write(tmp_path / "b", dataclasses.replace(WORLD, seeds=1))
+    with pytest.raises(StorageError, match="only parts of one study can be merged"):
+        merge([a, b], tmp_path / "merged")
+
+
+def test_a_target_with_something_in_it_is_refused(tmp_path):
+    a = write(tmp_path / "a", WORLD)
+    with pytest.raises(StorageError, match="is not empty"):
+        merge([a], a)
+
+
+def test_a_folder_without_a_card_is_refused(tmp_path):
+    ledger = Ledger(tmp_path / "a")
+    ledger.record(result_of(WORLD, specs(WORLD, study_of(WORLD))[0]), "key")
+    with pytest.raises(StorageError, match=r"there is no card\.json"):
+        merge([tmp_path / "a"], tmp_path / "merged")
