@@ -49,7 +49,7 @@ class SplitRule(Section):
         if any(not 0 < share < 1 for share in self.ratios) or not math.isclose(sum(self.ratios), 1.0, abs_tol=1e-6):
             raise ValueError(f"split ratios must each lie in (0, 1) and sum to 1, but got {list(self.ratios)} (sum {sum(self.ratios):g})")
         if self.kind == "time" and self.repetitions > 1:
-            raise ValueError(f"a split by time is the same every time: {self.repetitions} repetitions are no replicates; set repetitions: 1")
+            raise ValueError(f"a split by time is always the same: {self.repetitions} repetitions are no replicates; set repetitions: 1")
         return self
 
 
@@ -374,7 +374,7 @@ class StudyConfig(Section):
                     problems.append(f"model {model.name!r} has {epochs} epoch, but two phases need at least 2 epochs")
                 elif schedule.kind != "joint" and not 0 < first < epochs:
                     problems.append(
-                        f"switch {schedule.switch:g} of {epochs} epochs leaves model {model.name!r} without phase {1 if first == 0 else 2}; "
+                        f"switch {schedule.switch:g} of {epochs} epochs leaves model {model.name!r} without phase {2 if first else 1}; "
                         f"switch must be at least {1 / epochs:g} and below 1 there (for transfer throughout: kind joint)"
                     )
         if "mean_minus_sd" in self.search.objectives and self.seeds < 2:
@@ -382,7 +382,7 @@ class StudyConfig(Section):
         if self.search.kind == "optuna" and not self.search.alpha[0] <= self.transfer.claim_alpha <= self.search.alpha[1]:
             problems.append(f"claim_alpha {self.transfer.claim_alpha:g} must lie in the searched range {list(self.search.alpha)} of alpha")
         if self.search.kind == "optuna" and any(schedule.kind == "pretrain" for schedule in self.transfer.schedule):
-            problems.append("search.kind 'optuna' searches alpha, but schedule 'pretrain' has alpha 1 only: give it a grid study of its own")
+            problems.append("search.kind 'optuna' searches alpha, but schedule 'pretrain' has alpha 1 only: give it a study of its own")
         if self.search.kind == "optuna" and "://" in self.storage and self.search.storage is None:
             problems.append(
                 f"storage {self.storage!r} is an object store, where Optuna's journal cannot live: give `search.storage` an RDB URL"

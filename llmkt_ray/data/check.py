@@ -113,11 +113,11 @@ def _rule_problems(table: pa.Table, config: DatasetConfig) -> list[str]:
             f"split kind {kind!r} needs timestamps, but the interactions have only {', '.join(names)}; use kind 'random' or add them"
         )
     if kind == "column":
-        problems += _column_problems(table)
+        problems += _column_problems(table, config.split.repetitions)
     return problems
 
 
-def _column_problems(table: pa.Table) -> list[str]:
+def _column_problems(table: pa.Table, repetitions: int) -> list[str]:
     if "split" not in table.column_names:
         return [
             f"split kind 'column' needs a column `split`, but the interactions have only {', '.join(table.column_names)}; "
@@ -130,6 +130,11 @@ def _column_problems(table: pa.Table) -> list[str]:
     for part in ("train", "test"):
         if part not in found:
             problems.append(f"column `split` marks no row as {part!r}; it holds {shown(found)}; mark some rows, or use kind 'random'")
+    if "valid" in found and repetitions > 1:
+        problems.append(
+            f"column `split` gives train, validation and test, so that {repetitions} repetitions would be the same split every time; "
+            "set split.repetitions to 1, or leave validation to chance by marking no row as 'valid'"
+        )
     return problems
 
 

@@ -101,6 +101,11 @@ def compute_split(
     tables = {"users": _aligned(raw.users, "user_id", rows.user_tokens), "items": _aligned(raw.items, "item_id", rows.item_tokens)}
     notes = _notes(raw, config, everything, rows, arrays)
     notes["warnings"] += _coverage_warnings(raw, rows)
+    if config.split.kind == "leave_one_out" and repetition:
+        notes["warnings"].append(
+            f"repetition {repetition} of leave_one_out differs from the first split only where a user's last rows have equal timestamps: "
+            "it is no independent replicate"
+        )
     notes["item_fields"] = {field.name: round(field.coverage, 4) for field in domain_fields(raw.domain, tables["items"])}
     return arrays, tables, {"name": config.name, "domain": raw.domain, "notes": notes}
 

@@ -19,7 +19,6 @@ from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.seeds import content_key
 from llmkt_ray.study import EmbeddingConfig, TaskResources
 
-
 EMBEDDINGS_VERSION = 1
 """Part of every key; rises when a change of ours alters vectors."""
 

@@ -7,8 +7,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from llmkt_ray.embeddings.weights import find_weights
+from llmkt_ray.embeddings.weights import find_weights, output_width
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.study import EmbeddingConfig
 
@@ -73,7 +74,6 @@ class TfidfSvdEncoder:
 
     def __init__(self, config: EmbeddingConfig) -> None:
         self._dims = config.dims
-        self._prefix = config.prefix
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Returns float32 `(len(texts), dims)` with rows of length 1 (0 where a text has no word).
@@ -95,7 +95,9 @@ class TfidfSvdEncoder:
                 f"tfidf_svd cannot make {self._dims} dimensions of {counts.shape[0]:,} different texts with {counts.shape[1]:,} terms; "
                 f"set embedding.dims to at most {most}"
             )
-        reduced = TruncatedSVD(n_components=self._dims, algorithm="arpack", random_state=0).fit_transform(counts)
+        # How a matrix product is cut over threads changes its last bits.
+        with threadpool_limits(1):
+            reduced = TruncatedSVD(n_components=self._dims, algorithm="arpack", random_state=0).fit_transform(counts)
         return np.asarray(normalize(reduced), dtype=np.float32)
 
 
@@ -177,6 +179,11 @@ def encoder_of(config: EmbeddingConfig, device: str = "cpu") -> TextEncoder:
 
 
 def _tfidf_identity(config: EmbeddingConfig) -> dict[str, Any]:
+    if config.prefix:
+        raise EmbeddingError(
+            f"embedding.prefix {config.prefix!r} means nothing to {TFIDF_SVD}: words that every text has weigh nothing; leave it out, or "
+            "choose an encoder that reads an instruction"
+        )
     return {"encoder": TFIDF_SVD, "dims": config.dims, "versions": {"scikit-learn": version("scikit-learn"), "scipy": version("scipy")}}
 
 
@@ -201,7 +208,8 @@ def encoder_identity(config: EmbeddingConfig) -> dict[str, Any]:
     """Returns what determines the vectors beside the texts: part of the embeddings' key, JSON values only.
 
     Raises:
-        EmbeddingError: the weights are not to be had; so a study stops before anything expensive starts.
+        EmbeddingError: the weights are not to be had, or a setting means nothing to the encoder; so a study stops before anything
+            expensive starts.
     """
     if config.encoder == TFIDF_SVD:
         return _tfidf_identity(config)
@@ -222,8 +230,4 @@ def encoder_width(config: EmbeddingConfig) -> int | None:
         return config.dims
     if config.via == "openai":
         return ENDPOINT_WIDTHS.get(config.encoder)
-    folder = find_weights(config.encoder, config.revision).folder
-    # A last dense module sets the width; without one it is the transformer's.
-    dense = sorted(folder.glob("*_Dense/config.json"))
-    settings = json.loads((dense[-1] if dense else folder / "config.json").read_text(encoding="utf-8"))
-    return int(settings["out_features" if dense else "hidden_size"])
+    return output_width(find_weights(config.encoder, config.revision).folder)

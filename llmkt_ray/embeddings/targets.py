@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
@@ -135,7 +136,8 @@ def make_targets(
     vectors = np.asarray(embeddings.vectors, dtype=np.float64)[fitted]
     seed = derive_seed(study_seed, KIND, embeddings_key, reduction.method, dims)
     reduced = reduce(reduction, vectors, dims, seed)
-    notes = fidelity(vectors, reduced, seed)
+    with threadpool_limits(1):
+        notes = fidelity(vectors, reduced, seed)
     standard, constant = standardize(reduced) if reduction.standardize else (reduced, 0)
     matrix = np.zeros((data.n_users, dims), np.float32)
     present = np.zeros(data.n_users, np.bool_)

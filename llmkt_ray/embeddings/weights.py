@@ -5,6 +5,7 @@ them from there is the same encoder, not another one.
 """
 
 import importlib.util
+import json
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +31,7 @@ class Weights:
     Attributes:
         folder: where they lie on this machine; not part of any key.
         source: "path", "hub cache", "offline extra" or "hub", for reports.
-        sha256: hex digest of the weights.
+        sha256: hex digest of the weights, those of every module.
         config_sha256: hex digest of everything else that shapes the vectors: configuration and tokenizer.
     """
 
@@ -103,28 +104,51 @@ def _hub(name: str, revision: str | None, *, local_only: bool) -> Path | None:
         return None
 
 
+def output_width(folder: Path) -> int:
+    """Returns the width of the vectors of the sentence-transformers model in `folder`: that of its last module which sets one.
+
+    Raises:
+        EmbeddingError: its configuration does not tell.
+    """
+    listed = folder / "modules.json"
+    modules = [module["path"] for module in json.loads(listed.read_text(encoding="utf-8"))] if listed.is_file() else [""]
+    width = 0
+    for module in modules:
+        file = folder / module / "config.json"
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        tokens = settings.get("word_embedding_dimension", settings.get("embedding_dimension"))
+        if tokens is not None:  # a pooling, which joins the outcomes of its modes
+            modes = settings.get("pooling_mode", [name for name, on in settings.items() if name.startswith("pooling_mode_") and on is True])
+            width = int(tokens) * (1 if isinstance(modes, str) else len(modes))
+        else:  # a dense module, a transformer, or one that keeps the width
+            width = int(settings.get("out_features", settings.get("hidden_size", width)))
+    if not width:
+        raise EmbeddingError(f"the configuration in {folder} does not tell how wide its vectors are; save it with save_pretrained(...)")
+    return width
+
+
 @cache
-def _digests(files: tuple[tuple[str, int, int], ...]) -> str:
-    """Returns one digest of files given as (path, size, mtime): remembered as long as these do not change."""
+def _digests(folder: str, files: tuple[tuple[str, int, int], ...]) -> str:
+    """Returns one digest of files of a folder, given as (name in it, size, mtime): remembered as long as these do not change."""
     whole = sha256()
-    for path, _, _ in files:
-        with open(path, "rb") as stream:
+    for name, _, _ in files:
+        with open(Path(folder) / name, "rb") as stream:
             single = file_digest(stream, "sha256").hexdigest()
         if len(files) == 1:
             return single
-        whole.update(f"{Path(path).name}\0{single}\n".encode())
+        whole.update(f"{name}\0{single}\n".encode())
     return whole.hexdigest()
 
 
 def _weights(folder: Path, source: str) -> Weights:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    weights = sorted(folder.rglob("*.safetensors"))
+    if not any(path.parent == folder for path in weights):
         raise EmbeddingError(
             f"{folder} holds no .safetensors weights; only these are read (a pickle can run code): save the model with save_pretrained(...)"
         )
     small = sorted({path for pattern in _SMALL_FILES for path in folder.glob(pattern) if path.name not in _UNRELATED})
-    return Weights(folder, source, _digests(_stamps(weights)), _digests(_stamps(small)))
+    return Weights(folder, source, _digests(str(folder), _stamps(folder, weights)), _digests(str(folder), _stamps(folder, small)))
 
 
-def _stamps(paths: list[Path]) -> tuple[tuple[str, int, int], ...]:
-    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+def _stamps(folder: Path, paths: list[Path]) -> tuple[tuple[str, int, int], ...]:
+    return tuple((path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)

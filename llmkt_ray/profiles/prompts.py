@@ -24,6 +24,7 @@ from llmkt_ray.profiles.engines.template import Population
 from llmkt_ray.seeds import canonical_json
 
 PROMPT_VERSION = "1"
+"""Part of every key of LLM profiles; rises when what prompts are made of changes, beside the templates."""
 _BLOCKS = ("system", "user")
 _DESCRIPTION_CHARS = 160
 _FIELD_CHARS = 120

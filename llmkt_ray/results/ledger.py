@@ -2,7 +2,8 @@
 
 A finished trial, failed ones included, is one Parquet file `ledger/trials/<trial key>.parquet`, written atomically
 by whoever ran it. `compact` gathers many of them into `ledger/parts/`, one row group a trial. A key that is in
-both (a crash between the two steps) counts once, and a row recorded later wins. A file that cannot be read does not count: its trial runs again.
+both (a crash between the two steps) counts once; a row recorded later wins. A file that cannot be read does not count:
+its trial runs again.
 """
 
 import io
@@ -107,7 +108,8 @@ class Ledger:
         The part is whole before any single file goes, so a crash at any moment loses nothing and doubles nothing.
         Failed trials stay single files: a later run may be asked to try them again.
         """
-        names = [name for name, table in self._read_new() if name.startswith(f"{TRIALS}/") and table.column("status")[0].as_py() != "failed"]
+        singles = [(name, table) for name, table in self._read_new() if name.startswith(f"{TRIALS}/")]
+        names = [name for name, table in singles if table.column("status")[0].as_py() != "failed"]
         if len(names) < at_least:
             return 0
         tables = [pq.read_table(pa.BufferReader(self.files.read_bytes(name))) for name in names]

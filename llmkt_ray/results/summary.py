@@ -6,7 +6,7 @@ import pandas as pd
 
 CELL = ["dataset", "train_share", "split_repetition", "model", "layer", "llm", "encoder", "reduction", "dims", "loss", "schedule", "switch"]
 """Columns that tell cells apart."""
-SHARED_BY = {"baseline": CELL[:4], "alpha0": [*CELL[:4], "schedule", "switch"]}
+SHARED_BY = {"baseline": [*CELL[:4], "window"], "alpha0": [*CELL[:4], "schedule", "switch"]}
 """The columns that a control trial without a profile depends on: it is shared by all cells that agree in them."""
 
 
@@ -33,12 +33,14 @@ def summarise(trials: pd.DataFrame, metric: str, claim_alpha: float) -> tuple[tu
     Args:
         trials: the ledger's trials.
         metric: for example "NDCG@10".
-        claim_alpha: the alpha at which gains are stated.
+        claim_alpha: the alpha at which gains are stated; 1 in cells whose schedule is `pretrain`.
     """
     column = f"test_{metric}"
     if column not in trials:
         return (), {}
     done = trials[trials["status"] == "done"]
+    # What decides which epochs the tested model may come from: a cell is compared with the baseline that chose among the same.
+    done = done.assign(window=[kind if kind == "joint" else switch for kind, switch in zip(done["schedule"], done["switch"], strict=True)])
     references = done[done["arm"] == "reference"].groupby(["dataset", "model"], sort=True)[column].mean()
     by_dataset: dict[str, dict[str, float]] = {}
     for (dataset, model), value in references.items():
@@ -47,12 +49,14 @@ def summarise(trials: pd.DataFrame, metric: str, claim_alpha: float) -> tuple[tu
     of_cells = done[done["layer"].notna()]
     for key, rows in of_cells.groupby(CELL, sort=True, dropna=False):
         cell = dict(zip(CELL, key, strict=True))
-        arms = {arm: _mean(done[(done["arm"] == arm) & _equal(done, cell, names)], column) for arm, names in SHARED_BY.items()}
+        shared_by = {**cell, "window": rows["window"].iloc[0]}
+        arms = {arm: _mean(done[(done["arm"] == arm) & _equal(done, shared_by, names)], column) for arm, names in SHARED_BY.items()}
         for alpha, treated in rows[rows["arm"] == "treated"].groupby("alpha", sort=True):
             arms[f"alpha {alpha:g}"] = _mean(treated, column)
         for arm, twins in rows[rows["arm"] != "treated"].groupby("arm", sort=True):
             arms[str(arm)] = _mean(twins, column)
-        treated = arms.get(f"alpha {claim_alpha:g}", float("nan"))
+        claimed = 1.0 if cell["schedule"] == "pretrain" else claim_alpha
+        treated = arms.get(f"alpha {claimed:g}", float("nan"))
         lines.append(
             SummaryLine(
                 {name: "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value) for name, value in cell.items()},

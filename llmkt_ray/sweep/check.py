@@ -11,15 +11,14 @@ import torch
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.check import dataset_problems
-from llmkt_ray.embeddings.encoders import encoder_identity
+from llmkt_ray.embeddings.encoders import encoder_identity, encoder_width
 from llmkt_ray.embeddings.reducers import REDUCERS, reduction_problem
 from llmkt_ray.errors import LlmktError, StudyError, unknown_name
 from llmkt_ray.profiles.generate import profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
 from llmkt_ray.study import StudyConfig
-from llmkt_ray.sweep.pipeline import encoder_width
 from llmkt_ray.sweep.plan import Plan, layer_wish
-from llmkt_ray.training.bridge.registry import MODELS
+from llmkt_ray.training.bridge.registry import MODELS, model_problem
 from llmkt_ray.training.layers import probe_layers, resolve_layers
 from llmkt_ray.training.metrics import metric_problem
 from llmkt_ray.transfer.loss import LOSSES, check_widths
@@ -52,7 +51,8 @@ def refuse_impossible_targets(plan: Plan, store: ArtifactStore) -> None:
     problems: dict[str, None] = {}
     for target in plan.targets:
         users = store.manifest("split", target.embedding.profiles.split.key).notes["n_users"]
-        problem = reduction_problem(target.config, target.dims, users, encoder_width(target.embedding.config))
+        width = encoder_width(target.embedding.config)
+        problem = None if width is None else reduction_problem(target.config, target.dims, users, width)
         if problem:
             problems[f"{problem} (targets of {target.label})"] = None
     if problems:
@@ -84,7 +84,7 @@ def _name_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
                     "run again with --allow-code"
                 )
         elif model.name not in MODELS:
-            yield unknown_name("model", model.name, MODELS)
+            yield str(model_problem(model.name))
         elif MODELS[model.name].is_reference:
             yield f"model {model.name!r} has no layer to transfer to; list it under `evaluation.references` instead"
     for name in study.evaluation.references:
@@ -112,8 +112,19 @@ def _name_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
 
 def _source_problems(study: StudyConfig) -> Iterator[str]:
     """Yields what is wrong with the files of profiles and with the encoders."""
+    labels: dict[str, str] = {}
     for profiles in study.profiles:
-        yield from _raised(partial(profiles_key, profiles, "check", study.seed))
+        try:
+            key = profiles_key(profiles, "check", study.seed)
+        except LlmktError as error:
+            yield str(error)
+            continue
+        if key in labels:
+            yield (
+                f"profiles {labels[key]!r} and {profiles.label!r} are the same texts under two names, and would share their trials; "
+                "leave one out, or give the other one another file, model, prompt or `generation`"
+            )
+        labels.setdefault(key, profiles.label)
     for embedding in study.embedding:
         yield from _raised(partial(encoder_identity, embedding))
 
@@ -137,7 +148,8 @@ def _width_problems(study: StudyConfig, model: str, tap: Tap) -> Iterator[str]:
         dims = tap.width if reduction.dims == "layer" else reduction.dims
         for embedding in study.embedding:
             if reduction.method in REDUCERS and not list(_raised(partial(encoder_width, embedding))):
-                problem = reduction_problem(reduction, dims, reduction.fit_sample, encoder_width(embedding))
+                width = encoder_width(embedding)
+                problem = None if width is None else reduction_problem(reduction, dims, reduction.fit_sample, width)
                 if problem:
                     yield f"{problem} (layer {tap.name!r} of {model}, encoder {embedding.encoder!r})"
         for loss in study.transfer.loss:

@@ -3,7 +3,6 @@
 split -> profiles -> embeddings -> targets. A node is small and picklable; a Ray task or a plain call may compute it.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +10,11 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.split import prepare, split_key
 from llmkt_ray.embeddings.encode import embeddings_key, encode
-from llmkt_ray.embeddings.encoders import TFIDF_SVD, encoder_identity
+from llmkt_ray.embeddings.encoders import encoder_identity
 from llmkt_ray.embeddings.targets import make_targets, targets_key
-from llmkt_ray.embeddings.weights import find_weights
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.table import Profiles
-from llmkt_ray.study import DatasetConfig, EmbeddingConfig, ProfileConfig, ReductionConfig, StudyConfig
+from llmkt_ray.study import DatasetConfig, EmbeddingConfig, ProfileConfig, ReductionConfig, StudyConfig, TaskResources
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class ProfileNode:
     split: SplitNode
     config: ProfileConfig
     key: str
+    resources: TaskResources
     kind: str = "profiles"
 
     @property
@@ -58,7 +57,7 @@ class ProfileNode:
     def compute(self, store: ArtifactStore) -> None:
         """Makes the artifact unless it is there."""
         data = PreparedData.load(store, self.split.key)
-        generate(self.config, data, store, study_seed=self.split.study_seed)
+        generate(self.config, data, store, study_seed=self.split.study_seed, resources=self.resources)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class EmbeddingNode:
 
     def compute(self, store: ArtifactStore, *, workers: int = 0) -> None:
         """Makes the artifact unless it is there, by a pool of `workers` Ray actors (0: in this process)."""
-        encode(self.config, Profiles.load(store, self.profiles.key), store, workers=workers)
+        encode(self.config, Profiles.load(store, self.profiles.key), store, workers=workers, resources=self.profiles.resources)
 
 
 @dataclass(frozen=True)
@@ -109,18 +108,6 @@ class TargetNode:
         )
 
 
-def encoder_width(config: EmbeddingConfig) -> int:
-    """Returns the width of an encoder's vectors without loading it.
-
-    Raises:
-        EmbeddingError: the weights are not to be had.
-    """
-    if config.encoder == TFIDF_SVD:
-        return config.dims
-    settings = json.loads((find_weights(config.encoder, config.revision).folder / "config.json").read_text())
-    return int(settings["hidden_size"])
-
-
 Node = SplitNode | ProfileNode | EmbeddingNode | TargetNode
 
 
@@ -144,7 +131,8 @@ def profile_nodes(study: StudyConfig, split: SplitNode) -> tuple[ProfileNode, ..
     Raises:
         ProfileError: a file of profiles cannot be found.
     """
-    return tuple(ProfileNode(split, config, profiles_key(config, split.key, study.seed)) for config in study.profiles)
+    keyed = ((config, profiles_key(config, split.key, study.seed)) for config in study.profiles)
+    return tuple(ProfileNode(split, config, key, study.resources.profiles) for config, key in keyed)
 
 
 def embedding_nodes(study: StudyConfig, profiles: ProfileNode) -> tuple[EmbeddingNode, ...]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from llmkt_ray.errors import ResourceError, TrainingError
 from llmkt_ray.transfer.state import random_state_kept
@@ -28,7 +29,8 @@ def isolated(*, device: str, threads: int) -> Iterator[None]:
             "the trial asks for a GPU, but torch sees none here; set resources.trial.gpus to 0, or run it where there is one"
         )
     before = (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
-    with random_state_kept(), torch.autograd.set_detect_anomaly(False):
+    # numpy's linear algebra (EASE inverts a matrix) on one thread: how it is cut over threads changes its last bits. torch has its own.
+    with random_state_kept(), torch.autograd.set_detect_anomaly(False), threadpool_limits(1, user_api="blas"):
         try:
             torch.set_num_threads(threads)
             torch.set_grad_enabled(True)

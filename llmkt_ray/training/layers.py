@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmkt_ray.data.prepared import PreparedData, Rows
-from llmkt_ray.errors import LayerError
+from llmkt_ray.errors import LayerError, LlmktError
 from llmkt_ray.training.bridge.dataset import PADDING
 from llmkt_ray.training.bridge.models import BuiltModel, build_model
 from llmkt_ray.training.bridge.registry import Family, model_entry
@@ -90,11 +90,19 @@ def model_taps(model: BuiltModel, data: PreparedData) -> tuple[Tap, ...]:
     """Returns every tap of a built model in forward order; the model and the global random state are left as they were.
 
     Raises:
-        LayerError: it is a reference model, which has no training step.
+        LayerError: it is a reference model, which has no training step, or its training step fails on the probe batch.
     """
     if model.entry.is_reference:
         raise LayerError(f"{model.entry.name} is a reference model: it is computed, not trained in steps, and has no layer")
-    return discover_taps(model.module, RecBoleProbe(model, data))
+    try:
+        return discover_taps(model.module, RecBoleProbe(model, data))
+    except LlmktError:
+        raise
+    except Exception as error:  # a model may fail with anything, and a study's check must say which model it was
+        raise LayerError(
+            f"{model.entry.name} fails in a training step on dataset {data.name!r} with {type(error).__name__}: {error}; "
+            "check its hyper-parameters, or choose another model"
+        ) from error
 
 
 def probe_layers(

@@ -51,7 +51,8 @@ def test_interrupted_by_hand_or_by_a_scheduler(study, uninterrupted, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted; what is done stays" in err
+    assert "interrupted, " in err
+    assert "run the same command again" in err
     assert "Traceback" not in err
     assert gone(working)
     finish(study, study.rows_on_disk(), uninterrupted)

@@ -12,7 +12,7 @@ from llmkt_ray.data.leaks import verify
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.profiles.engines.backend import Answer, Backend, Outcome
 from llmkt_ray.profiles.engines.base import Job, Written
-from llmkt_ray.profiles.prompts import Prompt, PromptBuilder, PromptTemplate, Tokens
+from llmkt_ray.profiles.prompts import PROMPT_VERSION, Prompt, PromptBuilder, PromptTemplate, Tokens
 from llmkt_ray.profiles.table import ProfileRow, as_table
 from llmkt_ray.study import ProfileConfig
 
@@ -49,6 +49,7 @@ class LlmEngine:
             "engine": "llm",
             **self._backend.identity(),
             "prompt": {
+                "version": PROMPT_VERSION,
                 "own": own,
                 "built_in": None if own else {domain: PromptTemplate(domain).digest for domain in ("movies", "music", "books", "generic")},
                 "budget": config.prompt_budget,

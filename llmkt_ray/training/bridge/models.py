@@ -14,10 +14,10 @@ from llmkt_ray.errors import TrainingError
 from llmkt_ray.training.bridge import graphs, shims
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
 from llmkt_ray.training.bridge.own_trainers import Pass, passes_of
-from llmkt_ray.training.bridge.registry import MODELS, Batches, Family, ModelEntry, model_entry
+from llmkt_ray.training.bridge.registry import MODELS, NOT_OFFERED, Batches, Family, ModelEntry, model_entry
 from llmkt_ray.training.bridge.scoring import PAIR_SCORES
 from llmkt_ray.training.bridge.sequences import SequenceTable, check_order
-from llmkt_ray.training.bridge.settings import Settings, make_settings
+from llmkt_ray.training.bridge.settings import Settings, make_settings, negatives_problem
 
 shims.install()
 
@@ -218,6 +218,8 @@ def _entry_of(model_class: Any, name: str) -> ModelEntry:
     if family != "general":
         return ModelEntry(name, family, "pointwise" if family == "context" else "sequences")
     for base in model_class.__mro__[1:]:
+        if base.__name__ in NOT_OFFERED:
+            raise TrainingError(f"model class {name} is a {base.__name__}, which is not offered: {NOT_OFFERED[base.__name__]}")
         if base.__name__ in MODELS:
             return ModelEntry(name, family, MODELS[base.__name__].batches)
     if any(base.__name__ == "AutoEncoderMixin" for base in model_class.__mro__):
@@ -249,6 +251,9 @@ def build_model(
     shims.mend(model_class)
     graphs.install(model_class)
     entry = _entry_of(model_class, model) if class_path else model_entry(model)
+    problem = negatives_problem(hyperparameters, entry)
+    if problem:
+        raise TrainingError(problem)
     settings = make_settings(
         model, family=entry.family, hyperparameters=hyperparameters, dataset=data.name, device=device, own_class=class_path is not None
     )

@@ -4,7 +4,7 @@ Every model is trained in passes over the epoch's batches; an ordinary model's e
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -41,10 +41,10 @@ class Pass:
 
 def _recvae(settings: Settings) -> tuple[Pass, ...]:
     """RecVAE (Shenbin et al. 2020): passes for the encoder with noisy input, then the prior takes it over, then the decoder's."""
-    encoder = [Pass("encoder", {"encoder_flag": True}) for _ in range(int(settings["n_enc_epochs"]))]
-    decoder = [Pass("decoder", {"encoder_flag": False}) for _ in range(int(settings["n_dec_epochs"]))]
-    decoder[:1] = [Pass("decoder", {"encoder_flag": False}, lambda model: model.update_prior())]
-    return (*encoder, *decoder)
+    encoder = Pass("encoder", {"encoder_flag": True})
+    decoder = Pass("decoder", {"encoder_flag": False})
+    first = replace(decoder, before=lambda model: model.update_prior())
+    return (*[encoder] * int(settings["n_enc_epochs"]), first, *[decoder] * (int(settings["n_dec_epochs"]) - 1))
 
 
 OWN_PASSES: dict[str, Callable[[Settings], tuple[Pass, ...]]] = {"RecVAE": _recvae}

@@ -14,7 +14,7 @@ def check_order(data: PreparedData) -> None:
     """Refuses a split on which a sequence would be trained with its own future.
 
     Raises:
-        TrainingError: the split is random, or the dataset has no timestamps.
+        TrainingError: the split is random or not in order of time, or the dataset has no timestamps.
     """
     split = data.notes.get("split")
     kind = split.get("kind") if isinstance(split, dict) else None
@@ -25,6 +25,19 @@ def check_order(data: PreparedData) -> None:
         )
     if np.isnan(data.train.timestamp).any():
         raise TrainingError(f"sequential models need timestamps, but dataset {data.name!r} has none (or not for every row)")
+    first = np.full(data.n_users, np.inf)
+    for held_out in (data.valid.positives(), data.test.positives()):
+        np.minimum.at(first, held_out.user, held_out.timestamp)
+    train = data.train.positives()
+    late = np.flatnonzero(train.timestamp > first[train.user])
+    if len(late):
+        user = train.user[late[0]]
+        raise TrainingError(
+            f"sequential models need a split in order of time, but split.kind {kind!r} of dataset {data.name!r} has {len(late):,} train "
+            f"rows after a held-out row of the same user, of {len(np.unique(train.user[late])):,} users: {str(data.user_tokens[user])!r} "
+            f"has one at {train.timestamp[late[0]]:.0f} and a held-out row at {first[user]:.0f}; set split.kind to leave_one_out or time, "
+            "or mend the column"
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from llmkt_ray.errors import TrainingError, unknown_name
+from llmkt_ray.training.bridge.registry import ModelEntry
 from llmkt_ray.training.bridge.shims import recbole_folder
 
 OWNED: dict[str, str] = {
@@ -81,6 +82,32 @@ def hyperparameter_problems(model: str, hyperparameters: Mapping[str, Any], *, o
         elif name not in known and not own_class:
             problems.append(unknown_name(f"hyper-parameter of {model}", name, known))
     return problems
+
+
+_NEGATIVES: dict[str, tuple[Any, ...]] = {"distribution": ("uniform",), "alpha": (1.0,), "dynamic": (False,), "candidate_num": (0,)}
+"""What `train_neg_sample_args` may say besides `sample_num`: RecBole's defaults."""
+
+
+def negatives_problem(hyperparameters: Mapping[str, Any], entry: ModelEntry) -> str | None:
+    """Returns what is wrong with the negative samples that are asked for, or None: nothing is left out of account in silence."""
+    name = "train_neg_sample_args"
+    if name not in hyperparameters:
+        return None
+    given = hyperparameters[name]
+    allowed = "allowed are distribution 'uniform' and sample_num, a whole number from 1"
+    if entry.batches in ("users", "reference"):
+        return f"{entry.name} draws no negatives, so hyper-parameter {name!r} would have no effect; leave it out"
+    if not isinstance(given, Mapping):
+        return f"hyper-parameter {name!r} of {entry.name} must be a mapping, but got {given!r}; {allowed}"
+    for key, value in given.items():
+        if key != "sample_num" and (key not in _NEGATIVES or value not in _NEGATIVES[key]):
+            return f"{name} of {entry.name} asks for {key}: {value!r}, which is not offered; {allowed}"
+    count = given.get("sample_num", 1)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        return f"{name} of {entry.name} asks for sample_num: {count!r}; {allowed}"
+    if entry.batches == "sequences" and count > 1:
+        return f"{name} of {entry.name} asks for sample_num: {count}, but sequential models draw 1 negative (loss_type BPR) or none (CE)"
+    return None
 
 
 def make_settings(

@@ -53,10 +53,10 @@ def test_controls_are_not_repeated_over_factors_that_they_do_not_depend_on(root)
     assert len({spec.key for spec in plan.trials}) == len(plan.trials)
 
 
-def test_alpha0_follows_the_schedule_and_the_baseline_does_not(root):
+def test_alpha0_follows_the_schedule_and_the_baseline_its_window_of_epochs(root):
     schedules = [{"switch": 0.5}, {"switch": 0.75}, {"switch": 0.5, "alpha": "linear"}]
     plan = plan_of(root, transfer={"alphas": (0.5,), "schedule": schedules})
-    assert arms(plan) == {"reference": 1, "baseline": 1, "alpha0": 2, "treated": 3, "shuffled": 3}
+    assert arms(plan) == {"reference": 1, "baseline": 2, "alpha0": 2, "treated": 3, "shuffled": 3}
     assert {spec.schedule.alpha for spec in plan.trials if spec.arm == "alpha0"} == {"constant"}
 
 
@@ -88,6 +88,10 @@ def test_layers_by_number_and_name_resolve_to_the_same_tap(root):
 
 
 def test_a_limit_spreads_over_the_arms(root):
-    trials = plan_of(root, seeds=3).trials
-    assert [spec.arm for spec in spread(trials, 4)] == ["treated", "shuffled", "alpha0", "baseline"]
-    assert len(spread(trials, 1000)) == len(trials)
+    plan = plan_of(root, seeds=3)
+    transfer = plan.study.transfer
+    few = spread(plan.trials, 4, transfer)
+    assert [spec.arm for spec in few] == ["treated", "shuffled", "alpha0", "baseline"]
+    assert len({spec.seed_index for spec in few}) == 1
+    assert [spec.alpha for spec in few] == [0.5, 0.5, 0, 0], "gains are stated at the claim's alpha, and need its treated trial"
+    assert len(spread(plan.trials, 1000, transfer)) == len(plan.trials)

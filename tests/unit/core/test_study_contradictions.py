@@ -1,0 +1,48 @@
+"""What contradicts itself inside a study file, beside what test_study.py has."""
+
+import pytest
+import yaml
+
+from llmkt_ray.errors import StudyError
+from llmkt_ray.study_file import parse_study
+
+
+def refusal(**changes) -> str:
+    with pytest.raises(StudyError) as caught:
+        parse_study(yaml.safe_dump({"name": "s", "datasets": [{"name": "ml-100k"}], "models": [{"name": "BPR", "epochs": 20}], **changes}))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["two_phase", "pretrain", "reversed"])
+@pytest.mark.parametrize(("switch", "phase"), [(0.01, 1), (0, 1), (1, 2)])
+def test_both_phases_have_an_epoch(kind, switch, phase):
+    found = refusal(transfer={"schedule": {"kind": kind, "switch": switch}})
+    assert f"switch {switch:g} of 20 epochs leaves model 'BPR' without phase {phase}; switch must be at least 0.05 and below 1" in found
+
+
+def test_a_switch_is_what_the_user_wrote_and_not_its_rounding():
+    text = yaml.safe_dump(
+        {
+            "name": "s",
+            "datasets": ["ml-100k"],
+            "models": [{"name": "BPR", "epochs": 100}],
+            "transfer": {"schedule": {"switch": 0.29}},
+        }
+    )
+    assert parse_study(text).transfer.schedule[0].phase1_epochs(100) == 29
+
+
+def test_a_split_by_time_cannot_be_repeated():
+    found = refusal(datasets=[{"name": "ml-100k", "split": {"kind": "time", "repetitions": 3}}])
+    assert "a split by time is always the same: 3 repetitions are no replicates" in found
+
+
+def test_the_claim_is_made_where_the_search_looks():
+    assert "claim_alpha 0.5 must lie in the searched range [0.6, 0.9] of alpha" in refusal(
+        search={"kind": "optuna", "alpha": [0.6, 0.9]}
+    )
+
+
+def test_a_search_over_alpha_needs_a_schedule_that_has_one():
+    found = refusal(search={"kind": "optuna"}, transfer={"schedule": {"kind": "pretrain"}})
+    assert "schedule 'pretrain' has alpha 1 only" in found
