@@ -70,15 +70,18 @@ def summary_tables(study: StudyConfig, trials: pd.DataFrame) -> Iterator[Rendera
 def layer_table(model: str, taps: Sequence[Tap]) -> Table:
     """Returns the taps of a model; "layer k" of a study file is the number in the first column."""
     numbers = {tap.name: str(k) for k, tap in enumerate(candidates(taps), 1)}
-    table = Table("layer", "name", "width", "shape", "rows of", "usable", "note", title=f"taps of {model}", title_justify="left", box=None)
+    table = Table("layer", title=f"taps of {model}", title_justify="left", box=None)
+    table.add_column("name", no_wrap=True)  # it is what a study file needs, letter by letter
+    table.add_column("shape", no_wrap=True)
+    table.add_column("rows of", no_wrap=True)
+    table.add_column("note", overflow="fold")
     for tap in taps:
+        note = tap.reason or (f"the same tensor as {tap.alias_of}" if tap.alias_of else "")
         table.add_row(
             numbers.get(tap.name, ""),
             escape(tap.name),
-            str(tap.width),
             "x".join(map(str, tap.shape)),
-            tap.alignment,
-            "yes" if tap.usable else "no",
-            escape(tap.reason or (f"the same tensor as {tap.alias_of}" if tap.alias_of else "")),
+            tap.alignment if tap.usable else "unusable",
+            escape(note),
         )
     return table

@@ -38,9 +38,7 @@ def test_a_split_by_time_cannot_be_repeated():
 
 
 def test_the_claim_is_made_where_the_search_looks():
-    assert "claim_alpha 0.5 must lie in the searched range [0.6, 0.9] of alpha" in refusal(
-        search={"kind": "optuna", "alpha": [0.6, 0.9]}
-    )
+    assert "claim_alpha 0.5 must lie in the searched range [0.6, 0.9] of alpha" in refusal(search={"kind": "optuna", "alpha": [0.6, 0.9]})
 
 
 def test_a_search_over_alpha_needs_a_schedule_that_has_one():

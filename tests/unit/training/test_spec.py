@@ -16,7 +16,9 @@ def test_our_version_of_a_trial_changes_the_key(monkeypatch: pytest.MonkeyPatch)
     assert make_spec().key != before
 
 
-@pytest.mark.parametrize(("package", "installed", "changes"), [("torch", "99.0", True), ("recbole", "99.0", True), ("numpy", "99.0", False)])
+@pytest.mark.parametrize(
+    ("package", "installed", "changes"), [("torch", "99.0", True), ("recbole", "99.0", True), ("numpy", "99.0", False)]
+)
 def test_the_libraries_that_train_change_the_key(monkeypatch: pytest.MonkeyPatch, package: str, installed: str, changes: bool):
     before, real = make_spec().key, module.version
     monkeypatch.setattr(module, "version", lambda name: installed if name == package else real(name))
