@@ -1,6 +1,6 @@
 """Are the intervals what they say? False-positive rate and coverage by simulation, for each estimator and several truths.
 
-    python benchmarks/statistics/coverage.py [--studies 2000] [--users 300]
+    python -m benchmarks.statistics.coverage [--studies 2000] [--users 300]
 
 Every study is a table (seeds, users) of paired differences: a seed effect that all users share, a user effect that all seeds
 share, and noise. `missed` is how often the 95 % interval misses the true mean; 5 % is what it says. `false positives` is how often

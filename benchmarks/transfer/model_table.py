@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from torch import Tensor
-
 from benchmarks.transfer.model_inputs import FeatureProbe
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import LayerError
-from llmkt_ray.training.bridge.models import build_model
-from llmkt_ray.training.bridge.registry import MODELS
-from llmkt_ray.training.layers import RecBoleProbe, probe_layers, probe_split
+from llmkt_ray.training.bridge.registry import MODELS, NOT_OFFERED
+from llmkt_ray.training.layers import probe_layers, probe_split
 from llmkt_ray.transfer.discovery import discover_taps
 from llmkt_ray.transfer.state import random_state_kept
 from llmkt_ray.transfer.taps import Tap, auto_tap, candidates
@@ -27,8 +24,7 @@ SHOWN = 6
 NEEDS = {
     "GRU4RecKG": "needs a knowledge graph (pre-trained entity vectors), which no split here has",
     "KSR": "needs a knowledge graph (pre-trained entity and relation vectors), which no split here has",
-    "NCL": "clusters with faiss on a GPU before each epoch; faiss is not a dependency",
-}
+} | NOT_OFFERED
 """Models that cannot be probed here, and why."""
 
 INTRO = """# Which layers of RecBole's models can learn from a profile
@@ -56,20 +52,8 @@ def class_names(package: str) -> list[str]:
     return sorted({name.strip() for line in lines if " import " in line for name in line.split(" import ")[1].split(",")}, key=str.casefold)
 
 
-class RecVaeProbe(RecBoleProbe):
-    """RecVAE trains its encoder and its decoder in turns; the encoder's turn is the one that knows the user."""
-
-    def loss(self, users: Tensor, other_items: bool) -> Tensor:
-        """Returns the loss of the encoder's turn."""
-        loss: Tensor = self._model.module.calculate_loss(self._model.rows(users), encoder_flag=True)
-        return loss
-
-
 def taps_of(name: str, family: str, data: PreparedData) -> tuple[Tap, ...]:
     """Returns every tap of a model."""
-    if name == "RecVAE":
-        built = build_model(name, data, hyperparameters={}, seed=1)
-        return discover_taps(built.module, RecVaeProbe(built, data))
     if family == "general":
         return probe_layers(name, data, {})
     with random_state_kept():

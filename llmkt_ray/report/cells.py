@@ -145,7 +145,7 @@ def compare(results: Results, cell: Cell, alpha: float, control: str, metric: st
 def paired_tables(results: Results, one: Runs, other: Runs, metric: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns for every shared split the two tables `(seeds, users)`, rows and columns in the same order."""
     values = results.user_values(metric)
-    keys = results.trials["trial_key"]
+    keys = results.keys
     tables = []
     for repetition in sorted({r for r, _ in one.rows} & {r for r, _ in other.rows}):
         seeds = sorted({s for r, s in one.rows if r == repetition} & {s for r, s in other.rows if r == repetition})

@@ -152,7 +152,7 @@ def _overlap(results: Results, finding: Finding) -> float:
 
 
 def _keys(results: Results, runs: Runs) -> list[str]:
-    return [str(results.trials["trial_key"].iloc[row]) for row in runs.rows.values()]
+    return [str(results.keys[row]) for row in runs.rows.values()]
 
 
 def summary(found: Sequence[Diagnosis], cells: int) -> str:

@@ -67,6 +67,7 @@ def find(results: Results) -> tuple[Finding, ...]:
     grids = [{a: c for a in cell.treated if (c := compare(results, cell, a, "alpha0")) is not None} for cell in cells]
     planned = _adjusted(contrasts, holm)
     searched = _adjusted(grids, benjamini_hochberg)
+    levels = [levels_of(results, cell) for cell in cells]
     return tuple(
         Finding(
             cell=cell,
@@ -76,8 +77,8 @@ def find(results: Results) -> tuple[Finding, ...]:
             grid_bh=searched[at],
             steps=steps_of(results, cell),
             claim=claim(contrasts[at], blocks_of(results, cell), results.smallest_effect),
-            levels=levels_of(results, cell),
-            flags=flags_of(results, cell),
+            levels=levels[at],
+            flags=flags_of(results, cell, levels[at]),
         )
         for at, cell in enumerate(cells)
     )
@@ -120,7 +121,7 @@ def blocks_of(results: Results, cell: Cell) -> list[str]:
     return blocks
 
 
-def flags_of(results: Results, cell: Cell) -> tuple[str, ...]:
+def flags_of(results: Results, cell: Cell, levels: Mapping[str, float]) -> tuple[str, ...]:
     """Returns what a reader of a cell's numbers should know."""
     flags = []
     for arm, runs in [*cell.controls.items(), *((f"treated at alpha {a:g}", r) for a, r in cell.treated.items())]:
@@ -130,7 +131,6 @@ def flags_of(results: Results, cell: Cell) -> tuple[str, ...]:
     treated = cell.treated.get(cell.claim_alpha)
     if treated is None:
         flags.append(f"treated at the prespecified alpha {cell.claim_alpha:g} has not finished")
-    levels = levels_of(results, cell)
     if "EASE" in levels and "alpha0" in levels and levels["alpha0"] < levels["EASE"]:
         gap = 1 - levels["alpha0"] / levels["EASE"]
         flags.append(f"below EASE: without transfer the model is {gap:.0%} below it")
@@ -160,8 +160,7 @@ def levels_of(results: Results, cell: Cell) -> dict[str, float]:
 
 def references_of(results: Results, dataset: str, train_share: Any) -> dict[str, float]:
     """Returns reference model to mean test value over the splits of a dataset."""
-    trials = results.trials
-    mine = trials[(trials["arm"] == "reference") & (trials["status"] == "done") & (trials["dataset"] == dataset)]
+    mine = results.references[results.references["dataset"] == dataset]
     if isinstance(train_share, float):
         mine = mine[np.isclose(mine["train_share"].astype(float), train_share)]
     means = mine.groupby("model")[f"test_{results.metric}"].mean()

@@ -66,6 +66,16 @@ class Results:
             self._users[metric] = dict(_user_values(Ledger(self.folder), metric, None))
         return self._users[metric]
 
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Trial keys in the order of `trials`, as Python strings."""
+        return np.asarray(self.trials["trial_key"].to_numpy(dtype=object))
+
+    @cached_property
+    def references(self) -> pd.DataFrame:
+        """The finished rows of the reference models."""
+        return self.trials[(self.trials["arm"] == "reference") & (self.trials["status"] == "done")]
+
     def load_user_values(self, metrics: Iterable[str], wanted: set[str]) -> None:
         """Makes the values of some trials available for metrics that are not loaded yet: all that a table of a few cells needs."""
         for metric in metrics:

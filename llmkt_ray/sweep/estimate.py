@@ -7,9 +7,9 @@ import pandas as pd
 from llmkt_ray.sweep.plan import Plan
 from llmkt_ray.training.spec import TrialSpec
 
-EPOCH_S = 0.35
-"""Seconds of one core an epoch and a hundred thousand interactions: the middle of what benchmarks/ measured for the models of
-the first study; models differ by a factor of three either way."""
+EPOCH_S = 0.4
+"""Seconds of one core an epoch and a hundred thousand interactions. The quickstart's settings took .25 to .3 for MultiVAE, .35 to
+.45 for NeuMF and 1.2 to 1.3 for SimpleX on ml-100k: a rough guess, replaced by a study's own trials as soon as there are any."""
 SETUP_S = 1.0
 """Seconds a trial beside its epochs."""
 ROWS_UNKNOWN = 100_000

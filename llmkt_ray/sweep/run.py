@@ -3,8 +3,8 @@
 import json
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
@@ -135,7 +135,8 @@ def run_study(
             if retry_failed:
                 forget_failed(ledger)
             work = _Work(study, plan, store, worker, progress, place, ledger, limit)
-            worker.run(work.batches(), place, progress)
+            with closing(work.batches()) as batches:  # an interrupted stage ends here, not when the generator is collected
+                worker.run(batches, place, progress)
             work.check_rows()
         ledger.compact(COMPACT_AT)
         finish_card(folder)
@@ -181,7 +182,7 @@ class _Work:
                 "or workers have other versions of torch, recbole or llmkt_ray than this process; run the same command again to go on"
             )
 
-    def batches(self) -> Iterator[Sequence[TrialSpec]]:
+    def batches(self) -> Generator[Sequence[TrialSpec]]:
         """Yields the trials known in advance, then the rounds of the searches."""
         is_search = self.study.search.kind == "optuna"
         # A limited search leaves room for its first suggestion: that is the treated trial at the claim's alpha.

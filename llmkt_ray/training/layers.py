@@ -170,7 +170,7 @@ def probe_split(n_users: int = 28, n_items: int = 1021, seed: int = 0) -> Prepar
             np.asarray(users[part], dtype=np.int32),
             np.asarray(items[part], dtype=np.int32),
             np.full(count, 5.0, dtype=np.float32),
-            np.arange(count, dtype=np.float64),
+            np.arange(count) + {"train": 0.0, "valid": 1e6, "test": 2e6}[part],
             np.ones(count, dtype=bool),
         )
 

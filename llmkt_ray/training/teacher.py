@@ -93,9 +93,10 @@ def in_model_ids(targets: Targets, data: PreparedData, model: BuiltModel) -> tup
     return matrix.to(model.device), present
 
 
-def _first_losses(spec: TrialSpec, model: BuiltModel, batches: BatchSource) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yields the losses of the first epoch's batches at initialisation, with their users; the balance stops after ten."""
+def _first_losses(spec: TrialSpec, model: BuiltModel, batches: BatchSource) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yields the losses of the first epoch's batches at initialisation, with users and lengths; the balance stops after ten."""
     seed_globals(derive_seed(spec.seed, "dropout", 1))
     model.module.train()
     for batch in batches.epoch(1):
-        yield model.loss(batch.interaction), batch.users
+        loss = model.loss(batch.interaction)
+        yield (loss, batch.users) if batch.lengths is None else (loss, batch.users, batch.lengths)

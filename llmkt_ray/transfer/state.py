@@ -41,10 +41,8 @@ def _loose(module: nn.Module) -> dict[str, torch.Tensor | np.ndarray]:
         for name, value in vars(module).items()
         if not name.startswith("_")
         and (
-            isinstance(value, torch.Tensor)
-            and value.layout is torch.strided
-            or isinstance(value, np.ndarray)
-            and value.dtype.kind in "biuf"
+            (isinstance(value, torch.Tensor) and value.layout is torch.strided)
+            or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
         )
     }
 

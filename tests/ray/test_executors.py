@@ -2,11 +2,17 @@
 
 import io
 import json
+import os
+import random
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 from llmkt_ray.errors import StorageError
@@ -16,9 +22,20 @@ from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
 from llmkt_ray.sweep.run import run_study
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
+from llmkt_ray.training.trial import run_trial
 from tests.tiny import tiny_study
 
 pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(autouse=True)
+def global_state_back() -> Iterator[None]:
+    """Puts back what `poisoned` disturbs where it runs in this very process."""
+    arguments = list(sys.argv)
+    yield
+    sys.argv[:] = arguments
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
 
 
 def numbers(study) -> pd.DataFrame:
@@ -37,13 +54,16 @@ def failing(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialRes
     return TrialResult(spec=spec, status="done", valid=dict.fromkeys(spec.metrics, 0.5), test=dict.fromkeys(spec.metrics, 0.5))
 
 
-def leaking(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialResult:
-    """Returns numbers that depend on what the process did before, as far as a trial may see it."""
-    import torch
-
-    before = float(torch.rand(1))
-    torch.manual_seed(0)
-    return TrialResult(spec=spec, status="done", valid=dict.fromkeys(spec.metrics, 0.5), facts={"before": before})
+def poisoned(spec: TrialSpec, artifacts: TrialArtifacts, **settings: Any) -> TrialResult:
+    """The real trial in a process whose global state the trial before left in disorder; its host names the process."""
+    result = run_trial(spec, artifacts, **settings)
+    random.seed(os.getpid())
+    np.random.seed(os.getpid())  # noqa: NPY002 - this is the state that must not matter
+    torch.manual_seed(os.getpid())
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    sys.argv.append("--learning_rate=0.5")
+    return replace(result, measures={**result.measures, "host": f"process {os.getpid()}"})
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +161,9 @@ def test_a_trial_that_asks_for_more_than_a_node_has_is_refused(tmp_path):
         run(study, "ray")
 
 
-def test_results_without_arrays_go_back_to_the_driver(tmp_path, executor):
-    study = tiny_study(tmp_path)
-    summary = run(study, executor, run_trial=leaking)
-    assert summary.failed == 0
-    assert replace(TrialResult(spec=None, status="done")).users == {}  # type: ignore[arg-type]
+def test_actors_are_reused_and_a_trial_sees_nothing_of_the_one_before(tmp_path, executor, reference):
+    study = tiny_study(tmp_path, resources={"concurrency": 1})
+    run(study, executor, run_trial=poisoned)
+    pd.testing.assert_frame_equal(numbers(study), numbers(reference), check_exact=True)
+    workers = Ledger(study_folder(study)).trials()["host"].value_counts()
+    assert workers.max() > 1, "no process ran two trials: reuse was not tested"

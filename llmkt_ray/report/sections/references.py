@@ -56,7 +56,7 @@ def other_metrics(results: Results, findings: Sequence[Finding]) -> Section | No
     rows = []
     arms = [runs for f in cells for arm in ("alpha0", "shuffled", "template") if (runs := f.cell.controls.get(arm)) is not None]
     arms += [f.cell.treated[f.cell.claim_alpha] for f in cells]
-    results.load_user_values(results.metrics, {str(results.trials["trial_key"].iloc[r]) for runs in arms for r in runs.rows.values()})
+    results.load_user_values(results.metrics, {str(results.keys[r]) for runs in arms for r in runs.rows.values()})
     for finding in cells:
         for metric in results.metrics:
             found = {

@@ -62,7 +62,7 @@ def training_curves(results: Results, findings: Sequence[Finding]) -> Section | 
 
 
 def _by_epoch(results: Results, by_trial: Mapping[str, pd.DataFrame], runs: Runs, arm: str, column: str) -> charts.Series | None:
-    keys = [results.trials["trial_key"].iloc[row] for row in runs.rows.values()]
+    keys = [results.keys[row] for row in runs.rows.values()]
     frames = [by_trial[key][["epoch", column]] for key in keys if key in by_trial]
     if not frames:
         return None
@@ -77,7 +77,7 @@ def _switch(results: Results, by_trial: Mapping[str, pd.DataFrame], runs: Mappin
     """Returns the last epoch of phase 1, None where the arms have one phase only."""
     for arm in ("treated", "alpha0", "shuffled"):
         for row in runs[arm].rows.values() if arm in runs else ():
-            frame = by_trial.get(results.trials["trial_key"].iloc[row])
+            frame = by_trial.get(results.keys[row])
             if frame is not None and {1, 2} <= set(frame["phase"]) and frame["phase"].iloc[0] == 1:
                 return float(frame.loc[frame["phase"] == 1, "epoch"].max())
     return None

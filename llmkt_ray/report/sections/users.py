@@ -71,7 +71,7 @@ def _table(results: Results, finding: Finding, store: ArtifactStore) -> Table | 
         return None
     one, other = pairs[0]
     change = (one - other).mean(axis=0, dtype=np.float64)
-    keys = [str(results.trials["trial_key"].iloc[runs.rows[shared[0]]]) for runs in (treated, alpha0)]
+    keys = [str(results.keys[runs.rows[shared[0]]]) for runs in (treated, alpha0)]
     users = results.user_values(results.metric)[keys[0]][0]
     ledger = Ledger(results.folder)
     lists = [ledger.recommended(key) for key in keys]

@@ -33,7 +33,7 @@ def test_our_own_versions_are_in_the_keys(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_prefix_that_tfidf_would_ignore_is_refused() -> None:
-    with pytest.raises(EmbeddingError, match="embedding.prefix 'query: ' means nothing to tfidf_svd"):
+    with pytest.raises(EmbeddingError, match=r"embedding\.prefix 'query: ' means nothing to tfidf_svd"):
         encoder_identity(EmbeddingConfig(encoder="tfidf_svd", prefix="query: "))
 
 

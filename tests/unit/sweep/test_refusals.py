@@ -42,7 +42,7 @@ def test_the_same_texts_under_two_names_are_refused(tmp_path):
 
 def test_a_prefix_for_an_encoder_that_reads_none_is_told_by_check(tmp_path):
     study = tiny_study(tmp_path, embedding={"encoder": "tfidf_svd", "dims": 20, "prefix": "query: "})
-    with pytest.raises(StudyError, match="embedding.prefix 'query: ' means nothing to tfidf_svd"):
+    with pytest.raises(StudyError, match=r"embedding\.prefix 'query: ' means nothing to tfidf_svd"):
         check_study(study, store_of(study))
 
 
@@ -57,7 +57,7 @@ def test_arms_of_one_study_are_not_mixed_over_kinds_of_device(tmp_path):
     study = tiny_study(tmp_path)
     run(study, limit=2)
     on_gpu = study.model_copy(update={"resources": study.resources.model_validate({"trial": {"gpus": 1}})})
-    with pytest.raises(ResourceError, match="2 trials of this study ran on 'cpu', but resources.trial asks for 'cuda' now"):
+    with pytest.raises(ResourceError, match=r"2 trials of this study ran on 'cpu', but resources\.trial asks for 'cuda' now"):
         run(on_gpu)
     assert run(study).ran == 4, "on the same device it goes on"
 
@@ -81,7 +81,7 @@ def test_trials_that_leave_no_row_are_an_error_and_not_a_success(tmp_path, monke
     study = tiny_study(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(module, "LoopExecutor", Swallows)
-        with pytest.raises(SweepError, match="2 of 6 trials were given out and have no row .* run the same command again to go on"):
+        with pytest.raises(SweepError, match=r"2 of 6 trials were given out and have no row .* run the same command again to go on"):
             run(study)
     assert run(study).ran == 2
 

@@ -25,13 +25,13 @@ HYPERPARAMETERS: dict[str, dict[str, Any]] = {
 BATCH_SIZES = {"MultiVAE": 16}
 
 
-def rows_of(users: np.ndarray, items: np.ndarray, ratings: np.ndarray) -> Rows:
+def rows_of(users: np.ndarray, items: np.ndarray, ratings: np.ndarray, start: float = 0.0) -> Rows:
     order = np.argsort(users, kind="stable")
     return Rows(
         users[order].astype(np.int32),
         items[order].astype(np.int32),
         ratings[order].astype(np.float32),
-        np.arange(len(users), dtype=np.float64),
+        np.arange(len(users)) + start,
         ratings[order] >= 3,
     )
 
@@ -50,7 +50,10 @@ def make_data(seed: int = 0, key: str = "synthetic") -> PreparedData:
             if user == 7 and part == "test":
                 part = "train"
             parts[part].append((user, item, 5.0 if item in set(liked.tolist()) else 1.0))
-    made = {name: rows_of(*(np.asarray(column) for column in zip(*rows, strict=True))) for name, rows in parts.items()}
+    made = {
+        name: rows_of(*(np.asarray(column) for column in zip(*rows, strict=True)), start=place * 1e6)
+        for place, (name, rows) in enumerate(parts.items())
+    }
     user_tokens = np.asarray([f"u{i:03d}" for i in range(N_USERS)])
     item_tokens = np.asarray([f"i{i:03d}" for i in range(N_ITEMS)])
     return PreparedData(
