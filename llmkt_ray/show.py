@@ -1,7 +1,7 @@
 """Tables for the terminal."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 from rich.console import RenderableType
@@ -51,13 +51,13 @@ def summary_tables(study: StudyConfig, trials: pd.DataFrame) -> Iterator[Rendera
     if not lines:
         return
     arms = list(dict.fromkeys(arm for line in lines for arm in line.arms))
-    telling = [name for name in lines[0].cell if name == "model" or len({line.cell[name] for line in lines}) > 1]
-    title = f"{metric} on test, mean over seeds; gain at alpha {study.transfer.claim_alpha:g}"
-    table = Table(*telling, title=title, title_justify="left", box=None)
-    for arm in arms:
-        table.add_column(arm, justify="right")
-    table.add_column("gain over alpha0", justify="right")
-    table.add_column("over shuffled", justify="right")
+    telling = _telling([line.cell for line in lines])
+    title = f"{metric} on test, mean over seeds; a number is treated at that alpha; gains of alpha {study.transfer.claim_alpha:g}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
+    for name in telling:
+        table.add_column(name, no_wrap=True)
+    for arm in (*arms, "vs alpha0", "vs shuffled"):
+        table.add_column(arm.removeprefix("alpha "), justify="right", no_wrap=True)
     for line in lines:
         values = [f"{line.arms[arm]:.4f}" if arm in line.arms else "" for arm in arms]
         gains = ["" if pd.isna(gain) else f"{gain:+.1%}" for gain in (line.gain, line.over_shuffled)]
@@ -65,6 +65,16 @@ def summary_tables(study: StudyConfig, trials: pd.DataFrame) -> Iterator[Rendera
     yield table
     for dataset, values_of in references.items():
         yield f"reference lines on {escape(dataset)}: " + ", ".join(f"{name} {value:.4f}" for name, value in values_of.items())
+
+
+def _telling(cells: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns the labels that tell the cells apart: not those that follow from the ones before (a model's only layer, its width)."""
+    names = ["model"]
+    for name in cells[0]:
+        apart = len({tuple(cell[known] for known in names) for cell in cells})
+        if len({tuple(cell[known] for known in (*names, name)) for cell in cells}) > apart:
+            names.append(name)
+    return names
 
 
 def layer_table(model: str, taps: Sequence[Tap]) -> Table:

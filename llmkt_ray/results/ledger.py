@@ -23,6 +23,8 @@ from llmkt_ray.seeds import content_key
 from llmkt_ray.training.spec import TrialResult
 
 TRIALS, PARTS = "ledger/trials", "ledger/parts"
+ROWS_A_GROUP = 25
+"""Rows of a compacted part that are read together: one alone is slow to scan, all of them slow to pick one trial from."""
 
 
 class Ledger:
@@ -116,8 +118,9 @@ class Ledger:
         schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
         sink = io.BytesIO()
         with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-            for table in tables:
-                writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="permissive"), row_group_size=1)
+            for first in range(0, len(tables), ROWS_A_GROUP):
+                group = [schema.empty_table(), *tables[first : first + ROWS_A_GROUP]]
+                writer.write_table(pa.concat_tables(group, promote_options="permissive"), row_group_size=ROWS_A_GROUP)
         parts, digest = [name for name in self.row_files() if name.startswith(f"{PARTS}/")], content_key(names)
         number = max((int(Path(part).name.partition("-")[0]) for part in parts), default=0) + 1
         self.files.write_bytes(f"{PARTS}/{number:06d}-{digest}.parquet", sink.getvalue())
@@ -182,7 +185,12 @@ class Ledger:
             keys: list[Any] = [trial_key] if table is None else table.column("trial_key").to_pylist()
             file = self._open(name) if trial_key in keys else None
             if file is not None:
-                return file.read_row_group(keys.index(trial_key))
+                place = keys.index(trial_key)
+                for group in range(file.num_row_groups):
+                    size = file.metadata.row_group(group).num_rows
+                    if place < size:
+                        return file.read_row_group(group).slice(place, 1)
+                    place -= size
         raise StorageError(f"trial {trial_key!r} has no row in {self.files.root}; `llmkt status` lists what is done")
 
     def _all_rows(self, prefix: str) -> list[pa.Table]:
