@@ -36,6 +36,21 @@ def test_the_first_study_of_the_readme_is_a_study_of_ten_lines() -> None:
     assert [model.name for model in study.models] == ["MultiVAE"]
 
 
+def test_the_python_of_the_readme_runs_the_readme_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmkt_ray.api import Study
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    python, study = re.search(r"```python\n(.*?)```", text, re.DOTALL), re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert python is not None
+    assert study is not None
+    ran: list[str] = []
+    monkeypatch.setattr(Study, "run", lambda self: ran.append(self.config.name))
+    monkeypatch.chdir(tmp_path)
+    Path("my-first-study.yaml").write_text(study[1], encoding="utf-8")
+    exec(compile(python[1], "README.md", "exec"), {})
+    assert ran == ["my-first-study"]
+
+
 def test_the_quickstart_is_the_study_that_the_readme_describes() -> None:
     study = parse_study((ROOT / "sweeps" / "quickstart.yaml").read_text(encoding="utf-8"))
     assert [dataset.name for dataset in study.datasets] == ["ml-100k"]
