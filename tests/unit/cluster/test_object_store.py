@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
+from moto import server as moto_server
 
 from llmkt_ray.artifacts import MANIFEST, ArtifactStore, FileStore, below
 from llmkt_ray.errors import ArtifactError, StorageError
 
-moto_server = pytest.importorskip("moto.server", reason="the S3 tests need moto[s3], flask and flask-cors (extra `test`)")
 TABLE = pa.table({"user_id": ["u1", "u2"], "profile": ["likes jazz", "likes folk"]})
 
 
