@@ -1,5 +1,6 @@
 """The same as the command line, from Python: `Study.from_yaml("study.yaml").run()`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from llmkt_ray.data.split import prepare
 from llmkt_ray.errors import StorageError
+from llmkt_ray.profiles.preview import preview
+from llmkt_ray.profiles.prompts import Prompt
 from llmkt_ray.results.card import read_card
 from llmkt_ray.results.folder import holder, study_folder
 from llmkt_ray.results.ledger import Ledger
@@ -103,6 +107,23 @@ class Study:
         """
         self.check()
         return make_plan(self.config, store_of(self.config))
+
+    def prompts(self, users: int = 3) -> Iterator[tuple[str, list[Prompt]]]:
+        """Yields, for each dataset and LLM choice, its label and the exact prompts of its first users; asks no model.
+
+        Args:
+            users: how many users of each.
+
+        Raises:
+            ProfileError: the prompts of a choice cannot be built.
+            DatasetError: a dataset cannot be read.
+        """
+        store = store_of(self.config)
+        for dataset in self.config.datasets:
+            data = prepare(dataset, study_seed=self.config.seed, store=store)
+            for profiles in self.config.profiles:
+                if profiles.llm not in ("template", "file"):
+                    yield f"{dataset.name}, {profiles.label}", preview(profiles, data, users)
 
     def run(
         self,

@@ -162,6 +162,57 @@ def report(study: StudyFile) -> None:
 
 
 @app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A results folder, for example results/quickstart.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+) -> None:
+    """Say how two results folders differ: study, trials, outcomes; exit code 1 if they do."""
+    from llmkt_ray.report import diff as compare
+
+    found = compare(first, second)
+    for line in found.lines():
+        _say(line)
+    if found.study or found.only_a or found.only_b or found.changed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    parts: Annotated[list[Path], typer.Argument(metavar="PART...", help="Results folders of one study, from several clusters.")],
+    into: Annotated[Path, typer.Option(help="A new folder for the whole.")],
+) -> None:
+    """Make one results folder of the parts of a study that ran in several places; conflicts are errors."""
+    from llmkt_ray.report import build
+    from llmkt_ray.report import merge as gather
+
+    trials = gather(parts, into)
+    _say(f"{trials} trials in {into}; report: {build(into)}")
+
+
+profiles_app = typer.Typer(help="Look at the profiles of a study.", no_args_is_help=True)
+app.add_typer(profiles_app, name="profiles")
+
+
+@profiles_app.command()
+def preview(
+    study: StudyFile,
+    users: Annotated[int, typer.Option(min=1, help="Users of each dataset and LLM choice.")] = 3,
+) -> None:
+    """Print the exact prompts of a few users and their token counts; no model is asked."""
+    from llmkt_ray.api import Study
+
+    shown = 0
+    for label, prompts in Study.from_yaml(study).prompts(users):
+        for prompt in prompts:
+            shown += 1
+            _say(f"--- {label}: user {prompt.user_id}, {prompt.tokens} tokens, {len(prompt.items)} of {prompt.history_size} train rows")
+            for message in prompt.messages:
+                _say(f"[{message['role']}]\n{message['content']}")
+    if not shown:
+        _say("no language model is asked in this study: its profiles come from a template or a file")
+
+
+@app.command()
 def layers(model: Annotated[str, typer.Argument(metavar="MODEL", help="RecBole's name of a model.")]) -> None:
     """List the places of a model where knowledge can be transferred: names, widths, whose rows they hold."""
     from llmkt_ray.show import layer_table

@@ -1,0 +1,64 @@
+"""`llmkt diff`, `merge` and `profiles preview` as a user meets them."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmkt_ray import cli
+from llmkt_ray.api import Study
+from llmkt_ray.results.ledger import Ledger
+from tests.tiny import study_text
+
+Llmkt = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def llmkt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Llmkt:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["llmkt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out, said.err  # type: ignore[return-value]
+
+    return run
+
+
+def test_two_parts_of_a_study_are_compared_and_merged(tmp_path: Path, llmkt: Llmkt) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(study_text(tmp_path))
+    Study.from_yaml(path).run(executor="loop")
+    whole, first, second = tmp_path / "results" / "tiny", tmp_path / "first", tmp_path / "second"
+    for part, dropped in ((first, 1), (second, 0)):
+        shutil.copytree(whole, part)
+        for row in sorted((part / "ledger" / "trials").iterdir())[dropped::2]:
+            row.unlink()
+    assert llmkt("diff", whole, whole)[0] == 0
+    code, out, _ = llmkt("diff", whole, first)
+    assert code == 1
+    assert "3 only in the first, 0 only in the second" in out
+    code, out, _ = llmkt("merge", first, second, "--into", tmp_path / "merged")
+    assert (code, "6 trials in" in out) == (0, True)
+    assert Ledger(tmp_path / "merged").done() == Ledger(whole).done()
+    assert (tmp_path / "merged" / "report.html").exists()
+    code, _, err = llmkt("merge", first, second, "--into", tmp_path / "merged")
+    assert code == 2
+    assert "is not empty" in err
+
+
+def test_the_prompts_of_a_study_are_shown_and_no_model_is_asked(tmp_path: Path, llmkt: Llmkt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    path = tmp_path / "study.yaml"
+    path.write_text(study_text(tmp_path))
+    assert "no language model is asked in this study" in llmkt("profiles", "preview", path)[1]
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"profiles": [{"llm": "openai", "model": "gpt-4o"}]}))
+    code, out, _ = llmkt("profiles", "preview", path, "--users", 2)
+    assert code == 0
+    assert out.count("--- toy, openai:gpt-4o: user u") == 2
+    assert "[system]" in out
+    assert "Title " in out
+    assert "tokens" in out
