@@ -37,8 +37,10 @@ lint: $(TESTS)/installed  ## ruff, the import contract, mypy
 	@$(TESTS)/bin/lint-imports
 	@$(TESTS)/bin/mypy
 
+# Fastest first, each kind in a process of its own: engines and clusters leave nothing to the next.
+KINDS := unit report cli ray llm faults
 test: lint browser  ## everything the tests need in an environment of their own, then all tests
-	@$(TESTS)/bin/python -m pytest --durations=25 tests/unit tests/report tests/cli tests/ray tests/llm tests/faults
+	@for kind in $(KINDS); do $(TESTS)/bin/python -m pytest --durations=25 tests/$$kind || exit 1; done
 
 clean:  ## remove both environments (results stay)
 	rm -rf $(VENV) $(TESTS)

@@ -132,12 +132,10 @@ def locked(folder: str | Path) -> Iterator[None]:
     stop = threading.Event()
 
     def beat() -> None:
-        while not stop.is_set():
+        while not stop.wait(HEARTBEAT_S):
             files.write_bytes(HOLDER, json.dumps({**me, "alive": _now()}).encode())
-            stop.wait(HEARTBEAT_S)
 
-    beat_once = json.dumps({**me, "alive": _now()}).encode()
-    files.write_bytes(HOLDER, beat_once)
+    files.write_bytes(HOLDER, json.dumps({**me, "alive": _now()}).encode())
     thread = threading.Thread(target=beat, name="llmkt-lock", daemon=True)
     thread.start()
     try:

@@ -11,6 +11,7 @@ if "ray" not in sys.modules:  # Ray reads the mode once, when it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+from ray._raylet import AuthenticationTokenLoader
 
 from llmkt_ray.errors import ResourceError
 from llmkt_ray.study import StudyConfig, TaskResources
@@ -61,6 +62,7 @@ def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator
     guarded = local and os.environ.get("RAY_AUTH_MODE") == "token" and not os.environ.get("RAY_AUTH_TOKEN")
     if guarded:
         os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+        _forget_token()
     own = {"num_cpus": num_cpus, "include_dashboard": False} if local else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
@@ -72,6 +74,12 @@ def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator
         ray.shutdown()
         if guarded:
             os.environ.pop("RAY_AUTH_TOKEN", None)
+            _forget_token()
+
+
+def _forget_token() -> None:
+    """Has Ray read its token anew: it keeps that of the process's first cluster, and would refuse to talk to the next."""
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def capacity() -> dict[str, float]:

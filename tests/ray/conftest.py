@@ -4,9 +4,9 @@ import ray
 from llmkt_ray.sweep.cluster import cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_workers():
-    """A real local cluster of two logical CPUs, shared by the tests of this session."""
+    """A real local cluster of two logical CPUs, shared by the tests of a module; its token is gone from the environment afterwards."""
     with cluster(num_cpus=2):
         yield
     assert not ray.is_initialized()
