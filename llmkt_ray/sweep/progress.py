@@ -108,21 +108,24 @@ class Progress:
                 error = (result.error if result else None) or {"kind": "WorkerLost", "message": "killed or out of memory"}
                 text = f"failed: {describe(spec)}: {error['kind']}: {error['message']}"
                 self.console.print(text.splitlines()[0][:400], style="red", markup=False, highlight=False)
-            elif begun is not None:
+            elif begun is not None and spec.arm != "reference":  # computed at once: it tells nothing of the others
                 self._seen.setdefault((spec.dataset, spec.model), []).append(time.monotonic() - begun)
         self._show()
 
     def left_s(self) -> float | None:
-        """Returns the seconds left by the trials seen so far, or None before the first has ended."""
+        """Returns the seconds left by the trials seen so far, or None before the first that trains in epochs has ended."""
         with self._lock:
             everything = [seconds for seen in self._seen.values() for seconds in seen]
             if not everything:
                 return None
             overall = sum(everything) / len(everything)
             means = {key: sum(seen) / len(seen) for key, seen in self._seen.items()}
-            waiting = sum(means.get((spec.dataset, spec.model), overall) for spec in self._specs.values())
             now = time.monotonic()
-            return max(0.0, (waiting - sum(now - begun for begun in self._running.values())) / max(1, self.workers))
+            left = 0.0
+            for key, spec in self._specs.items():
+                ran = now - self._running.get(key, now)
+                left += max(means.get((spec.dataset, spec.model), max(overall, ran)) - ran, 0.0)
+            return left / max(1, self.workers)
 
     def _line(self) -> str:
         left = self.left_s()

@@ -38,6 +38,8 @@ class Head:
         ray = Path(sys.executable).with_name("ray")
         command = [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", "--include-dashboard=true"]
         command += [
+            "--dashboard-agent-listen-port=0",  # the default ports are one other Ray's on this machine
+            f"--ray-client-server-port={free_port()}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.port}",
             "--disable-usage-stats",
