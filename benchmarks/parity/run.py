@@ -30,7 +30,7 @@ from llmkt_ray.training.trial import run_trial
 WANTED = 0.03
 SETTINGS: dict[str, dict[str, Any]] = {
     "BPR": {"epochs": 60, "batch_size": 1024, "learning_rate": 0.003, "evaluate_every": 5, "hyperparameters": {"embedding_size": 64}},
-    "NeuMF": {"epochs": 12, "batch_size": 1024, "learning_rate": 0.002, "evaluate_every": 4, "hyperparameters": {"dropout_prob": 0.1}},
+    "NeuMF": {"epochs": 24, "batch_size": 512, "learning_rate": 0.001, "evaluate_every": 4, "hyperparameters": {"mf_embedding_size": 32, "mlp_embedding_size": 32, "mlp_hidden_size": [64, 32]}},  # noqa: E501
     "MultiVAE": {"epochs": 40, "batch_size": 128, "learning_rate": 0.0005, "evaluate_every": 4, "hyperparameters": {"total_anneal_steps": 400}},  # noqa: E501
     "LightGCN": {"epochs": 24, "batch_size": 1024, "learning_rate": 0.005, "evaluate_every": 4, "hyperparameters": {"n_layers": 2}},
 }  # fmt: skip

@@ -176,16 +176,18 @@ class _Queue:
 
 
 class _Feed(tune.search.Searcher):  # type: ignore[misc]
-    """Gives one Tuner its trials, batch by batch, so that actors are reused from round to round.
+    """Gives one Tuner its batch of trials.
+
+    The next batch gets a Tuner of its own: it may need artifacts first, and those need the CPUs that idle trial actors hold.
 
     Attributes:
-        problem: what ends the whole sweep: a storage that cannot be written, or a batch that could not be made.
+        problem: what ends the whole sweep: a storage that cannot be written.
     """
 
     def __init__(self, queue: _Queue, place: Workplace, progress: Progress, concurrency: int | None) -> None:
         super().__init__()
         self._queue, self._place, self._progress = queue, place, progress
-        self._concurrency, self._given, self._running = concurrency, 0, dict[str, TrialSpec]()
+        self._concurrency, self._running = concurrency, dict[str, TrialSpec]()
         self.problem: LlmktError | None = None
 
     def __reduce__(self) -> tuple[type[tune.search.Searcher], tuple[()]]:
@@ -198,24 +200,13 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Returns the next trial, None to be asked again later, or FINISHED."""
-        if self.problem or (not self._queue.waiting and not self._running and not self._next_batch()):
+        if self.problem or (not self._queue.waiting and not self._running):
             return FINISHED
         if not self._queue.waiting or (self._concurrency and len(self._running) >= self._concurrency):
             return None
         spec = self._queue.waiting.popleft()
         self._running[trial_id] = spec
-        self._given += 1
         return {"spec": spec.model_dump_json()}
-
-    def _next_batch(self) -> bool:
-        """Takes the next batch, unless this Tuner has had enough; says whether there is one."""
-        if self._given >= TUNER_TRIALS:
-            return False
-        try:
-            return self._queue.refill()
-        except LlmktError as error:
-            self.problem = error
-            return False
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Notes a storage that cannot be written: a full disk ends the sweep, not one trial."""
