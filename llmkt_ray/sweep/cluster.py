@@ -11,7 +11,7 @@ if "ray" not in sys.modules:  # Ray reads the mode once, when it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled, without stubs
 
 from llmkt_ray.errors import ResourceError
 from llmkt_ray.study import StudyConfig, TaskResources
