@@ -189,6 +189,25 @@ def merge(
     _say(f"{trials} trials in {into}; report: {build(into)}")
 
 
+@app.command()
+def export(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's key (see the report), its beginning, or: best.")],
+    results: Annotated[Path | None, typer.Option(help="Results folder of its study; default: the one below ./results that has it.")] = None,
+    to: Annotated[Path | None, typer.Option(help="A new folder; default: exported/ and the trial's key.")] = None,
+    artifacts: Annotated[Path | None, typer.Option(help="The study's artifacts, if they are not beside its results folder.")] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What the study trained on.")] = "cpu",
+    allow_code: AllowCode = False,
+) -> None:
+    """Make RecBole weights and config of one trial, that load and recommend without llmkt_ray; RecBole checks the metrics."""
+    from llmkt_ray.report.winner import export_trial, folder_of
+
+    made = export_trial(trial, results or folder_of(trial, Path("results")), to, artifacts=artifacts, device=device, allow_code=allow_code)
+    _say(f"trial {made.trial_key} in {made.folder}")
+    for name, value in made.ours.items():
+        _say(f"  {name}: {value:.6f} in the study, {made.recboles[name]:.6f} by RecBole alone")
+    _say(f"next: python {made.folder / 'recommend.py'} --help")
+
+
 profiles_app = typer.Typer(help="Look at the profiles of a study.", no_args_is_help=True)
 app.add_typer(profiles_app, name="profiles")
 

@@ -46,6 +46,7 @@ def run_trial(
     checkpoint_dir: Path | None = None,
     checkpoint_interval_s: float = INTERVAL_S,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_tested: Callable[[BuiltModel, dict[str, float]], None] | None = None,
 ) -> TrialResult:
     """Trains and tests one trial; equal inputs give equal results, bitwise on CPU, whatever ran before in the process.
 
@@ -60,6 +61,7 @@ def run_trial(
         checkpoint_dir: where `<trial key>.pt` is kept while the trial runs; a checkpoint found there is resumed exactly.
         checkpoint_interval_s: seconds between checkpoints at the least; 0 saves at every epoch boundary.
         on_epoch: called with each epoch's row as soon as it is known.
+        on_tested: called once with the tested model and its test metrics.
 
     Raises:
         TrainingError: the spec contradicts itself or the artifacts, the loss is not finite, or nothing was transferred.
@@ -88,6 +90,8 @@ def run_trial(
             outcome = _run_loop(spec, artifacts, model, validate, checkpoint, on_epoch, facts)
         facts["train_wall_s"] = round(measures.wall_s, 3)
         test = open_test(spec, model, data)
+        if on_tested is not None:
+            on_tested(model, dict(test.means))
     return TrialResult(
         spec=spec,
         status="done",

@@ -1,0 +1,105 @@
+"""An exported trial is RecBole's alone: loaded, tested and asked in one process in which llmkt_ray cannot be imported."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llmkt_ray.training.bridge.export import write_export
+from llmkt_ray.training.layers import probe_split
+from llmkt_ray.training.spec import TrialArtifacts, TrialSpec
+from llmkt_ray.training.trial import run_trial
+from tests.unit.training.conftest import HYPERPARAMETERS, make_data
+
+RANKING = ("NDCG@10", "Recall@10", "Hit@10", "MRR@10", "NDCG@5", "MAP@5")
+GENERAL = {**HYPERPARAMETERS, "NGCF": {"embedding_size": 16, "hidden_size_list": [16]}, "ENMF": {}, "RecVAE": {}, "EASE": {}}
+GENERAL["SimpleX"] = {**HYPERPARAMETERS["SimpleX"], "history_len": 3}  # a random part of each history: weights alone do not say which
+CONTEXT, SEQUENTIAL = ("DeepFM", "AutoInt"), ("SASRec", "FPMC")
+ALONE = """
+import importlib.util, json, sys
+sys.modules["llmkt_ray"] = None
+found = {}
+for folder in sys.argv[1:]:
+    spec = importlib.util.spec_from_file_location("recommend", folder + "/recommend.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    best = module.recommend(["u003"], 5) if "labelled" not in folder else {}
+    found[folder] = {"metrics": module.evaluate(), "best": best}
+assert sys.modules["llmkt_ray"] is None and not [m for m in sys.modules if m.startswith("llmkt_ray.")]
+print(json.dumps(found))
+"""
+
+
+def spec_of(model, data, **more):
+    given = {
+        "study_seed": 5, "dataset": data.name, "split_key": data.key, "model": model, "hyperparameters": GENERAL.get(model, {}),
+        "epochs": 2, "batch_size": 64, "learning_rate": 0.01, "arm": "baseline", "metrics": RANKING, "select_on": "NDCG@10",
+        "seed_index": 0,
+    }  # fmt: skip
+    return TrialSpec(**(given | more))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Trains one trial of each kind, exports it, and has RecBole evaluate all of them; folder name to (ours, RecBole's, lists)."""
+    root, ours, lists = tmp_path_factory.mktemp("exports"), {}, {}
+    data = make_data()
+    thinned = np.ones(len(data.train_full), dtype=bool)
+    thinned[::4] = False  # what is masked is more than what was learnt from
+    general = replace(data, train=data.train_full.where(thinned))
+    ordered = replace(probe_split(), notes={"split": {"kind": "leave_one_out"}})
+    rated = replace(ordered, test=replace(ordered.test, positive=np.arange(len(ordered.test)) % 2 == 0))
+    rated = replace(rated, valid=replace(rated.valid, positive=np.arange(len(rated.valid)) % 3 > 0))
+    jobs = {name: (spec_of(name, general, arm="reference" if name == "EASE" else "baseline"), general) for name in GENERAL}
+    jobs |= {name: (spec_of(name, ordered), ordered) for name in (*CONTEXT, *SEQUENTIAL)}
+    labels = {"protocol": "labelled", "metrics": ("AUC", "LogLoss"), "select_on": "AUC"}
+    jobs["labelled"] = (spec_of("DeepFM", rated, **labels), rated)
+    for name, (spec, split) in jobs.items():
+        result = run_trial(spec, TrialArtifacts(split), on_tested=lambda m, t, s=spec, d=split, n=name: write_export(root / n, m, s, d, t))
+        ours[name], lists[name] = dict(result.test), (result, split)
+    done = subprocess.run([sys.executable, "-c", ALONE, *(str(root / n) for n in jobs)], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return root, {n: (ours[n], found[str(root / n)]["metrics"], found[str(root / n)]["best"], *lists[n]) for n in jobs}
+
+
+@pytest.mark.parametrize("name", [*GENERAL, *CONTEXT, *SEQUENTIAL, "labelled"])
+def test_recbole_gives_the_same_metrics(exported, name):
+    ours, theirs, *_ = exported[1][name]
+    assert set(ours) <= {k for k in ours if k.lower() in theirs}
+    for metric, value in ours.items():
+        assert theirs[metric.lower()] == pytest.approx(value, abs=1e-6), metric
+
+
+@pytest.mark.parametrize("name", [*GENERAL, *CONTEXT, *SEQUENTIAL])
+def test_it_recommends_what_the_trial_recommended(exported, name):
+    _, _, best, result, data = exported[1][name]
+    user = int(np.flatnonzero(data.user_tokens == "u003")[0])
+    row = result.recommended[np.flatnonzero(result.users["user"] == user)[0]]
+    assert [item for item, _ in best["u003"]] == [str(token) for token in data.item_tokens[row[:5]]]
+
+
+def test_the_weights_are_no_pickle_and_the_config_names_no_path(exported):
+    import torch
+
+    folder = exported[0] / "MultiVAE"
+    saved = torch.load(folder / "model.pth", weights_only=True)
+    assert all(isinstance(v, torch.Tensor) for v in saved["state_dict"].values())
+    assert str(folder) not in (folder / "config.yaml").read_text()
+    assert "| NDCG@10 | " in (folder / "README.md").read_text()
+
+
+def test_raw_ids_of_any_kind_survive(tmp_path):
+    """Tabs, quotes, line ends, "NA": the files hold internal ids, so no raw id can break them."""
+    data = make_data()
+    odd = np.asarray(['a\tb"c\n', "NA", "", "1e5", "[PAD]x", *data.user_tokens[5:]])
+    data = replace(data, user_tokens=odd)
+    spec = spec_of("BPR", data)
+    result = run_trial(spec, TrialArtifacts(data), on_tested=lambda m, t: write_export(tmp_path / "odd", m, spec, data, t))
+    from llmkt_ray.report.winner import evaluate_alone
+
+    assert evaluate_alone(tmp_path / "odd") == pytest.approx(dict(result.test), abs=1e-6)
+    assert json.loads((tmp_path / "odd/tokens.json").read_text())["user_id"][:2] == odd[:2].tolist()
