@@ -38,7 +38,7 @@ lint: $(TESTS)/installed  ## ruff, the import contract, mypy
 	@$(TESTS)/bin/mypy
 
 # Fastest first, each kind in a process of its own: engines and clusters leave nothing to the next.
-KINDS := unit report cli ray llm faults
+KINDS := unit report cli sweeps ray llm faults
 test: lint browser  ## everything the tests need in an environment of their own, then all tests
 	@for kind in $(KINDS); do $(TESTS)/bin/python -m pytest --durations=25 tests/$$kind || exit 1; done
 

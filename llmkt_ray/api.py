@@ -1,7 +1,7 @@
 """The same as the command line, from Python: `Study.from_yaml("study.yaml").run()`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,13 @@ from llmkt_ray.profiles.prompts import Prompt
 from llmkt_ray.results.card import read_card
 from llmkt_ray.results.folder import holder, study_folder
 from llmkt_ray.results.ledger import Ledger
-from llmkt_ray.study import DatasetConfig, StudyConfig, TrainingConfig
+from llmkt_ray.study import StudyConfig
 from llmkt_ray.study_file import load_study
-from llmkt_ray.sweep.check import check_study
+from llmkt_ray.sweep.check import check_study, not_at_hand
 from llmkt_ray.sweep.cluster import given_address
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.run import ExecutorName, RunSummary, run_study, store_of
-
-SMOKE_TRIALS = 4
+from llmkt_ray.sweep.smoke import smoke_study
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,12 @@ class Study:
     Attributes:
         config: the validated study file.
         allow_code: whether classes by import path may be loaded.
+        notes: what a smoke run replaced, in sentences.
     """
 
     config: StudyConfig
     allow_code: bool = False
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def from_yaml(path: str | Path, *, allow_code: bool = False) -> "Study":
@@ -67,37 +68,32 @@ class Study:
         return Study(load_study(path), allow_code)
 
     def smoke(self) -> "Study":
-        """Returns this study cut down to seconds: ml-100k, 2 epochs, 1 seed, in a results folder of its own."""
-        config = self.config
-        known = next((d for d in config.datasets if d.name == "ml-100k" and d.path is None), None)
-        dataset = known or DatasetConfig.model_validate({"name": "ml-100k", "positive": {"rating_at_least": 4}})
-        return Study(
-            config.model_copy(
-                update={
-                    "name": f"{config.name}-smoke",
-                    "datasets": (dataset.model_copy(update={"train_share": dataset.train_share[:1]}),),
-                    "models": tuple(model.model_copy(update={"epochs": 2}) for model in config.models),
-                    "training": TrainingConfig(**{**config.training.model_dump(), "epochs": 2, "evaluate_every": 1}),
-                    "seeds": 1,
-                    "search": config.search.model_copy(update={"trials": 1, "round_size": 1, "objectives": ("mean",)}),
-                }
-            ),
-            self.allow_code,
-        )
+        """Returns this study cut down to seconds, in a results folder of its own; `notes` say what was replaced."""
+        config, notes = smoke_study(self.config)
+        return replace(self, config=config, notes=notes)
 
     def as_job(self) -> "Study":
         """Returns this study as a submitted job runs it: a relative `storage` lies where it outlives the job."""
         from llmkt_ray.sweep.jobs import stored_for_job  # here, because the job client is heavy
 
-        return Study(stored_for_job(self.config), self.allow_code)
+        return replace(self, config=stored_for_job(self.config))
 
-    def check(self, *, address: str | None = None) -> None:
+    def check(self, *, address: str | None = None, needs_all: bool = True) -> None:
         """Returns if the study can run.
+
+        Args:
+            address: of the cluster it would run on; None: `RAY_ADDRESS`, or this machine.
+            needs_all: whether what is not at hand on this machine is a problem; see `not_at_hand`.
 
         Raises:
             StudyError: with every problem found.
         """
-        check_study(self.config, store_of(self.config), allow_code=self.allow_code, local=(address or given_address()) is None)
+        local = (address or given_address()) is None
+        check_study(self.config, store_of(self.config), allow_code=self.allow_code, local=local, needs_all=needs_all)
+
+    def not_at_hand(self) -> list[str]:
+        """Returns what a run needs and this machine lacks (datasets to be got by hand, GPUs), as sentences."""
+        return not_at_hand(self.config, local=given_address() is None)
 
     def plan(self) -> Plan:
         """Returns what the study needs and what is there; starts nothing.

@@ -37,11 +37,15 @@ def _say(text: str) -> None:
 
 @app.command()
 def check(study: StudyFile, allow_code: AllowCode = False) -> None:
-    """Say everything that is wrong with a study, at once; start nothing."""
+    """Say everything that is wrong with a study, at once, and what a run would still need on this machine; start nothing."""
     from llmkt_ray.api import Study
 
-    Study.from_yaml(study, allow_code=allow_code).check()
-    _say(f"{study}: no problems found")
+    opened = Study.from_yaml(study, allow_code=allow_code)
+    opened.check(needs_all=False)
+    lacks = opened.not_at_hand()
+    _say(f"{study}: no problems found" + (", but a run on this machine would lack:" if lacks else ""))
+    for sentence in lacks:
+        _say(f"  - {sentence}")
 
 
 @app.command()
@@ -67,13 +71,16 @@ def run(
     as_job: Annotated[bool, typer.Option("--as-job", hidden=True)] = False,
 ) -> None:
     """Do what is missing of a study, then write its report. Run again it goes on; when all is there it does nothing."""
-    from llmkt_ray.api import SMOKE_TRIALS, Study
+    from llmkt_ray.api import Study
     from llmkt_ray.show import summary_tables
+    from llmkt_ray.sweep import smoke as smoke_run
 
     opened = Study.from_yaml(study, allow_code=allow_code)
     opened = opened.smoke() if smoke else opened
     opened = opened.as_job() if as_job else opened
-    limit = SMOKE_TRIALS if smoke else None
+    limit = smoke_run.TRIALS if smoke else None
+    for note in opened.notes:
+        err.print(f"smoke: {note}", highlight=False, markup=False, soft_wrap=True)
     try:
         summary = opened.run(executor=executor, address=address, num_cpus=workers, limit=limit, retry_failed=retry_failed, console=err)
     except KeyboardInterrupt:

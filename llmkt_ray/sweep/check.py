@@ -6,17 +6,19 @@ datasets and profiles, the machine, and the storage, in this order.
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.check import dataset_problems
+from llmkt_ray.data.known import KNOWN
 from llmkt_ray.embeddings.encoders import encoder_identity, encoder_width
 from llmkt_ray.embeddings.reducers import REDUCERS, reduction_problem
 from llmkt_ray.errors import LlmktError, StudyError, unknown_name
 from llmkt_ray.profiles.generate import profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
-from llmkt_ray.study import StudyConfig
+from llmkt_ray.study import DatasetConfig, StudyConfig
 from llmkt_ray.sweep.plan import Plan, layer_wish
 from llmkt_ray.training.bridge.registry import MODELS, model_problem
 from llmkt_ray.training.layers import probe_layers, resolve_layers
@@ -25,7 +27,7 @@ from llmkt_ray.transfer.loss import LOSSES, check_widths
 from llmkt_ray.transfer.taps import Tap
 
 
-def check_study(study: StudyConfig, store: ArtifactStore, *, allow_code: bool = False, local: bool = True) -> None:
+def check_study(study: StudyConfig, store: ArtifactStore, *, allow_code: bool = False, local: bool = True, needs_all: bool = True) -> None:
     """Returns if the study can run.
 
     Args:
@@ -33,11 +35,14 @@ def check_study(study: StudyConfig, store: ArtifactStore, *, allow_code: bool = 
         store: its artifacts.
         allow_code: whether classes by import path may be loaded.
         local: whether the trials run on this machine, so that its GPUs are the ones that count.
+        needs_all: whether what is not at hand here (see `not_at_hand`) is a problem; it is for a run, not for a look at the file.
 
     Raises:
         StudyError: with every problem found.
     """
-    problems = list(study_problems(study, store, allow_code=allow_code, local=local))
+    problems = list(study_problems(study, store, allow_code=allow_code))
+    if needs_all:
+        problems += not_at_hand(study, local=local)
     if problems:
         raise StudyError(dict.fromkeys(problems), f"study {study.name!r}")
 
@@ -59,11 +64,31 @@ def refuse_impossible_targets(plan: Plan, store: ArtifactStore) -> None:
         raise StudyError(problems, f"study {plan.study.name!r}")
 
 
-def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool, local: bool) -> Iterator[str]:
-    """Yields every problem as a sentence."""
+def not_at_hand(study: StudyConfig, *, local: bool = True) -> list[str]:
+    """Returns what a run needs and this machine lacks, as sentences: datasets that nobody may pass on, GPUs.
+
+    Args:
+        study: the study.
+        local: whether the trials run on this machine, so that its GPUs are the ones that count.
+    """
+    lacks = [problem for dataset in study.datasets if _is_absent(dataset) for problem in dataset_problems(dataset)]
+    return [*lacks, *(_machine_problems(study) if local else ())]
+
+
+def _is_absent(dataset: DatasetConfig) -> bool:
+    """Says whether a dataset is one known by name that is got by hand, and not here."""
+    known = KNOWN.get(dataset.name)
+    there = dataset.path is not None and Path(dataset.path).expanduser().is_dir()
+    return known is not None and not known.bundled and not there
+
+
+def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool) -> Iterator[str]:
+    """Yields every problem of the study itself as a sentence; see `not_at_hand` for what the machine lacks."""
     names = [*_name_problems(study, allow_code=allow_code)]
     yield from names
     for dataset in study.datasets:
+        if _is_absent(dataset):
+            continue
         try:
             yield from dataset_problems(dataset)
         except LlmktError as error:
@@ -71,7 +96,6 @@ def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool
     yield from _source_problems(study)
     if not names:
         yield from _layer_problems(study)
-    yield from _machine_problems(study, local=local)
     yield from _storage_problems(study, store)
 
 
@@ -156,9 +180,7 @@ def _width_problems(study: StudyConfig, model: str, tap: Tap) -> Iterator[str]:
             yield from _raised(partial(check_widths, loss, study.transfer.projection, f"{tap.name} of {model}", tap.width, dims))
 
 
-def _machine_problems(study: StudyConfig, *, local: bool) -> Iterator[str]:
-    if not local:
-        return
+def _machine_problems(study: StudyConfig) -> Iterator[str]:
     for what, asked in (("trial", study.resources.trial.gpus), ("profiles", study.resources.profiles.gpus)):
         if asked and not torch.cuda.is_available():
             yield (

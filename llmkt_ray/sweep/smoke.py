@@ -1,0 +1,108 @@
+"""A study cut down to seconds: the same parts on ml-100k, with what is not at hand replaced, and every replacement said.
+
+No LLM is asked in a smoke run, here or elsewhere: its profiles are the template's. Studies that differ in nothing that the
+first stages read share their artifacts, so that the smoke runs of many studies encode and reduce once.
+"""
+
+from llmkt_ray.embeddings.encoders import encoder_identity
+from llmkt_ray.errors import LlmktError
+from llmkt_ray.study import (
+    DatasetConfig,
+    EmbeddingConfig,
+    ProfileConfig,
+    ResourcesConfig,
+    ScheduleConfig,
+    SplitRule,
+    StudyConfig,
+    TrainingConfig,
+    TransferConfig,
+)
+
+TRIALS = 4
+"""Trials of a smoke run at the most."""
+EPOCHS = 2
+DATASET = "ml-100k"
+
+
+def smoke_study(study: StudyConfig) -> tuple[StudyConfig, tuple[str, ...]]:
+    """Returns the study cut down to ml-100k, 2 epochs and 1 seed, in a results folder of its own, and what was replaced, in sentences."""
+    said: list[str] = []
+    dataset = _dataset(study, said)
+    update = {
+        "name": f"{study.name}-smoke"[:80],
+        "datasets": (dataset,),
+        "profiles": _profiles(study, dataset, said),
+        "embedding": _encoders(study, said),
+        "models": tuple(model.model_copy(update={"epochs": EPOCHS}) for model in study.models),
+        "training": TrainingConfig(**{**study.training.model_dump(), "epochs": EPOCHS, "evaluate_every": 1}),
+        "transfer": _halved(study.transfer, said),
+        "seeds": 1,
+        "search": study.search.model_copy(update={"trials": 1, "round_size": 1, "objectives": ("mean",)}),
+        "resources": _resources(study, said),
+    }
+    return study.model_copy(update=update), tuple(said)
+
+
+def _dataset(study: StudyConfig, said: list[str]) -> DatasetConfig:
+    known = next((d for d in study.datasets if d.name == DATASET and d.path is None), None)
+    if known is not None:
+        left_out = [d.name for d in study.datasets if d is not known]
+        if left_out:
+            said.append(f"left out: dataset {', '.join(map(repr, left_out))}")
+        return known.model_copy(update={"train_share": known.train_share[:1], "split": known.split.model_copy(update={"repetitions": 1})})
+    first = study.datasets[0]
+    said.append(f"dataset {', '.join(repr(d.name) for d in study.datasets)} replaced by {DATASET!r}")
+    rule = first.positive if first.positive.rating_at_least is not None else first.positive.model_copy(update={"rating_at_least": 4.0})
+    kind = first.split.kind if first.split.kind in ("leave_one_out", "time") else "random"
+    return DatasetConfig(name=DATASET, positive=rule, split=SplitRule(kind=kind))
+
+
+def _profiles(study: StudyConfig, dataset: DatasetConfig, said: list[str]) -> tuple[ProfileConfig, ...]:
+    """Returns the profiles that need no LLM; a file's only where it was written for the dataset that stays."""
+    stays = dataset.name in {d.name for d in study.datasets}
+    kept = [p for p in study.profiles if p.llm == "template" or (p.llm == "file" and stays and len(study.datasets) == 1)]
+    replaced = [p.label for p in study.profiles if p not in kept]
+    if replaced:
+        said.append(f"profiles {', '.join(map(repr, replaced))} replaced by {'template'!r}: a smoke run asks no LLM")
+    return tuple(kept) or (ProfileConfig(llm="template"),)
+
+
+def _encoders(study: StudyConfig, said: list[str]) -> tuple[EmbeddingConfig, ...]:
+    kept, left_out = [], []
+    for encoder in study.embedding:
+        (kept if _is_at_hand(encoder) else left_out).append(encoder)
+    if left_out:
+        instead = "left out" if kept else f"replaced by {EmbeddingConfig().encoder!r}"
+        said.append(f"encoder {', '.join(repr(e.encoder) for e in left_out)} {instead}: not at hand on this machine")
+    return tuple(kept) or (EmbeddingConfig(),)
+
+
+def _is_at_hand(encoder: EmbeddingConfig) -> bool:
+    """Says whether an encoder runs here without asking anybody."""
+    if encoder.via != "local":
+        return False
+    try:
+        encoder_identity(encoder)
+    except LlmktError:
+        return False
+    return True
+
+
+def _halved(transfer: TransferConfig, said: list[str]) -> TransferConfig:
+    """Returns the transfer with every switch in the middle: two epochs have no other, and schedules that are now the same once."""
+    schedules: list[ScheduleConfig] = []
+    for schedule in transfer.schedule:
+        halved = schedule if schedule.kind == "joint" else schedule.model_copy(update={"switch": 0.5})
+        if halved not in schedules:
+            schedules.append(halved)
+    if tuple(schedules) != transfer.schedule:
+        said.append("every switch is 0.5: two epochs have no other")
+    return transfer.model_copy(update={"schedule": tuple(schedules)})
+
+
+def _resources(study: StudyConfig, said: list[str]) -> ResourcesConfig:
+    plain = ResourcesConfig()
+    asked = study.resources
+    if (asked.trial, asked.profiles) != (plain.trial, plain.profiles):
+        said.append("trials and profile workers run on one CPU each")
+    return asked.model_copy(update={"trial": plain.trial, "profiles": plain.profiles})
