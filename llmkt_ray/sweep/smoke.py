@@ -68,7 +68,8 @@ def _profiles(study: StudyConfig, dataset: DatasetConfig, said: list[str]) -> tu
 
 
 def _encoders(study: StudyConfig, said: list[str]) -> tuple[EmbeddingConfig, ...]:
-    kept, left_out = [], []
+    kept: list[EmbeddingConfig] = []
+    left_out: list[EmbeddingConfig] = []
     for encoder in study.embedding:
         (kept if _is_at_hand(encoder) else left_out).append(encoder)
     if left_out:
