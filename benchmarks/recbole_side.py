@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -63,7 +64,8 @@ def _contained() -> Iterator[Path]:
     """RecBole reads the command line and writes into the working directory: both are replaced meanwhile."""
     argv, folder, load, state = sys.argv, Path.cwd(), torch.load, os.environ.get("CUDA_VISIBLE_DEVICES")
     logging.getLogger().setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own calls of deprecated APIs, hundreds of lines a model
         sys.argv = argv[:1]
         os.chdir(scratch)
         # Trainer.evaluate reads back its own checkpoint, which holds its Config; the file was written by this process.
