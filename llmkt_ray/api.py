@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from llmkt_ray.artifacts import FileStore, below
 from llmkt_ray.data.split import prepare
 from llmkt_ray.errors import StorageError
 from llmkt_ray.profiles.preview import preview
@@ -15,6 +16,7 @@ from llmkt_ray.profiles.prompts import Prompt
 from llmkt_ray.results.card import read_card
 from llmkt_ray.results.folder import holder, study_folder
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.transport import local_copy
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.study_file import load_study
 from llmkt_ray.sweep.check import check_study, not_at_hand
@@ -22,6 +24,8 @@ from llmkt_ray.sweep.cluster import given_address
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.run import ExecutorName, RunSummary, run_study, store_of
 from llmkt_ray.sweep.smoke import smoke_study
+
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Status:
         planned: trials in all, None before the first run has planned them.
         done, failed: trials with a row.
         holder: host, pid and start of the process that is running it, None if none is.
-        report: path of the report, None before there is one.
+        report: path or URI of the report, None before there is one.
     """
 
     folder: str
@@ -156,18 +160,17 @@ class Study:
         """Returns where the study stands; it may be running in another process."""
         folder, rows, card = study_folder(self.config), self.trials(), read_card(study_folder(self.config))
         failed = int((rows["status"] == "failed").sum())
-        page = Path(folder) / "report.html"
         return Status(
             folder=folder,
             planned=card["planned_trials"] if card else None,
             done=len(rows) - failed,
             failed=failed,
             holder=holder(folder),
-            report=str(page) if page.exists() else None,
+            report=below(folder, PAGE) if FileStore(folder).exists(PAGE) else None,
         )
 
-    def report(self) -> Path:
-        """Writes the report from the rows and returns its path.
+    def report(self) -> str:
+        """Writes the report from the rows and returns its path or URI.
 
         Raises:
             StorageError: there are no results yet.
@@ -177,4 +180,6 @@ class Study:
         folder = study_folder(self.config)
         if read_card(folder) is None:
             raise StorageError(f"there are no results in {folder}; run: llmkt run STUDY")
-        return build(Path(folder))
+        with local_copy(folder) as here:
+            build(here)
+        return below(folder, PAGE)

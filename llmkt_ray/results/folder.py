@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 import yaml
 
-from llmkt_ray.artifacts import FileStore, storage_problem
+from llmkt_ray.artifacts import FileStore, below, storage_problem
 from llmkt_ray.errors import StorageError
 from llmkt_ray.study import StudyConfig
 
@@ -30,12 +30,12 @@ STALE_S = 120.0
 
 def study_folder(study: StudyConfig) -> str:
     """Returns the path or URI of a study's results folder."""
-    return f"{study.storage.rstrip('/')}/{study.name}" if "://" in study.storage else str(Path(study.storage).absolute() / study.name)
+    return below(study.storage, study.name)
 
 
 def artifacts_folder(study: StudyConfig) -> str:
     """Returns the path or URI of the artifacts, shared by all studies of one storage."""
-    return f"{study.storage.rstrip('/')}/artifacts" if "://" in study.storage else str(Path(study.storage).absolute() / "artifacts")
+    return below(study.storage, "artifacts")
 
 
 def owner_problem(study: StudyConfig) -> str | None:

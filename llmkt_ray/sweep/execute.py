@@ -20,6 +20,7 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import StorageError
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.sweep.spare import SpareCheckpoint
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
 
 OnEpoch = Callable[[dict[str, Any]], None]
@@ -81,14 +82,22 @@ def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) 
         StorageError: the row or a checkpoint cannot be written.
     """
     started, cpu = time.perf_counter(), time.process_time()
+    spare = SpareCheckpoint(place.folder, place.checkpoints, spec.key)
+
+    def epoch_ended(row: dict[str, Any]) -> None:
+        spare.push()
+        if on_epoch is not None:
+            on_epoch(row)
+
     try:
+        spare.fetch()
         result = place.run_trial(
             spec,
             place.load(spec, place.artifacts, place.scratch),
             device=place.device,
             threads=place.threads,
             checkpoint_dir=place.checkpoints,
-            on_epoch=on_epoch,
+            on_epoch=epoch_ended,
         )
         result = replace(result, facts={**result.facts, "device_type": place.device})
     except StorageError:
@@ -103,6 +112,7 @@ def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) 
         }
         result = failed(spec, type(error).__name__, str(error), traceback.format_exc(), measures)
     Ledger(place.folder).record(result, place.study_key)
+    spare.delete()
     return replace(result, users={}, recommended=None)
 
 

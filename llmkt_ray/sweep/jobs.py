@@ -27,6 +27,7 @@ import llmkt_ray
 from llmkt_ray.artifacts import FileStore
 from llmkt_ray.errors import ResourceError, StorageError, StudyError
 from llmkt_ray.results.folder import study_folder
+from llmkt_ray.results.transport import copy_results, result_files
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.study_file import load_study
 
@@ -135,7 +136,7 @@ class Jobs:
         """
         target = to / self.study.name
         if "://" in self.study.storage:
-            _copy(FileStore(study_folder(self.study)), FileStore(target))
+            copy_results(FileStore(study_folder(self.study)), FileStore(target))
             return target
         name = f"{self.study.name}-{self.study.key}-fetch-{int(time.time())}"
         self._start(name, "python -m llmkt_ray.sweep.jobs study.yaml")
@@ -172,8 +173,8 @@ def pack(folder: str) -> str:
     """Returns a results folder, without its checkpoints, as base64 of a compressed tar."""
     files, sink = FileStore(folder), io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w:gz") as archive:
-        for name in files.list("", recursive=True):
-            data = None if name.startswith(("checkpoints/", "tune/", "cache/", "run.")) else files.read_bytes(name)
+        for name in result_files(files):
+            data = files.read_bytes(name)
             if data is not None:
                 entry = tarfile.TarInfo(name)
                 entry.size = len(data)
@@ -194,16 +195,6 @@ def unpack(text: str, target: Path) -> None:
             archive.extractall(target, filter="data")
     except (binascii.Error, tarfile.TarError, EOFError, OSError) as error:
         raise StorageError(f"the results arrived damaged ({error}); run `llmkt fetch` again") from error
-
-
-def _copy(source: FileStore, target: FileStore) -> None:
-    names = source.list("", recursive=True)
-    if not names:
-        raise StorageError(f"there are no results in {source.root}; run the study first")
-    for name in names:
-        data = None if name.startswith("checkpoints/") else source.read_bytes(name)
-        if data is not None:
-            target.write_bytes(name, data)
 
 
 def _package(folder: Path, study_file: Path) -> None:
