@@ -121,3 +121,8 @@ def item_facts(items: pa.Table) -> tuple[Item, ...]:
         values = items.column(field).to_pylist() if field in items.column_names else [None] * len(items)
         columns[field] = [tuple(value) if isinstance(value, list) else (empty if value is None else value) for value in values]
     return tuple(Item(*facts) for facts in zip(items.column("item_id").to_pylist(), *columns.values(), strict=True))
+
+
+def kinds_of(item: Item) -> tuple[str, ...]:
+    """Returns what kinds an item is of: its genres, else its categories, else its creator."""
+    return item.genres or item.category or ((item.creator,) if item.creator else ())

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmkt_ray.data.history import Entry, histories
+from llmkt_ray.data.history import Entry, histories, kinds_of
 from llmkt_ray.data.prepared import PreparedData
-from llmkt_ray.profiles.engines.template import kinds_of
 
 _REFUSAL = re.compile(r"\b(i'?m sorry|i am sorry|i can(?:no|')t|i am unable|i'm unable|as an ai|as a language model)\b", re.IGNORECASE)
 _ECHO = re.compile(r"most telling first|use only what the list shows|do not mention the list|; rated \d|<\|?\w+\|?>", re.IGNORECASE)

@@ -4,13 +4,17 @@ from pathlib import Path
 
 from llmkt_ray.artifacts import FileStore
 from llmkt_ray.report.answers import answers, factor_importance
+from llmkt_ray.report.context import Context
 from llmkt_ray.report.diagnosis import diagnose
 from llmkt_ray.report.export import write_files, write_verdict
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.load import load
 from llmkt_ray.report.page import render
 from llmkt_ray.report.sections.alpha import alpha_curves
+from llmkt_ray.report.sections.beyond import beyond_section
 from llmkt_ray.report.sections.gains import attribution, gains
+from llmkt_ray.report.sections.groups import demographics_section, user_types_section
+from llmkt_ray.report.sections.quality import quality_section
 from llmkt_ray.report.sections.references import other_metrics, references
 from llmkt_ray.report.sections.sensitivity import heat_maps, importance_section
 from llmkt_ray.report.sections.training import training_curves
@@ -35,6 +39,7 @@ def build(folder: Path) -> Path:
     said = verdict(results, findings)
     fanova, ped = (factor_importance(results, findings, method) for method in ("fanova", "ped_anova"))
     made, found = answers(results, findings, fanova), diagnose(results, findings)
+    context = Context(results)
     made_sections = [
         gains(results, findings),
         attribution(results, findings),
@@ -46,7 +51,11 @@ def build(folder: Path) -> Path:
         diagnosis_section(found, len(findings)),
         references(results, findings),
         other_metrics(results, findings),
-        users_section(results, findings),
+        beyond_section(context, findings),
+        user_types_section(context, findings),
+        demographics_section(context, findings),
+        quality_section(context, findings),
+        users_section(context, findings),
     ]
     sections = [section for section in made_sections if section is not None]
     write_files(folder, results, sections)

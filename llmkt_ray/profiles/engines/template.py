@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmkt_ray.data.fields import ITEM_NOUNS
-from llmkt_ray.data.history import Entry, Histories, Item, histories
+from llmkt_ray.data.history import Entry, Histories, histories, kinds_of
 from llmkt_ray.data.leaks import verify
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
@@ -67,11 +67,6 @@ class Population:
             sums = np.bincount(past.item_index, weights=past.rating, minlength=n_items)
             item_rating = np.where(counts > 0, sums / np.maximum(counts, 1), mean)
         return Population(low, high, item_rating, mean, {kind: n / rows for kind, n in kinds.items()}, np.sort(past.sizes()))
-
-
-def kinds_of(item: Item) -> tuple[str, ...]:
-    """Returns what kinds an item is of: its genres, else its categories, else its creator."""
-    return item.genres or item.category or ((item.creator,) if item.creator else ())
 
 
 def describe(history: Sequence[Entry], population: Population, domain: str) -> str:

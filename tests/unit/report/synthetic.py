@@ -53,6 +53,7 @@ class World:
     converged: Callable[[str, str, int], bool] = lambda model, arm, seed: True
     fails: Callable[[TrialSpec], str | None] = lambda spec: None
     curve: Callable[[TrialSpec, int, float], float] | None = None
+    gainers: Callable[[int], bool] = lambda user: True
     gradient_ratio: float = 0.4
     knn_overlap: float = 0.55
     description: str = "Synthetic results with planted effects."
@@ -127,7 +128,8 @@ def result_of(world: World, spec: TrialSpec) -> TrialResult:
     if spec.arm == "treated":
         effect = world.treated(spec.model, spec.alpha, spec.layer or "")
     assert effect is not None
-    users = _user_values(world, spec, level * (1 + effect))
+    gains = np.asarray([effect * world.gainers(user) for user in range(world.n_users)])
+    users = _user_values(world, spec, level * (1 + gains))
     test = {metric: float(values.mean()) for metric, values in users.items()}
     epochs = () if spec.arm == "reference" else _epochs(world, spec, test["NDCG@10"])
     converged = None if spec.arm == "reference" else world.converged(spec.model, spec.arm, spec.seed_index)
@@ -146,7 +148,7 @@ def result_of(world: World, spec: TrialSpec) -> TrialResult:
     )
 
 
-def _user_values(world: World, spec: TrialSpec, mean: float) -> dict[str, np.ndarray]:
+def _user_values(world: World, spec: TrialSpec, mean: np.ndarray) -> dict[str, np.ndarray]:
     """Per-user metrics: a user's level shared by all arms and seeds, a seed's level shared by its arms, and noise of the trial."""
     of_user = np.random.default_rng([7, len(spec.dataset), spec.factors.get("split_repetition") or 0]).gamma(2.0, 0.5, world.n_users)  # type: ignore[list-item]
     of_seed = np.random.default_rng([11, spec.seed_index, len(spec.model)]).normal(0, world.seed_sd)
@@ -239,21 +241,39 @@ def write(folder: Path, world: World | None = None, *, keep: Callable[[TrialSpec
 
 
 def write_artifacts(root: Path, world: World, title: Callable[[int], str], text: Callable[[int], str]) -> None:
-    """Writes the split and the profiles of every dataset, so that the page can name users' texts and items."""
+    """Writes the split and the profiles of every dataset: the page can name texts and items, and measure beyond accuracy.
+
+    Ten items, the first ones liked by most users in train; the first half of the users have more train rows; everyone has items 3
+    and 8 in test. Genders alternate.
+    """
     store, n_items = ArtifactStore(root), 10
-    columns = {"user": np.int32, "item": np.int32, "rating": np.float32, "timestamp": np.float64, "positive": np.bool_}
-    arrays = {f"{part}_{name}": np.zeros(1, dtype) for part in ("train", "valid", "test") for name, dtype in columns.items()}
+    half = world.n_users // 2
+    liked = {
+        u: [i for i in range(n_items) if (u * 7 + i * 3) % 10 < 9 - i or (u < half and i in (2, 5, 6))] or [0] for u in range(world.n_users)
+    }
+    arrays: dict[str, np.ndarray] = {"train_kept": np.ones(sum(map(len, liked.values())), dtype=np.bool_)}
+    for part, items in (("train", liked), ("valid", {key: [9] for key in liked}), ("test", {key: [3, 8] for key in liked})):
+        pairs = np.asarray([(u, i) for u, of_user in items.items() for i in of_user], dtype=np.int32)
+        arrays |= {
+            f"{part}_user": pairs[:, 0], f"{part}_item": pairs[:, 1], f"{part}_rating": np.full(len(pairs), 5, dtype=np.float32),
+            f"{part}_timestamp": np.arange(len(pairs), dtype=np.float64), f"{part}_positive": np.ones(len(pairs), dtype=np.bool_),
+        }  # fmt: skip
     tokens = [f"u{k:05d}" for k in range(world.n_users)]
     tables = {
-        "users": pa.table({"user_id": tokens}),
-        "items": pa.table({"item_id": [f"i{k:05d}" for k in range(n_items)], "title": [title(k) for k in range(n_items)]}),
+        "users": pa.table({"user_id": tokens, "gender": ["F" if k % 2 else "M" for k in range(world.n_users)]}),
+        "items": pa.table(
+            {
+                "item_id": [f"i{k:05d}" for k in range(n_items)],
+                "title": [title(k) for k in range(n_items)],
+                "genres": [["drama", "comedy", "horror"][k % 3 :] for k in range(n_items)],
+            }
+        ),
     }
     rows = [ProfileRow(t, text(k), "gpt-4o-mini", "1", history_size=20, attempts=1) for k, t in enumerate(tokens)]
     for dataset in world.datasets:
-        key = f"split-{dataset}-0"
-        facts = {"name": dataset, "domain": "movies", "notes": {}}
-        arrays["train_kept"] = np.ones(1, dtype=np.bool_)
-        store.save("split", key, inputs={}, arrays=arrays, tables=tables, documents={"facts": facts})
+        facts = {"name": dataset, "domain": "movies", "notes": {"has_ratings": True, "has_timestamps": True}}
+        for repetition in range(world.splits):
+            store.save("split", f"split-{dataset}-{repetition}", inputs={}, arrays=arrays, tables=tables, documents={"facts": facts})
     for llm in world.llms:
         notes = {"is_llm": True, "certificate": _certificate("verified"), "coverage": 1.0}
         store.save("profiles", f"profiles-{slug(llm)}-0", inputs={}, tables={"profiles": as_table(rows)}, notes=notes)

@@ -1,0 +1,71 @@
+"""Measures of single profiles, to be set beside what each user gains: one value a user.
+
+The texts are untrusted: they are counted and compared, never interpreted.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmkt_ray.data.history import Histories
+from llmkt_ray.profiles.quality import kind_agreement
+
+_WORD = re.compile(r"[\w']+")
+
+
+@dataclass(frozen=True)
+class TextMeasure:
+    """One measure.
+
+    Attributes:
+        name, meaning: what it is, in words.
+        values: float64 `(n_users,)`, NaN for users without a profile or without what it is measured against.
+    """
+
+    name: str
+    meaning: str
+    values: np.ndarray
+
+
+def text_measures(texts: Sequence[str | None], past: Histories, kinds: Sequence[str]) -> list[TextMeasure]:
+    """Returns the measures of profiles, those that the dataset holds data for.
+
+    Args:
+        texts: one for each user in index order, None where there is none.
+        past: the users' train rows.
+        kinds: names of all kinds (genres) of the catalogue; fewer than 2: agreement is not measured.
+    """
+    has = [user for user, text in enumerate(texts) if text]
+    words = np.full(len(texts), np.nan)
+    words[has] = [len(_WORD.findall(str(texts[user]))) for user in has]
+    measures = [TextMeasure("length", "words", words)]
+    if len(has) >= 2:
+        own = np.full(len(texts), np.nan)
+        own[has] = distinctiveness([str(texts[user]) for user in has])
+        measures.append(TextMeasure("distinctiveness", "1 - cosine with the mean TF-IDF vector of all profiles, 0 to 1", own))
+    if len(kinds) > 1:
+        known = {kind.casefold(): kind for kind in kinds}
+        found = np.full((len(texts), 2), np.nan)
+        for user in has:
+            agreement = kind_agreement(str(texts[user]), past.of(user), known)
+            found[user] = agreement or (np.nan, np.nan)
+        measures.append(TextMeasure("genre precision", "share of the genres named that are in the user's train rows, 0 to 1", found[:, 0]))
+        measures.append(
+            TextMeasure("genre recall", "share of the user's five most frequent train genres that are named, 0 to 1", found[:, 1])
+        )
+    return measures
+
+
+def distinctiveness(texts: Sequence[str]) -> np.ndarray:
+    """Returns how far each text is from the common one, `(n,)` in [0, 1]: 1 - cosine with the mean TF-IDF vector."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        vectors = TfidfVectorizer(token_pattern=_WORD.pattern).fit_transform(texts)
+    except ValueError:  # no text has a word
+        return np.full(len(texts), np.nan)
+    mean = np.asarray(vectors.mean(axis=0)).ravel()
+    size = float(np.linalg.norm(mean))
+    return np.asarray(1 - (vectors @ mean) / size) if size else np.full(len(texts), np.nan)

@@ -1,0 +1,160 @@
+"""Who gains: by type of user, and by demographic group where the dataset has any."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmkt_ray.data.user_types import THIRDS, demographics, thirds, user_types
+from llmkt_ray.report.cells import paired_tables
+from llmkt_ray.report.context import Context, Split
+from llmkt_ray.report.figures import charts
+from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, chosen, cut, sample
+from llmkt_ray.report.text import count, p_value, percent_interval, plain, value_interval
+from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
+from llmkt_ray.stats.corrections import benjamini_hochberg
+
+Divide = Callable[[Split, np.ndarray], Mapping[tuple[str, str], np.ndarray]]
+"""From a split and its evaluated users `(n,)` to (kind, group) to who of them belongs to the group, bool `(n,)`."""
+FEWEST_USERS = 10
+"""Users of a group below which nothing is said about it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Treated over alpha0 within one group of users."""
+
+    finding: Finding
+    kind: str
+    name: str
+    found: Contrast
+
+
+def user_types_section(context: Context, findings: Sequence[Finding]) -> Section | None:
+    """Returns the gain by type of user: thirds of activity, popularity affinity, genre entropy and recency."""
+    meaning: dict[str, str] = {}
+
+    def divide(split: Split, users: np.ndarray) -> Mapping[tuple[str, str], np.ndarray]:
+        masks: dict[tuple[str, str], np.ndarray] = {}
+        for kind in user_types(split.data):
+            meaning[kind.name] = kind.meaning
+            third = thirds(kind.values, users)
+            masks |= {(kind.name, name): third == at for at, name in enumerate(THIRDS)}
+        return masks
+
+    groups = _groups(context, findings, divide)
+    words = "; ".join(f"{name}: {text}" for name, text in meaning.items())
+    return _section(
+        context, findings, groups, "types", "Which users gain", "User types",
+        f"Thirds of the evaluated users, from train rows only ({words}).",
+        "The gain of treated over alpha0 in each third of the users. Look for a type of user who loses while the mean gains.",
+    )  # fmt: skip
+
+
+def demographics_section(context: Context, findings: Sequence[Finding]) -> Section | None:
+    """Returns the gain by demographic group; None where the dataset has no such column."""
+
+    def divide(split: Split, users: np.ndarray) -> Mapping[tuple[str, str], np.ndarray]:
+        return {
+            (column, name): groups[users] == name
+            for column, groups in demographics(split.data).items() for name in sorted(set(groups.tolist()) - {""}, key=_natural)
+        }  # fmt: skip
+
+    groups = _groups(context, findings, divide)
+    return _section(
+        context, findings, groups, "demographics", "Demographic groups", "Demographics",
+        f"Groups as the dataset names them; those of fewer than {FEWEST_USERS} evaluated users are left out.",
+        "Whether the gain is shared by the groups that the dataset knows of. Profiles name them only if the study's prompt does.",
+    )  # fmt: skip
+
+
+def _groups(context: Context, findings: Sequence[Finding], divide: Divide) -> list[Group]:
+    made = []
+    for finding in chosen(findings):
+        cell = finding.cell
+        treated, alpha0 = cell.treated.get(cell.claim_alpha), cell.controls.get("alpha0")
+        if treated is None or alpha0 is None:
+            continue
+        found: dict[tuple[str, str], list[Contrast]] = {}
+        repetitions = sorted({r for r, _ in treated.rows} & {r for r, _ in alpha0.rows})
+        for repetition, (one, other) in zip(
+            repetitions, paired_tables(context.results, treated, alpha0, context.results.metric), strict=False
+        ):
+            split = context.split_of(treated, repetition)
+            row = next(row for (r, _), row in treated.rows.items() if r == repetition)
+            values = context.results.user_values(context.results.metric).get(str(context.results.keys[row]))
+            if split is None or values is None:
+                continue
+            for name, mask in divide(split, values[0]).items():
+                mask = mask & np.isfinite(one).all(axis=0) & np.isfinite(other).all(axis=0)
+                if mask.sum() >= FEWEST_USERS:
+                    found.setdefault(name, []).append(contrast(one[:, mask], other[:, mask]))
+        made += [Group(finding, kind, name, over_splits(contrasts)) for (kind, name), contrasts in found.items()]
+    return made
+
+
+def _section(
+    context: Context, findings: Sequence[Finding], groups: Sequence[Group], key: str, title: str, short: str, defined: str, lead: str
+) -> Section | None:
+    if not groups:
+        return None
+    metric = context.results.metric
+    relative = [g.found.relative for g in groups if g.found.relative is not None]
+    reach = charts.reach_of(relative, 2 * context.results.smallest_effect, 1.8)
+    figures = []
+    for number in dict.fromkeys(g.finding.cell.number for g in groups):
+        mine = [g for g in groups if g.finding.cell.number == number]
+        cell = mine[0].finding.cell
+        for kind in dict.fromkeys(g.kind for g in mine):
+            rows = [
+                charts.Bar(g.name, "treated", g.found.relative, f"{kind} {_tip(g)}")
+                for g in mine if g.kind == kind and g.found.relative is not None
+            ]  # fmt: skip
+            name = f"gain over alpha0 by {kind}, % of alpha0's {metric}"
+            canvas = charts.intervals(
+                f"{cell.label}: {name}",
+                f"% of alpha0's {metric}; right is better",
+                rows,
+                reach,
+                context.results.smallest_effect,
+                as_percent=True,
+            )
+            figures.append(Figure(f"{key}-{cell.number}-{kind}", kind, cell.label, canvas, cell.trials))
+    adjusted = benjamini_hochberg([g.found.difference.p for g in groups])
+    rows_of_table = tuple(
+        (
+            g.finding.cell.label, g.kind, g.name, f"{g.found.difference.n_users:,}", plain(g.found.mean_arm), plain(g.found.mean_control),
+            value_interval(g.found.difference), percent_interval(g.found.relative) if g.found.relative else "n/a", p_value(float(p)),
+        )
+        for g, p in zip(groups, adjusted, strict=True)
+    )  # fmt: skip
+    columns = (
+        "cell", "by", "group", "users", "treated", "alpha0", f"difference in {metric} [95 %]", "relative [95 %]", "p (Benjamini-Hochberg)",
+    )  # fmt: skip
+    return Section(
+        key=key,
+        title=title,
+        short=short,
+        lead=lead,
+        caption=(
+            f"Gain in test {metric} of treated at alpha {context.results.claim_alpha:g} over alpha0 within each group, in % of the "
+            "group's alpha0; right of 0 is better. Marker: mean. Line: 95 % interval. Grey: smaller than the smallest effect of interest. "
+            f"{defined} "
+            f"{sample([g.found for g in groups])} Groups that look different need not be: the intervals are of each group's gain, not of "
+            f"differences between groups.{cut(len(findings))}"
+        ),
+        figures=tuple(figures[: 3 * MOST_PANELS]),
+        tables=(Table("Every group", columns, (False, False, False, True, True, True, True, True, True), rows_of_table),),
+    )
+
+
+def _tip(group: Group) -> str:
+    gain = percent_interval(group.found.relative) if group.found.relative is not None else "n/a"
+    return f"{group.name}, {count(group.found.difference.n_users, 'user')}: {gain}"
+
+
+def _natural(name: str) -> tuple[float, str]:
+    """Sorts numbers by value, and texts after them."""
+    head = name.split(" ")[0]
+    return (float(head), name) if head.replace(".", "", 1).isdigit() else (float("inf"), name)
