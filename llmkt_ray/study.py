@@ -5,12 +5,25 @@ metrics, encoders) and the data are checked afterwards by the stages that own th
 """
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from llmkt_ray.section import Section, as_named, as_tuple
 from llmkt_ray.seeds import content_key
+
+Arm = Literal[
+    "baseline", "alpha0", "shuffled", "shuffled_strata", "gaussian", "constant",
+    "template", "item_mean", "leaked", "input_init", "input_concat",
+]  # fmt: skip
+"""A control arm of METHOD.md section 4; `treated` is not one: it is what the alphas make."""
+ARMS: tuple[Arm, ...] = get_args(Arm)
+PLAIN_ARMS = ("baseline", "alpha0")
+"""Arms that know no profile at all."""
+INPUT_ARMS = ("input_init", "input_concat")
+"""The paper's rival: the profile as an input of the model, no transfer loss."""
+OWN_TARGET_ARMS = ("template", "item_mean", "leaked")
+"""Arms that transfer as the treated one does, from targets that are artifacts of their own."""
 
 
 class PositiveRule(Section):
@@ -205,6 +218,8 @@ class ModelConfig(Section):
     weight_decay: float | None = Field(None, ge=0)
     hyperparameters: dict[str, JsonValue] = {}
     """RecBole settings of this model, by RecBole's names."""
+    controls: tuple[Arm, ...] | None = None
+    """Control arms of this model, where not all of the study's are possible with it; None: the study's `controls`."""
 
 
 class ScheduleConfig(Section):
@@ -251,10 +266,6 @@ class TransferConfig(Section):
     def levels(self, schedule: ScheduleConfig) -> tuple[tuple[float, ...], float]:
         """Returns the alphas that a schedule is run at and the claim's: 1 where alpha does not matter (`pretrain`)."""
         return ((1.0,), 1.0) if schedule.kind == "pretrain" else (self.alphas, self.claim_alpha)
-
-
-ARMS = ("baseline", "alpha0", "shuffled")
-"""Control arms of METHOD.md section 4; `treated` is not listed: it is what the alphas make."""
 
 
 class TrainingConfig(Section):
@@ -345,7 +356,8 @@ class StudyConfig(Section):
     reduction: Annotated[tuple[ReductionConfig, ...], BeforeValidator(as_tuple)] = Field((ReductionConfig(),), min_length=1)
     models: tuple[Annotated[ModelConfig, BeforeValidator(as_named)], ...] = Field(min_length=1)
     transfer: TransferConfig = TransferConfig()
-    controls: tuple[Literal[ARMS], ...] = ("baseline", "alpha0", "shuffled")  # type: ignore[valid-type]
+    controls: tuple[Arm, ...] = ("baseline", "alpha0", "shuffled")
+    """Control arms of every treated cell (METHOD.md, section 4); a model may have `controls` of its own."""
     training: TrainingConfig = TrainingConfig()
     seeds: int = Field(2, ge=1, le=1000)
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -357,12 +369,14 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         problems = []
-        for what, names in (
+        named: list[tuple[str, list[str]]] = [
             ("datasets", [d.name for d in self.datasets]),
             ("models", [m.name for m in self.models]),
             ("profiles", [p.label for p in self.profiles]),
             ("controls", list(self.controls)),
-        ):
+            *((f"controls of model {model.name!r}", [*map(str, model.controls)]) for model in self.models if model.controls is not None),
+        ]
+        for what, names in named:
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 problems.append(f"{what} must have different names, but {', '.join(map(repr, twice))} appear more than once")
@@ -390,6 +404,10 @@ class StudyConfig(Section):
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
+
+    def controls_of(self, model: ModelConfig) -> tuple[Arm, ...]:
+        """Returns the control arms of a model's cells."""
+        return self.controls if model.controls is None else model.controls
 
     @property
     def key(self) -> str:

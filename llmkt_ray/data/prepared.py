@@ -1,7 +1,7 @@
 """A frozen split as flat arrays: what every later stage reads, and the only place that knows which rows are test."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,15 @@ class Rows:
     def where(self, keep: np.ndarray) -> "Rows":
         """Returns the rows for which the bool mask `keep` `(n,)` is true."""
         return Rows(self.user[keep], self.item[keep], self.rating[keep], self.timestamp[keep], self.positive[keep])
+
+    @staticmethod
+    def joined(*parts: "Rows") -> "Rows":
+        """Returns the rows of several parts, in the order of rows: by user, then by time, then as the parts come."""
+        columns = [np.concatenate(values) for values in zip(*(vars(part).values() for part in parts), strict=True)]
+        rows = Rows(*columns)
+        by_time = () if np.isnan(rows.timestamp).any() else (rows.timestamp,)
+        order = np.lexsort((*by_time, rows.user))
+        return Rows(*(column[order] for column in columns))
 
     def positives(self) -> "Rows":
         """Returns the positive rows only."""
@@ -84,6 +93,14 @@ class PreparedData:
     def n_items(self) -> int:
         """Number of items."""
         return len(self.item_tokens)
+
+    def with_held_out_as_train(self) -> "PreparedData":
+        """Returns this split with EVERY row as a train row: what the profiles of the control arm `leaked` are written from.
+
+        `valid` and `test` stay, so that a leak certificate of these profiles says what leaked.
+        """
+        everything = Rows.joined(self.train_full, self.valid, self.test)
+        return replace(self, train=everything, train_full=everything)
 
     @staticmethod
     def load(store: ArtifactStore, key: str) -> "PreparedData":

@@ -71,25 +71,7 @@ def encode(
         return Embeddings.load(store, key)
     started = time.monotonic()
     user_ids, texts = profiles.texts()
-    device = "cuda" if resources.gpus else "cpu"
-    parts: Iterator[tuple[int, np.ndarray]]
-    if is_fitted_on_texts(config):
-        batches = [sorted(set(texts), key=text_hash)]
-        parts = iter([(0, encoder_of(config).encode(batches[0]))])
-    else:
-        batches = fixed_batches(texts, config.batch_size)
-        if workers and not runs_once(config):
-            # Imported here: encoding in this process must not need Ray.
-            from llmkt_ray.embeddings.pool import pooled
-
-            parts = pooled(config, batches, workers, resources, device)
-        else:
-            parts = _in_process(config, batches, device)
-    vectors: dict[str, np.ndarray] = {}
-    for index, part in parts:
-        vectors.update(zip(batches[index], part, strict=True))
-        progress(len(vectors), len(set(texts)))
-    matrix = np.stack([vectors[text] for text in texts]).astype(np.float32)
+    matrix = encode_texts(config, texts, workers=workers, resources=resources, progress=progress)
     check_finite(matrix, user_ids, config.encoder)
     store.save(
         KIND,
@@ -100,10 +82,10 @@ def encode(
         notes={
             "dim": int(matrix.shape[1]),
             "texts": len(texts),
-            "different_texts": len(vectors),
-            "device": device,
+            "different_texts": len(set(texts)),
+            "device": device_of(resources),
             "workers": workers,
-            "source": _source(config),
+            "source": source_of(config),
         },
         versions=identity["versions"],
         wall_s=time.monotonic() - started,
@@ -111,7 +93,41 @@ def encode(
     return Embeddings.load(store, key)
 
 
-def _source(config: EmbeddingConfig) -> str:
+def encode_texts(
+    config: EmbeddingConfig,
+    texts: Sequence[str],
+    *,
+    workers: int = 0,
+    resources: TaskResources = TaskResources(),  # noqa: B008 - frozen
+    progress: Callable[[int, int], None] = _silent,
+) -> np.ndarray:
+    """Returns the vectors of texts, float32 `(len(texts), dim)`, equal texts encoded once; see `encode` for the arguments."""
+    parts: Iterator[tuple[int, np.ndarray]]
+    if is_fitted_on_texts(config):
+        batches = [sorted(set(texts), key=text_hash)]
+        parts = iter([(0, encoder_of(config).encode(batches[0]))])
+    else:
+        batches = fixed_batches(texts, config.batch_size)
+        if workers and not runs_once(config):
+            # Imported here: encoding in this process must not need Ray.
+            from llmkt_ray.embeddings.pool import pooled
+
+            parts = pooled(config, batches, workers, resources, device_of(resources))
+        else:
+            parts = _in_process(config, batches, device_of(resources))
+    vectors: dict[str, np.ndarray] = {}
+    for index, part in parts:
+        vectors.update(zip(batches[index], part, strict=True))
+        progress(len(vectors), len(set(texts)))
+    return np.stack([vectors[text] for text in texts]).astype(np.float32)
+
+
+def device_of(resources: TaskResources) -> str:
+    """Returns the device of an encoder with these resources."""
+    return "cuda" if resources.gpus else "cpu"
+
+
+def source_of(config: EmbeddingConfig) -> str:
     """Returns where the weights came from, for reports."""
     if is_fitted_on_texts(config):
         return "no weights"

@@ -190,12 +190,15 @@ def join_users(user_ids: np.ndarray, user_tokens: np.ndarray) -> np.ndarray:
 
 
 def _check_texts(embeddings: Embeddings, store: ArtifactStore) -> None:
-    """Checks that each row's text hash is that of the profile its user has.
+    """Checks that each row's text hash is that of the profile its user has; means of item texts have no text of their own.
 
     Raises:
         EmbeddingError: ids were permuted between texts and vectors.
     """
-    profiles = Profiles.load(store, str(store.manifest(EMBEDDINGS, embeddings.key).inputs["profiles"]))
+    inputs = store.manifest(EMBEDDINGS, embeddings.key).inputs
+    if "profiles" not in inputs:
+        return
+    profiles = Profiles.load(store, str(inputs["profiles"]))
     texts = dict(zip(*profiles.texts(), strict=True))
     wrong = [
         str(user)

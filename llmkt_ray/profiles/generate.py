@@ -21,19 +21,20 @@ from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import ProfileConfig, TaskResources
 
 
-def profiles_key(config: ProfileConfig, data_key: str, study_seed: int) -> str:
-    """Returns the key of the profiles: of the split, of what the engine is, and of the seed where it draws.
+def profiles_key(config: ProfileConfig, data_key: str, study_seed: int, *, leaked: bool = False) -> str:
+    """Returns the key of the profiles: of the split, of what the engine is, of the seed where it draws, and of a leak on purpose.
 
     Raises:
         ProfileError: the engine cannot work as configured (no such file, no such model...).
     """
-    return content_key(_inputs(config, data_key, study_seed))
+    return content_key(_inputs(config, data_key, study_seed, leaked))
 
 
-def _inputs(config: ProfileConfig, data_key: str, study_seed: int) -> dict[str, Any]:
+def _inputs(config: ProfileConfig, data_key: str, study_seed: int, leaked: bool) -> dict[str, Any]:
     engine = engine_of(config)
     # Only a language model draws: a template or a file must not be made anew for another seed.
-    return {"split": data_key, "engine": engine.identity(), "seed": study_seed if engine.draws else None}
+    inputs = {"split": data_key, "engine": engine.identity(), "seed": study_seed if engine.draws else None}
+    return {**inputs, "leaked": True} if leaked else inputs
 
 
 def _silent(done: int, total: int) -> None:
@@ -48,6 +49,7 @@ def generate(
     study_seed: int,
     progress: Progress = _silent,
     resources: TaskResources = TaskResources(),  # noqa: B008 - frozen
+    leaked: bool = False,
 ) -> Profiles:
     """Returns the profiles of a split, from the store where they are there already.
 
@@ -58,12 +60,13 @@ def generate(
         study_seed: of what an engine draws.
         progress: called with (users done, users in all).
         resources: what one engine actor asks of Ray.
+        leaked: write from ALL rows, validation and test included: the control arm `leaked` (METHOD.md, section 3) and nothing else.
 
     Raises:
         ProfileError: they cannot be written, a user would have no row, or fewer users than `min_coverage` have a text.
         StorageError: they cannot be stored.
     """
-    key = profiles_key(config, data.key, study_seed)
+    key = profiles_key(config, data.key, study_seed, leaked=leaked)
     if store.find(KIND, key) is not None:
         profiles = Profiles.load(store, key)
         _check_texts(profiles.table, profiles.notes, config, data)
@@ -71,7 +74,8 @@ def generate(
     started = time.monotonic()
     engine = engine_of(config, resources)
     parts = Parts(store, key)
-    written = engine.write(data, Job(derive_seed(study_seed, KIND, key), progress, parts))
+    read = data.with_held_out_as_train() if leaked else data
+    written = engine.write(read, Job(derive_seed(study_seed, KIND, key), progress, parts))
     table = one_row_per_user(written.table, data.user_tokens)
     with_text = len(table) - table.column("profile").null_count
     notes = {
@@ -88,7 +92,7 @@ def generate(
     store.save(
         KIND,
         key,
-        inputs=_inputs(config, data.key, study_seed),
+        inputs=_inputs(config, data.key, study_seed, leaked),
         tables={"profiles": table},
         notes=notes,
         wall_s=time.monotonic() - started,

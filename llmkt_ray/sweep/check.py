@@ -18,9 +18,12 @@ from llmkt_ray.embeddings.reducers import REDUCERS, reduction_problem
 from llmkt_ray.errors import LlmktError, StudyError, unknown_name
 from llmkt_ray.profiles.generate import profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
-from llmkt_ray.study import DatasetConfig, StudyConfig
+from llmkt_ray.study import INPUT_ARMS, DatasetConfig, StudyConfig
+from llmkt_ray.sweep.arms import input_problems, source_problems
+from llmkt_ray.sweep.pipeline import ItemMeanNode
 from llmkt_ray.sweep.plan import Plan, layer_wish
 from llmkt_ray.training.bridge.registry import MODELS, model_problem
+from llmkt_ray.training.inputs import probe_tables
 from llmkt_ray.training.layers import probe_layers, resolve_layers
 from llmkt_ray.training.metrics import metric_problem
 from llmkt_ray.transfer.loss import LOSSES, check_widths
@@ -55,11 +58,17 @@ def refuse_impossible_targets(plan: Plan, store: ArtifactStore) -> None:
     """
     problems: dict[str, None] = {}
     for target in plan.targets:
-        users = store.manifest("split", target.embedding.profiles.split.key).notes["n_users"]
+        users = store.manifest("split", target.embedding.split.key).notes["n_users"]
         width = encoder_width(target.embedding.config)
         problem = None if width is None else reduction_problem(target.config, target.dims, users, width)
         if problem:
             problems[f"{problem} (targets of {target.label})"] = None
+    for node in plan.embeddings:
+        if isinstance(node, ItemMeanNode) and not store.manifest("split", node.split.key).notes["item_fields"]:
+            problems[
+                f"control 'item_mean' is impossible on {node.split.config.name!r}: its items have no title, genres, creator, category or "
+                "description to embed; give the dataset an items table with one of these, or leave 'item_mean' out of `controls`"
+            ] = None
     if problems:
         raise StudyError(problems, f"study {plan.study.name!r}")
 
@@ -94,6 +103,7 @@ def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool
         except LlmktError as error:
             yield str(error)
     yield from _source_problems(study)
+    yield from source_problems(study)
     if not names:
         yield from _layer_problems(study)
     yield from _storage_problems(study, store)
@@ -165,6 +175,8 @@ def _layer_problems(study: StudyConfig) -> Iterator[str]:
             continue
         for tap in taps:
             yield from _width_problems(study, model.name, tap)
+        if any(arm in INPUT_ARMS for arm in study.controls_of(model)):
+            yield from input_problems(study, model, probe_tables(model.name, None, model.hyperparameters, model.class_path))
 
 
 def _width_problems(study: StudyConfig, model: str, tap: Tap) -> Iterator[str]:

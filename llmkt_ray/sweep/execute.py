@@ -136,6 +136,7 @@ def load_artifacts(spec: TrialSpec, artifacts: str, scratch: str) -> TrialArtifa
     return TrialArtifacts(
         data=_data(artifacts, scratch, spec.split_key),
         targets=None if spec.targets_key is None else _targets(artifacts, scratch, spec.targets_key),
+        twin=None if spec.twin_key is None else _targets(artifacts, scratch, spec.twin_key),
     )
 
 

@@ -11,6 +11,7 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.split import prepare, split_key
 from llmkt_ray.embeddings.encode import embeddings_key, encode
 from llmkt_ray.embeddings.encoders import encoder_identity
+from llmkt_ray.embeddings.item_mean import encode_item_means, item_mean_key
 from llmkt_ray.embeddings.targets import make_targets, targets_key
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.table import Profiles
@@ -41,23 +42,29 @@ class SplitNode:
 
 @dataclass(frozen=True)
 class ProfileNode:
-    """The profiles that one LLM (or template, or file) writes from one split."""
+    """The profiles that one LLM (or template, or file) writes from one split; `leaked`: from its held-out rows too."""
 
     split: SplitNode
     config: ProfileConfig
     key: str
     resources: TaskResources
+    leaked: bool = False
     kind: str = "profiles"
+
+    @property
+    def source(self) -> str:
+        """Who wrote them, as results name it."""
+        return f"{self.config.label} (leaked)" if self.leaked else self.config.label
 
     @property
     def label(self) -> str:
         """The node in words."""
-        return f"{self.split.label}, {self.config.label}"
+        return f"{self.split.label}, {self.source}"
 
     def compute(self, store: ArtifactStore) -> None:
         """Makes the artifact unless it is there."""
         data = PreparedData.load(store, self.split.key)
-        generate(self.config, data, store, study_seed=self.split.study_seed, resources=self.resources)
+        generate(self.config, data, store, study_seed=self.split.study_seed, resources=self.resources, leaked=self.leaked)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,16 @@ class EmbeddingNode:
     kind: str = "embeddings"
 
     @property
+    def split(self) -> SplitNode:
+        """The split that the texts were written from."""
+        return self.profiles.split
+
+    @property
+    def source(self) -> str:
+        """Who wrote the texts, as results name it."""
+        return self.profiles.source
+
+    @property
     def label(self) -> str:
         """The node in words."""
         return f"{self.profiles.label}, {self.config.encoder}"
@@ -81,10 +98,38 @@ class EmbeddingNode:
 
 
 @dataclass(frozen=True)
+class ItemMeanNode:
+    """Each user as the mean of the embedded texts of the items in the history: the `item_mean` control."""
+
+    split: SplitNode
+    config: EmbeddingConfig
+    identity: dict[str, Any]
+    key: str
+    resources: TaskResources
+    full_history: bool
+    kind: str = "embeddings"
+
+    @property
+    def source(self) -> str:
+        """The name of this source in results."""
+        return "item_mean"
+
+    @property
+    def label(self) -> str:
+        """The node in words."""
+        return f"{self.split.label}, item_mean, {self.config.encoder}"
+
+    def compute(self, store: ArtifactStore, *, workers: int = 0) -> None:
+        """Makes the artifact unless it is there, by a pool of `workers` Ray actors (0: in this process)."""
+        data = PreparedData.load(store, self.split.key)
+        encode_item_means(self.config, data, store, full_history=self.full_history, workers=workers, resources=self.resources)
+
+
+@dataclass(frozen=True)
 class TargetNode:
     """The targets of one width that one reducer makes of one set of embeddings."""
 
-    embedding: EmbeddingNode
+    embedding: EmbeddingNode | ItemMeanNode
     config: ReductionConfig
     dims: int
     key: str
@@ -97,7 +142,7 @@ class TargetNode:
 
     def compute(self, store: ArtifactStore) -> None:
         """Makes the artifact unless it is there."""
-        split = self.embedding.profiles.split
+        split = self.embedding.split
         make_targets(
             embeddings_key=self.embedding.key,
             data=PreparedData.load(store, split.key),
@@ -108,7 +153,7 @@ class TargetNode:
         )
 
 
-Node = SplitNode | ProfileNode | EmbeddingNode | TargetNode
+Node = SplitNode | ProfileNode | EmbeddingNode | ItemMeanNode | TargetNode
 
 
 def split_nodes(study: StudyConfig) -> tuple[SplitNode, ...]:
@@ -148,7 +193,29 @@ def embedding_nodes(study: StudyConfig, profiles: ProfileNode) -> tuple[Embeddin
     return tuple(nodes)
 
 
-def target_node(study: StudyConfig, embedding: EmbeddingNode, reduction: ReductionConfig, layer_width: int) -> TargetNode:
+def twin_embedding(study: StudyConfig, embedding: EmbeddingNode, arm: str) -> EmbeddingNode | ItemMeanNode:
+    """Returns what the control `arm` reads in place of the profiles: the same history and encoder, another source.
+
+    Args:
+        study: the study.
+        embedding: the treated arm's.
+        arm: one of `OWN_TARGET_ARMS`.
+    """
+    treated, split = embedding.profiles, embedding.split
+    if arm == "item_mean":
+        full = treated.config.full_history
+        key = item_mean_key(split.key, embedding.identity, full_history=full)
+        return ItemMeanNode(split, embedding.config, embedding.identity, key, treated.resources, full)
+    if arm == "leaked":
+        key = profiles_key(treated.config, split.key, study.seed, leaked=True)
+        profiles = ProfileNode(split, treated.config, key, treated.resources, leaked=True)
+    else:
+        config = ProfileConfig(llm="template", full_history=treated.config.full_history, min_coverage=treated.config.min_coverage)
+        profiles = ProfileNode(split, config, profiles_key(config, split.key, study.seed), treated.resources)
+    return EmbeddingNode(profiles, embedding.config, embedding.identity, embeddings_key(profiles.key, embedding.identity))
+
+
+def target_node(study: StudyConfig, embedding: EmbeddingNode | ItemMeanNode, reduction: ReductionConfig, layer_width: int) -> TargetNode:
     """Returns the target of one reducer at one layer: of the layer's width where `dims` is "layer"."""
     dims = layer_width if reduction.dims == "layer" else reduction.dims
     return TargetNode(embedding, reduction, dims, targets_key(embedding.key, reduction, dims, study.seed))

@@ -5,17 +5,20 @@ by all cells that differ in those factors alone. A baseline chooses its epoch am
 there is one for every such window of epochs.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ArtifactError
 from llmkt_ray.seeds import content_key
-from llmkt_ray.study import ModelConfig, ScheduleConfig, StudyConfig
+from llmkt_ray.study import INPUT_ARMS, OWN_TARGET_ARMS, PLAIN_ARMS, ModelConfig, ScheduleConfig, StudyConfig
+from llmkt_ray.sweep.arms import arms_of
 from llmkt_ray.sweep.pipeline import (
     EmbeddingNode,
+    ItemMeanNode,
     Node,
     ProfileNode,
     SplitNode,
@@ -24,7 +27,10 @@ from llmkt_ray.sweep.pipeline import (
     profile_nodes,
     split_nodes,
     target_node,
+    twin_embedding,
 )
+from llmkt_ray.training.bridge.user_tables import UserTable
+from llmkt_ray.training.inputs import probe_tables
 from llmkt_ray.training.layers import probe_layers, resolve_layers
 from llmkt_ray.training.spec import TrialSpec
 from llmkt_ray.transfer.taps import Tap
@@ -40,6 +46,7 @@ class Cell:
         split, target, tap: what the cell's treated trials read, learn from and tap.
         model: the model with its settings.
         loss, schedule: how the transfer is done.
+        twins: control arm to the targets of its own.
     """
 
     split: SplitNode
@@ -48,18 +55,12 @@ class Cell:
     model: ModelConfig
     loss: str
     schedule: ScheduleConfig
+    twins: Mapping[str, TargetNode] = field(default_factory=dict)
 
     @property
     def factors(self) -> dict[str, str | int | float | bool | None]:
         """The labels of the cell's treated trials."""
-        embedding = self.target.embedding
-        return {
-            **split_factors(self.split),
-            "llm": embedding.profiles.config.label,
-            "encoder": embedding.config.encoder,
-            "reduction": self.target.config.method,
-            "dims": self.target.dims,
-        }
+        return target_factors(self.target)
 
     @property
     def key(self) -> str:
@@ -104,7 +105,7 @@ class Plan:
     study: StudyConfig
     splits: tuple[SplitNode, ...]
     profiles: tuple[ProfileNode, ...]
-    embeddings: tuple[EmbeddingNode, ...]
+    embeddings: tuple[EmbeddingNode | ItemMeanNode, ...]
     targets: tuple[TargetNode, ...]
     cells: tuple[Cell, ...]
     trials: tuple[TrialSpec, ...]
@@ -134,31 +135,44 @@ def make_plan(study: StudyConfig, store: ArtifactStore) -> Plan:
     splits = split_nodes(study)
     there = {node.key for node in splits if store.find("split", node.key)}
     profiles: dict[str, ProfileNode] = {}
-    embeddings: dict[str, EmbeddingNode] = {}
+    embeddings: dict[str, EmbeddingNode | ItemMeanNode] = {}
     targets: dict[str, TargetNode] = {}
     cells: dict[str, Cell] = {}
     trials: dict[str, TrialSpec] = {}
     taps_of: dict[tuple[str, str], tuple[Tap, ...]] = {}  # all splits of a dataset have the same users and items
+    tables_of: dict[tuple[str, str], tuple[UserTable, ...]] = {}
+    own: list[str] = [arm for arm in OWN_TARGET_ARMS if arm in arms_of(study)]
     for split in splits:
-        sources = {node.key: embedding_nodes(study, node) for node in profile_nodes(study, split)}
-        profiles.update({node.profiles.key: node.profiles for nodes in sources.values() for node in nodes})
-        embeddings.update({node.key: node for nodes in sources.values() for node in nodes})
+        sources = [node for profile in profile_nodes(study, split) for node in embedding_nodes(study, profile)]
+        twins_of = {node.key: {arm: twin_embedding(study, node, arm) for arm in own} for node in sources}
+        for node in (*sources, *(twin for twins in twins_of.values() for twin in twins.values())):
+            embeddings[node.key] = node
+            if isinstance(node, EmbeddingNode):
+                profiles[node.profiles.key] = node.profiles
         trials.update(_once(reference_specs(study, split)))
         for model in study.models:
-            at = (split.config.name, model.name)
+            at, arms = (split.config.name, model.name), study.controls_of(model)
             if at not in taps_of:
-                taps_of[at] = _resolved(study, model, _load(store, split) if split.key in there else None)
+                data = _load(store, split) if split.key in there else None
+                taps_of[at] = _resolved(study, model, data)
+                if any(arm in INPUT_ARMS for arm in arms):
+                    tables_of[at] = probe_tables(model.name, data, model.hyperparameters, model.class_path)
             trials.update(_once(shared_specs(study, split, model)))
-            for tap in taps_of[at]:
-                for node in (node for nodes in sources.values() for node in nodes):
-                    for reduction in study.reduction:
-                        target = target_node(study, node, reduction, tap.width)
-                        targets[target.key] = target
-                        for loss in study.transfer.loss:
-                            for schedule in study.transfer.schedule:
-                                cell = Cell(split, target, tap, model, loss, schedule)
-                                cells[cell.key] = cell
-                                trials.update(_once(cell_specs(study, cell)))
+            for node, reduction in product(sources, study.reduction):
+                if at in tables_of:
+                    target = target_node(study, node, reduction, tables_of[at][0].width)
+                    targets[target.key] = target
+                    trials.update(_once(input_specs(study, model, target)))
+                for tap in taps_of[at]:
+                    target = target_node(study, node, reduction, tap.width)
+                    twins: dict[str, TargetNode] = {
+                        arm: target_node(study, twin, reduction, tap.width) for arm, twin in twins_of[node.key].items() if arm in arms
+                    }
+                    targets.update({each.key: each for each in (target, *twins.values())})
+                    for loss, schedule in product(study.transfer.loss, study.transfer.schedule):
+                        cell = Cell(split, target, tap, model, loss, schedule, twins)
+                        cells[cell.key] = cell
+                        trials.update(_once(cell_specs(study, cell)))
     nodes: list[Node] = [*profiles.values(), *embeddings.values(), *targets.values()]
     there |= {node.key for node in nodes if store.find(node.kind, node.key)}
     return Plan(
@@ -171,6 +185,17 @@ def make_plan(study: StudyConfig, store: ArtifactStore) -> Plan:
         trials=tuple(trials.values()),
         there=frozenset(there),
     )
+
+
+def target_factors(target: TargetNode) -> dict[str, str | int | float | bool | None]:
+    """Returns the labels of a trial that depends on these targets."""
+    return {
+        **split_factors(target.embedding.split),
+        "llm": target.embedding.source,
+        "encoder": target.embedding.config.encoder,
+        "reduction": target.config.method,
+        "dims": target.dims,
+    }
 
 
 def split_factors(split: SplitNode) -> dict[str, str | int | float | bool | None]:
@@ -201,13 +226,33 @@ def reference_specs(study: StudyConfig, split: SplitNode) -> Iterable[TrialSpec]
 def shared_specs(study: StudyConfig, split: SplitNode, model: ModelConfig) -> Iterable[TrialSpec]:
     """Yields the control trials that know no profile: `baseline` once a window of selectable epochs, and `alpha0` once a schedule."""
     for seed in range(study.seeds):
-        if "baseline" in study.controls:
+        if "baseline" in study.controls_of(model):
             for schedule in study.transfer.schedule:
                 yield _base(study, split, model, seed, arm="baseline", schedule=selection_window(schedule))
-        if "alpha0" in study.controls:
+        if "alpha0" in study.controls_of(model):
             for schedule in study.transfer.schedule:
-                plain = schedule.model_copy(update={"alpha": "constant"})
-                yield _base(study, split, model, seed, arm="alpha0", schedule=plain)
+                yield _base(study, split, model, seed, arm="alpha0", schedule=_untransferred(schedule))
+
+
+def input_specs(study: StudyConfig, model: ModelConfig, target: TargetNode) -> Iterable[TrialSpec]:
+    """Yields the trials of direct input: alpha0's twins that read the profile instead of learning from it, whatever layer or loss."""
+    for arm, seed, schedule in product(study.controls_of(model), range(study.seeds), study.transfer.schedule):
+        if arm in INPUT_ARMS:
+            yield _base(
+                study,
+                target.embedding.split,
+                model,
+                seed,
+                arm=arm,
+                targets_key=target.key,
+                schedule=_untransferred(schedule),
+                factors=target_factors(target),
+            )
+
+
+def _untransferred(schedule: ScheduleConfig) -> ScheduleConfig:
+    """Returns what a trial without transfer depends on of a schedule."""
+    return schedule.model_copy(update={"alpha": "constant"})
 
 
 def selection_window(schedule: ScheduleConfig) -> ScheduleConfig:
@@ -222,13 +267,14 @@ def cell_specs(study: StudyConfig, cell: Cell) -> Iterable[TrialSpec]:
         if study.search.kind == "grid":
             for alpha in alphas:
                 yield treated_spec(study, cell, seed, alpha=alpha)
-        for arm in study.controls:
-            if arm not in ("baseline", "alpha0"):
+        for arm in study.controls_of(cell.model):
+            if arm not in (*PLAIN_ARMS, *INPUT_ARMS):
                 yield treated_spec(study, cell, seed, alpha=claim_alpha, arm=arm)
 
 
 def treated_spec(study: StudyConfig, cell: Cell, seed: int, *, alpha: float, arm: str = "treated") -> TrialSpec:
-    """Returns the trial of a cell at one alpha and seed index."""
+    """Returns the trial of a cell at one alpha and seed index; a control with targets of its own keeps the cell's labels."""
+    twin = cell.twins.get(arm)
     return _base(
         study,
         cell.split,
@@ -237,7 +283,8 @@ def treated_spec(study: StudyConfig, cell: Cell, seed: int, *, alpha: float, arm
         arm=arm,
         alpha=alpha,
         layer=cell.tap.name,
-        targets_key=cell.target.key,
+        targets_key=twin.key if twin else cell.target.key,
+        twin_key=cell.target.key if twin else None,
         loss=cell.loss,
         projection=study.transfer.projection,
         balance=study.transfer.balance,

@@ -23,7 +23,7 @@ from llmkt_ray.sweep import cluster
 from llmkt_ray.sweep.check import refuse_impossible_targets
 from llmkt_ray.sweep.execute import LoadArtifacts, RunTrial, Workplace, load_artifacts
 from llmkt_ray.sweep.loop import LoopExecutor
-from llmkt_ray.sweep.pipeline import EmbeddingNode, Node, ProfileNode, SplitNode, TargetNode, split_nodes
+from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, Node, ProfileNode, SplitNode, TargetNode, split_nodes
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.search import mirror, rounds, search_cells, suggestions, told
@@ -32,7 +32,7 @@ from llmkt_ray.training.spec import TrialSpec
 from llmkt_ray.training.trial import run_trial as train_and_test
 
 ExecutorName = Literal["ray", "loop"]
-NodeT = TypeVar("NodeT", SplitNode, ProfileNode, EmbeddingNode, TargetNode)
+NodeT = TypeVar("NodeT", SplitNode, ProfileNode, EmbeddingNode | ItemMeanNode, TargetNode)
 COMPACT_AT = 500
 """Single row files that are gathered into one part at a run's end."""
 
@@ -240,10 +240,11 @@ def make_splits(study: StudyConfig, store: ArtifactStore, worker: Executor, prog
 
 def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStore, worker: Executor, progress: Progress) -> None:
     """Makes the missing targets of these trials, stage by stage, with the profiles and embeddings that they come from."""
-    wanted = {spec.targets_key for spec in specs}
+    wanted = {key for spec in specs for key in (spec.targets_key, spec.twin_key)}
     targets = [node for node in plan.targets if node.key in wanted and node.key not in plan.there]
     embeddings = {node.embedding.key: node.embedding for node in targets if node.embedding.key not in plan.there}
-    profiles = {node.profiles.key: node.profiles for node in embeddings.values() if node.profiles.key not in plan.there}
+    of_texts = [node.profiles for node in embeddings.values() if isinstance(node, EmbeddingNode)]
+    profiles = {node.key: node for node in of_texts if node.key not in plan.there}
     stages: tuple[tuple[str, Sequence[Node]], ...] = (
         ("profiles", tuple(profiles.values())),
         ("embeddings", tuple(embeddings.values())),
@@ -299,8 +300,8 @@ def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
             if store.files.exists(f"{node.kind}/{node.key}/{MANIFEST}"):
                 yield node, store.manifest(node.kind, node.key).notes
 
-    def source(node: ProfileNode) -> dict[str, Any]:
-        return {"dataset": node.split.config.name, "split_key": node.split.key, "llm": node.config.label}
+    def source(node: ProfileNode | EmbeddingNode | ItemMeanNode) -> dict[str, Any]:
+        return {"dataset": node.split.config.name, "split_key": node.split.key, "llm": node.source}
 
     datasets = [
         {
@@ -319,12 +320,11 @@ def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
         for node, notes in made(plan.profiles)
     ]
     embeddings = [
-        {**source(node.profiles), "encoder": node.config.encoder, "key": node.key, "identity": node.identity}
-        for node, _ in made(plan.embeddings)
+        {**source(node), "encoder": node.config.encoder, "key": node.key, "identity": node.identity} for node, _ in made(plan.embeddings)
     ]
     targets = [
         {
-            **source(node.embedding.profiles),
+            **source(node.embedding),
             "encoder": node.embedding.config.encoder,
             "reduction": node.config.method,
             "dims": node.dims,

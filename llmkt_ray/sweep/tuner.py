@@ -20,7 +20,7 @@ from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study import ResourcesConfig
 from llmkt_ray.sweep.cluster import capacity, resources_of
 from llmkt_ray.sweep.execute import Workplace, execute, failed
-from llmkt_ray.sweep.pipeline import EmbeddingNode, Node, ProfileNode
+from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, Node, ProfileNode
 from llmkt_ray.sweep.progress import Progress, describe
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
@@ -59,12 +59,12 @@ class RayExecutor:
         for node in nodes:
             if isinstance(node, ProfileNode):
                 node.compute(store)
-            elif isinstance(node, EmbeddingNode):
+            elif isinstance(node, EmbeddingNode | ItemMeanNode):
                 node.compute(store, workers=max(1, int(capacity().get("CPU", 1))))
             else:
                 continue
             progress.artifact_made(node.label)
-        waiting = {_compute.remote(node, store): node for node in nodes if not isinstance(node, ProfileNode | EmbeddingNode)}
+        waiting = {_compute.remote(node, store): node for node in nodes if not isinstance(node, ProfileNode | EmbeddingNode | ItemMeanNode)}
         while waiting:
             ready, _ = ray.wait(list(waiting))
             for reference in ready:

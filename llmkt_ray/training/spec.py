@@ -38,6 +38,8 @@ class TrialSpec(Section):
     layer: str | None = None
     """Resolved tap name, for example "encoder.mlp_layers.1" or "decoder:input"; None: no transfer."""
     targets_key: str | None = None
+    twin_key: str | None = None
+    """Of the treated arm's targets, where a control has targets of its own: it shares the balance that these give."""
     loss: str = "mse"
     projection: str = "none"
     balance: str = "none"
@@ -72,6 +74,8 @@ class TrialArtifacts:
 
     data: PreparedData
     targets: Targets | None = None
+    twin: Targets | None = None
+    """The treated arm's targets, for a control with targets of its own."""
 
 
 @dataclass(frozen=True)

@@ -10,37 +10,39 @@ from llmkt_ray.embeddings.controls import control_targets
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import EmbeddingError, TrainingError
 from llmkt_ray.seeds import derive_seed
+from llmkt_ray.study import INPUT_ARMS, OWN_TARGET_ARMS, PLAIN_ARMS
 from llmkt_ray.training.batches import BatchSource
 from llmkt_ray.training.bridge.dataset import PADDING
 from llmkt_ray.training.bridge.models import BuiltModel
 from llmkt_ray.training.isolation import seed_globals
 from llmkt_ray.training.layers import model_taps
-from llmkt_ray.training.spec import TrialSpec
+from llmkt_ray.training.spec import TrialArtifacts, TrialSpec
 from llmkt_ray.transfer.loss import user_weights
 from llmkt_ray.transfer.manager import TransferManager, TransferSetup
 from llmkt_ray.transfer.phases import PhasePlan
 from llmkt_ray.transfer.taps import named_tap
 
-PLAIN_ARMS = ("baseline", "alpha0", "reference")
+WITHOUT_TRANSFER = (*PLAIN_ARMS, *INPUT_ARMS, "reference")
 """Arms without a transfer loss."""
 
 
 def make_transfer(
-    spec: TrialSpec, plan: PhasePlan, model: BuiltModel, batches: BatchSource, data: PreparedData, targets: Targets | None
+    spec: TrialSpec, plan: PhasePlan, model: BuiltModel, batches: BatchSource, data: PreparedData, artifacts: TrialArtifacts
 ) -> TransferManager:
-    """Returns the transfer manager of a trial, balanced where the spec says so; of a plain arm, one that does nothing.
+    """Returns the transfer manager of a trial, balanced where the spec says so; of an arm without transfer, one that does nothing.
 
     Raises:
         TrainingError: alpha, arm, layer and targets of the spec contradict each other.
         EmbeddingError: the targets were made for other users than the split's.
         LayerError: the tap cannot be used, or its width does not fit.
     """
-    if spec.arm in PLAIN_ARMS:
+    if spec.arm in WITHOUT_TRANSFER:
         if spec.alpha:
             raise TrainingError(
                 f"arm {spec.arm!r} transfers nothing, but its alpha is {spec.alpha:g}; set alpha to 0 or choose another arm"
             )
         return TransferManager(model.module, plan, None)
+    targets = artifacts.targets
     if not spec.alpha or spec.layer is None or targets is None:
         raise TrainingError(
             f"arm {spec.arm!r} transfers knowledge, so it needs alpha above 0, a layer and targets, but got alpha {spec.alpha:g}, "
@@ -48,9 +50,14 @@ def make_transfer(
         )
     if targets.key != spec.targets_key:
         raise TrainingError(f"the trial is specified with targets {spec.targets_key!r}, but was given {targets.key!r}")
-    own = control_targets(spec.arm, targets, data, derive_seed(spec.seed, "targets", spec.arm))
-    table, present = in_model_ids(own, data, model)
-    treated, _ = in_model_ids(targets, data, model)
+    treated = targets
+    if spec.arm in OWN_TARGET_ARMS:
+        if artifacts.twin is None or artifacts.twin.key != spec.twin_key:
+            raise TrainingError(f"arm {spec.arm!r} shares the balance of its treated twin, so it needs the targets {spec.twin_key!r}")
+        treated = artifacts.twin
+    else:
+        targets = control_targets(spec.arm, targets, data, derive_seed(spec.seed, "targets", spec.arm))
+    table, present = in_model_ids(targets, data, model)
     rows = torch.from_numpy(np.repeat(np.arange(model.n_users) + PADDING, batches.row_counts()))
     setup = TransferSetup(
         tap=named_tap(model_taps(model, data), spec.layer, spec.model),
@@ -63,7 +70,7 @@ def make_transfer(
     )
     transfer = TransferManager(model.module, plan, setup)
     if spec.balance == "initial":
-        transfer.balance(_first_losses(spec, model, batches), treated)
+        transfer.balance(_first_losses(spec, model, batches), in_model_ids(treated, data, model)[0])
     return transfer
 
 

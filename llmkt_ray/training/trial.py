@@ -10,10 +10,12 @@ import numpy as np
 from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.seeds import derive_seed
+from llmkt_ray.study import INPUT_ARMS
 from llmkt_ray.training.batches import BatchSource
 from llmkt_ray.training.bridge.models import BuiltModel, build_model
 from llmkt_ray.training.checkpoint import INTERVAL_S, CheckpointFile
 from llmkt_ray.training.evaluate import Ranking, RankingTask
+from llmkt_ray.training.inputs import give_profiles
 from llmkt_ray.training.isolation import isolated, seed_globals
 from llmkt_ray.training.labelled import LabelledTask
 from llmkt_ray.training.loop import EpochRow, TrainingLoop, make_adam
@@ -78,6 +80,8 @@ def run_trial(
             spec.model, data, hyperparameters=spec.hyperparameters, seed=derive_seed(spec.seed, "initialisation"),
             device=device, class_path=spec.class_path, batch_size=spec.batch_size,
         )  # fmt: skip
+        if spec.arm in INPUT_ARMS:
+            give_profiles(spec, model, data, artifacts.targets)
         validate = evaluator(spec, model, data, data.valid, known=[data.train_full], learnt=[data.train])
         facts: dict[str, Any] = {
             "n_parameters": sum(parameter.numel() for parameter in model.module.parameters()),
@@ -165,7 +169,7 @@ def _run_loop(
     labelled = spec.protocol == "labelled"
     train = artifacts.data.train if labelled else artifacts.data.train.positives()
     batches = BatchSource(model, train, batch_size=spec.batch_size, seed=spec.seed, labelled=labelled)
-    transfer = make_transfer(spec, plan, model, batches, artifacts.data, artifacts.targets)
+    transfer = make_transfer(spec, plan, model, batches, artifacts.data, artifacts)
     weights = WeightsManager(model.module, plan, make_adam(spec), extra=transfer.parameters)
     loop = TrainingLoop(spec, model, batches, plan, transfer, weights, validate, checkpoint, on_epoch)
     loop.run()
