@@ -9,6 +9,7 @@ import pandas as pd
 
 from llmkt_ray.report.load import Results, UserValues
 from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
+from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS
 
 TRAINING = ["dataset", "train_share", "model", "hyperparameters", "epochs", "batch_size", "learning_rate", "weight_decay"]
 """What a baseline shares with its cell, beside the window of epochs that the tested model may come from."""
@@ -16,6 +17,8 @@ SCHEDULE = ["schedule", "switch", "handover", "optimizer"]
 """What alpha0 shares with its cell beside `TRAINING`."""
 TRANSFER = ["layer", "llm", "encoder", "reduction", "dims", "loss", "projection", "balance", "alpha_schedule"]
 """What the other twins share beside both; a template made as a cell of its own differs in `llm`."""
+INPUT = ["llm", "encoder", "reduction"]
+"""What direct input shares with its cell beside `TRAINING` and `SCHEDULE`: it knows no layer, and its width is the user table's."""
 CELL = [*TRAINING, *SCHEDULE, *TRANSFER]
 SHOWN = {
     "train_share": "train share", "layer": "layer", "llm": "profiles", "encoder": "encoder", "reduction": "reducer", "dims": "dims",
@@ -98,14 +101,15 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
     rows = trials.assign(**{c: trials[c].map(_hashable) for c in CELL}, split_repetition=trials["split_repetition"].fillna(0).astype(int))
     rows["window"] = [_window(kind, switch) for kind, switch in zip(rows["schedule"], rows["switch"], strict=True)]
     known = rows[rows["arm"] != "reference"]
-    specific = known[~known["arm"].isin(["baseline", "alpha0"])]
+    specific = known[~known["arm"].isin([*PLAIN_ARMS, *INPUT_ARMS])]
     groups = [key for key, _ in specific.groupby(CELL, dropna=False, sort=True)]
     varied = tuple(name for name in SHOWN if len({tuple(g)[CELL.index(name)] for g in groups}) > 1 and not _follows_model(groups, name))
     done = known[known["status"] == "done"]
     by = {
         "baseline": _grouped(done[done["arm"] == "baseline"], [*TRAINING, "window"]),
         "alpha0": _grouped(done[done["arm"] == "alpha0"], [*TRAINING, *SCHEDULE]),
-        "rest": _grouped(done[~done["arm"].isin(["baseline", "alpha0"])], CELL),
+        **{arm: _grouped(done[done["arm"] == arm], [*TRAINING, *SCHEDULE, *INPUT]) for arm in INPUT_ARMS},
+        "rest": _grouped(done[~done["arm"].isin([*PLAIN_ARMS, *INPUT_ARMS])], CELL),
     }
     templates = _template_labels(results)
     cells = []
@@ -120,6 +124,11 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
             frame = by[arm].get(tuple({**values, "window": window}[c] for c in columns))
             if frame is not None:
                 controls[arm] = _runs(arm, 0.0, frame)
+        for arm in INPUT_ARMS:
+            frame = by[arm].get(tuple(values[c] for c in [*TRAINING, *SCHEDULE, *INPUT]))
+            if frame is not None:
+                same = frame[frame["dims"] == values["dims"]]
+                controls[arm] = _runs(arm, 0.0, same if len(same) else frame)
         if "template" not in controls and values["llm"] not in templates:
             twin = _template_twin(values, templates, by["rest"], claim_alpha)
             if twin is not None:

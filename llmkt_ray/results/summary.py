@@ -4,10 +4,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from llmkt_ray.study import INPUT_ARMS
+
 CELL = ["dataset", "train_share", "split_repetition", "model", "layer", "llm", "encoder", "reduction", "dims", "loss", "schedule", "switch"]
 """Columns that tell cells apart."""
-SHARED_BY = {"baseline": [*CELL[:4], "window"], "alpha0": [*CELL[:4], "schedule", "switch"]}
-"""The columns that a control trial without a profile depends on: it is shared by all cells that agree in them."""
+SHARED_BY = {
+    "baseline": [*CELL[:4], "window"],
+    "alpha0": [*CELL[:4], "schedule", "switch"],
+    **{arm: [*CELL[:4], "schedule", "switch", "llm", "encoder", "reduction"] for arm in INPUT_ARMS},
+}
+"""The columns that a control trial without a transfer depends on: it is shared by all cells that agree in them."""
 
 
 @dataclass(frozen=True)

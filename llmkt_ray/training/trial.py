@@ -15,7 +15,7 @@ from llmkt_ray.training.batches import BatchSource
 from llmkt_ray.training.bridge.models import BuiltModel, build_model
 from llmkt_ray.training.checkpoint import INTERVAL_S, CheckpointFile
 from llmkt_ray.training.evaluate import Ranking, RankingTask
-from llmkt_ray.training.inputs import give_profiles
+from llmkt_ray.training.inputs import bake, give_profiles
 from llmkt_ray.training.isolation import isolated, seed_globals
 from llmkt_ray.training.labelled import LabelledTask
 from llmkt_ray.training.loop import EpochRow, TrainingLoop, make_adam
@@ -95,6 +95,7 @@ def run_trial(
         facts["train_wall_s"] = round(measures.wall_s, 3)
         test = open_test(spec, model, data)
         if on_tested is not None:
+            bake(model.module)
             on_tested(model, dict(test.means))
     return TrialResult(
         spec=spec,

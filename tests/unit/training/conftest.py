@@ -9,6 +9,7 @@ import pytest
 
 from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.embeddings.targets import Targets
+from llmkt_ray.study import INPUT_ARMS
 from llmkt_ray.training.layers import probe_layers, resolve_layers
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
 from llmkt_ray.training.trial import run_trial
@@ -101,7 +102,9 @@ def make_spec(data: PreparedData, model: str, arm: str = "baseline", **changes: 
         "select_on": "NDCG@10",
         "seed_index": 0,
     }
-    if arm not in ("baseline", "alpha0", "reference"):
+    if arm in INPUT_ARMS:
+        values |= {"targets_key": "targets"}
+    elif arm not in ("baseline", "alpha0", "reference"):
         tap = resolve_layers("auto", probe_layers(model, data, values["hyperparameters"]), model)[0]
         values |= {"alpha": 0.5, "layer": tap.name, "targets_key": "targets", "balance": "initial"}
     return TrialSpec(**(values | changes))
