@@ -11,7 +11,7 @@ if "ray" not in sys.modules:  # Ray reads the mode once, when it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled, without stubs
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without stubs
 
 from llmkt_ray.errors import ResourceError
 from llmkt_ray.study import StudyConfig, TaskResources
@@ -30,6 +30,9 @@ _SETTINGS = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its core prints advice for its own developers between our progress lines
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+PENDING_TRIALS = "200"
+"""Trials that wait for a place at once on a cluster: an autoscaler adds nodes for what waits, and Tune lets one wait by default."""
 
 
 def given_address() -> str | None:
@@ -59,10 +62,12 @@ def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator
         return
     address = address or given_address() or "local"
     local = address == "local"
+    if not local:
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", PENDING_TRIALS)
     guarded = local and os.environ.get("RAY_AUTH_MODE") == "token" and not os.environ.get("RAY_AUTH_TOKEN")
     if guarded:
         os.environ["RAY_AUTH_TOKEN"] = _TOKEN
-        _forget_token()
+    _read_credentials()
     own = {"num_cpus": num_cpus, "include_dashboard": False} if local else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
@@ -74,11 +79,12 @@ def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator
         ray.shutdown()
         if guarded:
             os.environ.pop("RAY_AUTH_TOKEN", None)
-            _forget_token()
+            _read_credentials()
 
 
-def _forget_token() -> None:
-    """Has Ray read its token anew: it keeps that of the process's first cluster, and would refuse to talk to the next."""
+def _read_credentials() -> None:
+    """Has Ray read its mode and token anew: it keeps those of its import and of the process's first cluster."""
+    Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
 

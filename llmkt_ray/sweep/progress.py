@@ -125,7 +125,7 @@ class Progress:
             for key, spec in self._specs.items():
                 ran = now - self._running.get(key, now)
                 left += max(means.get((spec.dataset, spec.model), max(overall, ran)) - ran, 0.0)
-            return left / max(1, self.workers)
+            return left / max(1, self.workers, len(self._running))  # a cluster may have grown
 
     def _line(self) -> str:
         left = self.left_s()

@@ -18,6 +18,7 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.errors import LlmktError, ResourceError, StorageError
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study import ResourcesConfig
+from llmkt_ray.sweep.autoscaling import can_grow, never_fits, selector
 from llmkt_ray.sweep.cluster import capacity, resources_of
 from llmkt_ray.sweep.execute import Workplace, execute, failed
 from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, Node, ProfileNode
@@ -25,6 +26,7 @@ from llmkt_ray.sweep.progress import Progress, describe
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
 TUNER_TRIALS = 500
+GROWING_ENCODERS = 4
 FINISHED: str = tune.search.Searcher.FINISHED
 MAX_FAILURES = 3
 """How often a trial's worker may die before the trial becomes a failed row."""
@@ -60,11 +62,12 @@ class RayExecutor:
             if isinstance(node, ProfileNode):
                 node.compute(store)
             elif isinstance(node, EmbeddingNode | ItemMeanNode):
-                node.compute(store, workers=max(1, int(capacity().get("CPU", 1))))
+                node.compute(store, workers=self._encoders())
             else:
                 continue
             progress.artifact_made(node.label)
-        waiting = {_compute.remote(node, store): node for node in nodes if not isinstance(node, ProfileNode | EmbeddingNode | ItemMeanNode)}
+        compute = _compute.options(label_selector=selector({"CPU": 1}))
+        waiting = {compute.remote(node, store): node for node in nodes if not isinstance(node, ProfileNode | EmbeddingNode | ItemMeanNode)}
         while waiting:
             ready, _ = ray.wait(list(waiting))
             for reference in ready:
@@ -73,6 +76,12 @@ class RayExecutor:
                 if problem is not None:
                     raise problem
                 progress.artifact_made(node.label)
+
+    @staticmethod
+    def _encoders() -> int:
+        """Returns how many encoder actors to ask for: one a CPU that is there, and a few where CPUs come when asked for."""
+        there = int(capacity().get("CPU", 0))
+        return max(there, GROWING_ENCODERS if can_grow() else 1)
 
     def run(self, batches: Iterator[Sequence[TrialSpec]], place: Workplace, progress: Progress) -> None:
         """Runs batches of trials; each is asked for when the one before it is finished, and then every trial has its row.
@@ -83,7 +92,8 @@ class RayExecutor:
         """
         asked = resources_of(self._resources.trial)
         self._refuse_too_large(asked)
-        trainable = tune.with_resources(tune.with_parameters(_train, place=place), tune.PlacementGroupFactory([asked]))
+        bundle = tune.PlacementGroupFactory([asked], bundle_label_selector=[selector(asked)])
+        trainable = tune.with_resources(tune.with_parameters(_train, place=place), bundle)
         queue, scratch = _Queue(_small(batches)), Path(place.scratch) / "tune"
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         while queue.refill():
@@ -115,11 +125,18 @@ class RayExecutor:
     @staticmethod
     def _refuse_too_large(asked: dict[str, float]) -> None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(all(node.get(name, 0) >= share for name, share in asked.items()) for node in nodes):
-            shown = ", ".join(f"{name} {share:g}" for name, share in asked.items())
+        if any(all(node.get(name, 0) >= share for name, share in asked.items()) for node in nodes):
+            return
+        shown = ", ".join(f"{name} {share:g}" for name, share in asked.items())
+        if not can_grow():
             most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in asked}
             largest = ", ".join(f"{name} {value:g}" for name, value in most.items())
             raise ResourceError(f"a trial asks for {shown}, but the largest node has {largest}; lower `resources.trial` or add such a node")
+        if never_fits(asked):
+            raise ResourceError(
+                f"a trial asks for {shown}, but no kind of node that the cluster's autoscaler may start has as much; "
+                "lower `resources.trial`, or give the cluster such a kind of node"
+            )
 
 
 def _spec(config: Mapping[str, Any]) -> TrialSpec:
