@@ -181,5 +181,5 @@ class Study:
         if read_card(folder) is None:
             raise StorageError(f"there are no results in {folder}; run: llmkt run STUDY")
         with local_copy(folder) as here:
-            build(here)
+            build(here, store_of(self.config))
         return below(folder, PAGE)

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from llmkt_ray.artifacts import FileStore
+from llmkt_ray.artifacts import ArtifactStore, FileStore
 from llmkt_ray.report.answers import answers, factor_importance
 from llmkt_ray.report.context import Context
 from llmkt_ray.report.diagnosis import diagnose
+from llmkt_ray.report.drill import drill
 from llmkt_ray.report.export import write_files, write_verdict
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.load import load
@@ -25,10 +26,15 @@ from llmkt_ray.report.verdict import verdict
 PAGE = "report.html"
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, artifacts: ArtifactStore | None = None) -> Path:
     """Writes `report.html` into a results folder, whole or partial, and returns its path.
 
     Beside it: `verdict.json`, `tables/` (CSV, LaTeX, Markdown), `figures/` (SVG, PDF), and `default.yaml` where there is one.
+
+    Args:
+        folder: the results folder.
+        artifacts: the study's artifacts (splits, texts); None: the folder `artifacts` beside the results folder. Without them the page
+            lacks what is beyond accuracy, user types, texts and items.
 
     Raises:
         StorageError: there are no results, or the page cannot be written.
@@ -39,7 +45,7 @@ def build(folder: Path) -> Path:
     said = verdict(results, findings)
     fanova, ped = (factor_importance(results, findings, method) for method in ("fanova", "ped_anova"))
     made, found = answers(results, findings, fanova), diagnose(results, findings)
-    context = Context(results)
+    context = Context(results, artifacts)
     made_sections = [
         gains(results, findings),
         attribution(results, findings),
@@ -60,5 +66,5 @@ def build(folder: Path) -> Path:
     sections = [section for section in made_sections if section is not None]
     write_files(folder, results, sections)
     write_verdict(folder, results, findings, said, made, found)
-    FileStore(folder).write_bytes(PAGE, render(results, findings, said, sections).encode())
+    FileStore(folder).write_bytes(PAGE, render(results, findings, said, sections, drill(context, findings)).encode())
     return folder / PAGE

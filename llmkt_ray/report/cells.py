@@ -1,6 +1,6 @@
 """Cells: the treated trials that share every setting but alpha and seed, with the control twins they are to be compared with."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,9 +83,14 @@ class Cell:
 
     @property
     def trials(self) -> str:
-        """Words that find the cell's treated trials in the page's list."""
-        words = [self.factors["model"], self.factors["dataset"], *(self.factors[name] for name in self.varied if name in ("layer", "llm"))]
-        return " ".join(str(word) for word in words)
+        """Words that find the cell's trials, its twins included, in the page's list."""
+        return f"cell:{self.number}"
+
+    @property
+    def rows(self) -> Iterator[int]:
+        """Row numbers of all its trials, twins that it shares with other cells included."""
+        for runs in (*self.treated.values(), *self.controls.values()):
+            yield from runs.rows.values()
 
     def runs(self, arm: str, alpha: float | None = None) -> Runs | None:
         """Returns the runs of an arm (of `treated`, at `alpha`), None where there are none."""

@@ -56,6 +56,22 @@ class Split:
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
     @cached_property
+    def train_rows(self) -> np.ndarray:
+        """Number of each user's train rows, int64 `(n_users,)`."""
+        return np.bincount(self.data.train.user, minlength=self.data.n_users)
+
+    @cached_property
+    def _test(self) -> tuple[np.ndarray, np.ndarray]:
+        rows = self.data.test.positives()
+        order = np.argsort(rows.user, kind="stable")
+        return rows.user[order], rows.item[order]
+
+    def liked_in_test(self, user: int) -> set[int]:
+        """Returns the items that a user likes in test: what a list was to find."""
+        first, last = np.searchsorted(self._test[0], [user, user + 1])
+        return set(self._test[1][first:last].tolist())
+
+    @cached_property
     def titles(self) -> np.ndarray:
         """What people call each item, str `(n_items,)`; its raw id where the dataset does not say."""
         items, tokens = self.data.items, self.data.item_tokens
@@ -71,16 +87,18 @@ class Context:
 
     Attributes:
         results: the rows.
+        artifacts: the artifact store; None: the folder `artifacts` beside the results folder.
     """
 
     results: Results
+    artifacts: ArtifactStore | None = None
     _splits: dict[str, Split | None] = field(default_factory=dict)
     _texts: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
     @cached_property
     def store(self) -> ArtifactStore:
-        """The artifacts beside the results folder."""
-        return ArtifactStore(self.results.folder.absolute().parent / "artifacts")
+        """Where the artifacts are looked for."""
+        return self.artifacts or ArtifactStore(self.results.folder.absolute().parent / "artifacts")
 
     def split(self, key: str) -> Split | None:
         """Returns a split, None where its artifact is not to be had."""

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from llmkt_ray import __version__
 from llmkt_ray.report import run_facts
+from llmkt_ray.report.drill import Drill
 from llmkt_ray.report.figures.canvas import Canvas
 from llmkt_ray.report.figures.style import css_colours, css_rules, series
 from llmkt_ray.report.figures.svg import inline_svg
@@ -25,7 +26,7 @@ from llmkt_ray.stats.interval import BOOTSTRAP_FROM, MIXED_FROM
 
 GLYPHS = {"good": "\u2713", "bad": "\u2717", "calm": "\u2248", "blocked": "\u2298"}
 MOST_FLAGS = 8
-TRIAL_COLUMNS = ("trial_key", "dataset", "model", "arm", "alpha", "layer", "llm", "seed_index", "status")
+TRIAL_COLUMNS = ("trial_key", "cell", "dataset", "model", "arm", "alpha", "layer", "llm", "seed_index", "status")
 EXTRA_COLUMNS = (
     "split_key", "split_repetition", "train_share", "encoder", "reduction", "dims", "loss", "projection", "balance", "schedule",
     "switch", "handover", "optimizer", "alpha_schedule", "epochs", "batch_size", "learning_rate", "weight_decay", "hyperparameters",
@@ -33,7 +34,7 @@ EXTRA_COLUMNS = (
 )  # fmt: skip
 
 
-def render(results: Results, findings: Sequence[Finding], verdict: Verdict, sections: Sequence[Section]) -> str:
+def render(results: Results, findings: Sequence[Finding], verdict: Verdict, sections: Sequence[Section], users: Drill) -> str:
     """Returns the page. All text from data is escaped by Jinja2, by the SVG writer, or written as text by the script."""
     style, script = _asset("style.css"), _asset("page.js")
     style = style.replace("/*LIGHT*/", css_colours("light")).replace("/*DARK*/", css_colours("dark")) + css_rules()
@@ -49,7 +50,7 @@ def render(results: Results, findings: Sequence[Finding], verdict: Verdict, sect
         policy=_policy(style, script),
         style=Markup(style),  # noqa: S704 - our own asset
         script=Markup(script),  # noqa: S704 - our own asset
-        data=_json(_trials(results)),
+        data=_json(_trials(results, findings, users)),
     )
 
 
@@ -180,9 +181,13 @@ def _failures(trials: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def _trials(results: Results) -> dict[str, Any]:
-    """Returns the rows for the page's list of trials, every value as text."""
-    trials = results.trials
+def _trials(results: Results, findings: Sequence[Finding], users: Drill) -> dict[str, Any]:
+    """Returns the rows for the page's list of trials, every value as text, and the users behind them."""
+    cells: dict[int, list[str]] = {}
+    for finding in findings:
+        for row in finding.cell.rows:
+            cells.setdefault(row, []).append(str(finding.cell.number))
+    trials = results.trials.assign(cell=[" ".join(cells.get(row, ())) for row in results.trials.index])
     order = [c for c in ("dataset", "model", "arm", "alpha", "seed_index") if c in trials]
     trials = trials.sort_values(order, kind="stable") if len(trials) else trials
     columns = [c for c in TRIAL_COLUMNS if c in trials]
@@ -194,6 +199,8 @@ def _trials(results: Results) -> dict[str, Any]:
         digits = 4 if column.startswith(("valid_", "test_")) else 0 if column == "best_epoch" else 1
         shown[name] = ["" if pd.isna(v) else plain(float(v), digits) for v in trials[column]]
     details = {c: [_cell(v) for v in trials[c]] for c in extra}
+    place = {row: at for at, row in enumerate(trials.index)}
+    drilled = users.document()
     numeric = [name in numbers or name in ("alpha", "seed_index") for name in shown]
     return {
         "columns": [name.replace("_index", "").replace("_", " ") for name in shown],
@@ -201,6 +208,9 @@ def _trials(results: Results) -> dict[str, Any]:
         "values": [_coded(values) for values in shown.values()],
         "extra_columns": [name.replace("_", " ") for name in extra],
         "extra_values": [_coded(values) for values in details.values()],
+        "metric": results.metric,
+        **drilled,
+        "moves": {place[row]: moves for row, moves in drilled["moves"].items()},
     }
 
 

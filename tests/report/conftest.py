@@ -3,11 +3,14 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.report.devtools import Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -47,3 +50,16 @@ def open_page(chromium: str, tmp_path: Path) -> Callable[..., Seen]:
         return Seen(done.stdout, console)
 
     return open_
+
+
+@pytest.fixture
+def browse(chromium: str, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Opens pages in a browser that can be clicked, typed into and photographed."""
+    with ExitStack() as stack:
+
+        def open_(page: Path, hash: str = "", width: int = 1280, height: int = 1000, dark: bool = False) -> Page:
+            profile = tmp_path / f"tab-{len(list(tmp_path.glob('tab-*')))}"
+            profile.mkdir()
+            return stack.enter_context(Page(chromium, profile, width, height, dark)).open(page, hash)
+
+        yield open_

@@ -8,39 +8,23 @@ from pathlib import Path
 import pytest
 
 from llmkt_ray.report import build
+from tests.report.hostile import FRAMES, HANDLERS, HOSTILE, RUNNING, SCRIPTS
 from tests.unit.report.synthetic import World, write, write_artifacts
 
 pytestmark = pytest.mark.browser
-
-MARK = "document.documentElement.setAttribute('data-pwned','1')"
-HOSTILE = (
-    f"<script>{MARK}</script>",
-    f"</script><script>{MARK}</script>",
-    f"</style></title><script>{MARK}</script>",
-    f'<img src=x onerror="{MARK}">',
-    f'"><svg onload="{MARK}">',
-    f"' onmouseover='{MARK}' autofocus onfocus='{MARK}' x='",
-    f'<iframe srcdoc="<script>parent.{MARK}</script>"></iframe>',
-    f"javascript:{MARK}",
-    "{{ 7 * 7 }} {% raw %} ${7*7}",
-    "<!-- --> ]]> <![CDATA[ \u202e gnp.exe \u0000 \ufffd",
-    "&lt;b&gt; &amp; &#x3c;script&#x3e;",
-    "<base href='https://example.org/'><meta http-equiv=refresh content='0;url=https://example.org'>",
-)
-"""What an item's title, an LLM's text or an error message may hold."""
 
 
 def hostile_world() -> World:
     everything = " ".join(HOSTILE)
     return World(
-        llms=(HOSTILE[3],),
-        layers=(HOSTILE[4], HOSTILE[0]),
+        llms=(HANDLERS[0],),
+        layers=(HANDLERS[1], SCRIPTS[0]),
         models={"MultiVAE": 0.2},
         seeds=1,
         n_users=20,
         epochs=4,
         description=everything,
-        certificate=HOSTILE[1],
+        certificate=SCRIPTS[1],
         fails=lambda spec: everything if spec.arm == "shuffled" else None,
     )
 
@@ -68,7 +52,10 @@ def pwned(dom: str) -> bool:
 
 def test_hostile_text_stays_text(tmp_path, open_page):
     world = hostile_world()
-    write_artifacts(tmp_path / "artifacts", world, lambda item: f"{item} {world.description}", lambda user: HOSTILE[user % len(HOSTILE)])
+    everything = world.description
+    write_artifacts(
+        tmp_path / "artifacts", world, lambda item: f"{item} {everything}", lambda user: HOSTILE[user], lambda k: f"{k} {HOSTILE[-1 - k]}"
+    )
     seen = open_page(build(write(tmp_path / "study", world)))
     tags = Tags(seen.dom)
     assert not pwned(seen.dom)
@@ -77,7 +64,7 @@ def test_hostile_text_stays_text(tmp_path, open_page):
     assert not {"img", "iframe", "base", "object", "embed", "link"} & set(names)
     assert not [a for _, attrs in tags.tags for a in attrs if a.startswith("on")]
     text = "".join(tags.texts)
-    for payload in HOSTILE[:8]:
+    for payload in (*SCRIPTS, *HANDLERS, *FRAMES):
         assert payload in text  # it is there, as text
     assert "Users who gained and users who lost" in text
     assert "{{ 7 * 7 }}" in text
@@ -87,7 +74,7 @@ def test_hostile_text_stays_text(tmp_path, open_page):
 
 def test_the_detector_would_notice(tmp_path, open_page):
     """The same payloads without escaping do run: so their silence in the report means something."""
-    for at, payload in enumerate(HOSTILE[:5]):
+    for at, payload in enumerate(RUNNING):
         page = tmp_path / f"plain-{at}.html"
         page.write_text(f"<!doctype html><html><body>{payload}</body></html>")
         assert pwned(open_page(page).dom), payload
@@ -97,7 +84,7 @@ def test_the_policy_stops_what_escaping_would_miss(tmp_path, open_page):
     """Defence in depth: even markup put into the finished page by force does not run, and styles and images are not loaded."""
     page = build(write(tmp_path, World(seeds=1, n_users=20, epochs=4)))
     text = page.read_text()
-    page.write_text(text.replace("<main>", "<main>" + "".join(HOSTILE[:5]), 1))
+    page.write_text(text.replace("<main>", "<main>" + "".join(RUNNING), 1))
     seen = open_page(page)
     assert not pwned(seen.dom)
     assert any("Content Security Policy" in line for line in seen.console)
@@ -138,7 +125,7 @@ def test_it_can_be_read_without_seeing_it(tmp_path, open_page):
     assert len(ids) == len(set(ids))
     figures = [a for a in by_name("svg") if "aria-hidden" not in a]
     assert figures
-    assert all(a.get("role") == "img" and len(a.get("aria-label") or "") > 40 for a in figures)
+    assert all(a.get("role") in ("img", "group") and len(a.get("aria-label") or "") > 40 for a in figures)
     assert all(a.get("scope") in ("col", "row") for a in by_name("th"))
     assert {a.get("for") for a in by_name("label")} == {a.get("id") for a in by_name("input")}
     anchors = {a["href"][1:] for a in by_name("a")}

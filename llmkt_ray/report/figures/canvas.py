@@ -34,12 +34,13 @@ class Style:
 
 @dataclass(frozen=True)
 class Line:
-    """A polyline, or an area where `closed`."""
+    """A polyline, or an area where `closed`; `link` are words that find the mark's trials in the page's list."""
 
     points: tuple[Point, ...]
     style: str
     closed: bool = False
     tip: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ class Canvas:
                 self.marks.append(Line(tuple(run), style, closed, tip))
             run = []
 
-    def rect(self, x: float, y: float, width: float, height: float, style: str, tip: str = "") -> None:
+    def rect(self, x: float, y: float, width: float, height: float, style: str, tip: str = "", link: str = "") -> None:
         """Adds a filled rectangle; negative sizes extend to the left and upwards."""
         corners = ((x, y), (x + width, y), (x + width, y + height), (x, y + height))
-        self.marks.append(Line(corners, style, True, tip))
+        self.marks.append(Line(corners, style, True, tip, link))
 
     def text(self, x: float, y: float, text: str, style: str = "label", anchor: str = "start") -> None:
         """Adds one line of text."""

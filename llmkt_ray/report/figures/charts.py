@@ -220,9 +220,23 @@ def dots(title: str, rows: Sequence[tuple[str, str, float, str]], reach: tuple[f
 
 
 def heat(
-    title: str, rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[int, int], tuple[float, str]], reach: float
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Mapping[tuple[int, int], tuple[float, str]],
+    reach: float,
+    links: Mapping[tuple[int, int], str] | None = None,
 ) -> Canvas:
-    """Draws a table of shares as colours, white at 0 and full at +-`reach`; `values` maps (row, column) to (value, tip)."""
+    """Draws a table of shares as colours, white at 0 and full at +-`reach`.
+
+    Args:
+        title: of the figure.
+        rows: names of the rows.
+        columns: names of the columns.
+        values: (row, column) to (value, tip).
+        reach: value of the full colour.
+        links: (row, column) to words that find its trials in the page's list.
+    """
     left, top, right = 118.0, 10.0, WIDTH - 4
     width, height = (right - left) / max(len(columns), 1), 28.0
     bottom = top + height * len(rows)
@@ -235,7 +249,15 @@ def heat(
             if found is None:
                 continue
             step = min(10, max(1, math.ceil(abs(found[0]) / reach * 10)))
-            canvas.rect(at[0] + 1, at[1] + 1, width - 2, height - 2, f"{'heat' if found[0] >= 0 else 'cold'}-{step}", found[1])
+            canvas.rect(
+                at[0] + 1,
+                at[1] + 1,
+                width - 2,
+                height - 2,
+                f"{'heat' if found[0] >= 0 else 'cold'}-{step}",
+                found[1],
+                (links or {}).get((r, c), ""),
+            )
             if width >= 34:
                 style = "on-dark" if step > 8 else "value"
                 canvas.text(at[0] + width / 2, at[1] + height / 2 + 4, signed(found[0] * 100, 1), style, "middle")

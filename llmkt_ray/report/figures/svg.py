@@ -10,9 +10,12 @@ FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-se
 
 def inline_svg(canvas: Canvas) -> str:
     """Returns the figure for the page: no style of its own, its summary as accessible name, all text escaped."""
-    body = "".join(_mark(mark) for mark in canvas.marks)
+    linked = [mark for mark in canvas.marks if isinstance(mark, Line) and mark.link]
+    first = linked[0] if linked else None
+    body = "".join(_linked(mark, mark is first) if isinstance(mark, Line) and mark.link else _mark(mark) for mark in canvas.marks)
     size = f'viewBox="0 0 {canvas.width:g} {canvas.height:g}"'
-    return f'<svg class="fig" {size} role="img" aria-label="{escape(canvas.summary)}" xmlns="http://www.w3.org/2000/svg">{body}</svg>'
+    role = "group" if linked else "img"
+    return f'<svg class="fig" {size} role="{role}" aria-label="{escape(canvas.summary)}" xmlns="http://www.w3.org/2000/svg">{body}</svg>'
 
 
 def svg_file(canvas: Canvas) -> str:
@@ -25,6 +28,12 @@ def svg_file(canvas: Canvas) -> str:
         f'<?xml version="1.0" encoding="UTF-8"?>\n<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
         f"<desc>{escape(canvas.summary)}</desc><style>{style}</style>{title}{body}</svg>\n"
     )
+
+
+def _linked(mark: Line, is_first: bool) -> str:
+    """Returns a mark that leads to its trials; one of a figure can be reached by Tab, the others from it by the arrow keys."""
+    label = f' aria-label="{escape(mark.tip)}; show its trials"'
+    return f'<a class="to" href="#trials" data-filter="{escape(mark.link)}" tabindex="{0 if is_first else -1}"{label}>{_mark(mark)}</a>'
 
 
 def _mark(mark: Mark) -> str:

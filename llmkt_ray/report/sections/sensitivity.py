@@ -32,8 +32,9 @@ def heat_maps(results: Results, findings: Sequence[Finding]) -> Section | None:
             for column, alpha in enumerate(alphas)
             if (c := f.grid.get(alpha)) is not None and c.relative is not None
         }
+        links = {(row, column): f"cell:{shown[row].cell.number} alpha:{alphas[column]:g} arm:treated" for row, column in values}
         labels = [f.cell.detail.removeprefix("layer ") for f in shown]
-        canvas = charts.heat(f"{model} on {dataset}: gain over alpha0, %", labels, [f"{a:g}" for a in alphas], values, reach)
+        canvas = charts.heat(f"{model} on {dataset}: gain over alpha0, %", labels, [f"{a:g}" for a in alphas], values, reach, links)
         figures.append(Figure(f"heat-{model}-{dataset}", f"{model} on {dataset}", "gain over alpha0, %", canvas))
     return Section(
         key="heat",
@@ -43,7 +44,7 @@ def heat_maps(results: Results, findings: Sequence[Finding]) -> Section | None:
         caption=(
             f"Mean gain in test {results.metric} of treated over alpha0, in %; higher is better. Blue: gain, orange: loss, the "
             f"stronger the larger (full colour: {percent(reach)[1:]}). Means over seeds and users; the intervals are in the tips and "
-            "in the table of alphas."
+            "in the table of alphas. A square leads to its trials, and from there to users."
         ),
         figures=tuple(figures),
     )

@@ -240,7 +240,9 @@ def write(folder: Path, world: World | None = None, *, keep: Callable[[TrialSpec
     return folder
 
 
-def write_artifacts(root: Path, world: World, title: Callable[[int], str], text: Callable[[int], str]) -> None:
+def write_artifacts(
+    root: Path, world: World, title: Callable[[int], str], text: Callable[[int], str], token: Callable[[int], str] = "u{:05d}".format
+) -> None:
     """Writes the split and the profiles of every dataset: the page can name texts and items, and measure beyond accuracy.
 
     Ten items, the first ones liked by most users in train; the first half of the users have more train rows; everyone has items 3
@@ -258,7 +260,7 @@ def write_artifacts(root: Path, world: World, title: Callable[[int], str], text:
             f"{part}_user": pairs[:, 0], f"{part}_item": pairs[:, 1], f"{part}_rating": np.full(len(pairs), 5, dtype=np.float32),
             f"{part}_timestamp": np.arange(len(pairs), dtype=np.float64), f"{part}_positive": np.ones(len(pairs), dtype=np.bool_),
         }  # fmt: skip
-    tokens = [f"u{k:05d}" for k in range(world.n_users)]
+    tokens = [token(k) for k in range(world.n_users)]
     tables = {
         "users": pa.table({"user_id": tokens, "gender": ["F" if k % 2 else "M" for k in range(world.n_users)]}),
         "items": pa.table(
