@@ -5,10 +5,11 @@ metrics, encoders) and the data are checked afterwards by the stages that own th
 """
 
 import math
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
+from llmkt_ray.compat import as_upstream
 from llmkt_ray.section import Section, as_named, as_tuple
 from llmkt_ray.seeds import content_key
 
@@ -198,6 +199,9 @@ class ReductionConfig(Section):
     dims: Literal["layer"] | Annotated[int, Field(ge=1)] = "layer"
     """Width of the target: `layer` is the width of the tapped layer; a number needs a student projection if it differs."""
     standardize: bool = True
+    """Mean 0 and standard deviation 1 per dimension on the users of the train split."""
+    refit: bool = False
+    """Fit anew for every seed, on all users with a profile, as the published code does; False: once, on users with train rows."""
     n_neighbors: int = Field(15, ge=2)
     min_dist: float = Field(0.1, ge=0, le=1)
     fit_sample: int = Field(20_000, ge=100)
@@ -251,6 +255,8 @@ class TransferConfig(Section):
     loss: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(("mse",), min_length=1)
     projection: Literal["none", "student", "legacy_slice"] = "none"
     balance: Literal["none", "initial"] = "initial"
+    weights: Literal["user", "row"] = "user"
+    """What weighs equally in the transfer loss: every user, or every row of a batch, so that active users count more (trap 11)."""
     schedule: Annotated[tuple[ScheduleConfig, ...], BeforeValidator(as_tuple)] = Field((ScheduleConfig(),), min_length=1)
 
     @model_validator(mode="after")
@@ -350,6 +356,8 @@ class StudyConfig(Section):
     name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(2026, ge=0, lt=2**31)
     description: str = ""
+    compat: Literal["paper", "upstream_2024"] = "paper"
+    """`paper`: the method as written; `upstream_2024`: what the published code does instead (METHOD.md, traps 1, 2, 3, 10, 11, 12)."""
     datasets: tuple[Annotated[DatasetConfig, BeforeValidator(as_named)], ...] = Field(min_length=1)
     profiles: tuple[ProfileConfig, ...] = Field((ProfileConfig(llm="template"),), min_length=1)
     embedding: Annotated[tuple[EmbeddingConfig, ...], BeforeValidator(as_tuple)] = Field((EmbeddingConfig(),), min_length=1)
@@ -365,6 +373,11 @@ class StudyConfig(Section):
     resources: ResourcesConfig = ResourcesConfig()
     storage: str = Field("results", min_length=1)
     """Folder or URI under which `<name>/` (this study's results) and `artifacts/` (shared by all) are kept."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compat(cls, content: Any) -> Any:
+        return as_upstream(content) if isinstance(content, dict) and content.get("compat") == "upstream_2024" else content
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

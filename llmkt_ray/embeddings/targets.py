@@ -78,12 +78,12 @@ def check_users(targets: Targets, data: PreparedData) -> None:
     )
 
 
-def targets_key(embeddings_key: str, reduction: ReductionConfig, dims: int, study_seed: int) -> str:
+def targets_key(embeddings_key: str, reduction: ReductionConfig, dims: int, study_seed: int, *, draw: int | None = None) -> str:
     """Returns the key of the targets: what determines them, the seed and the version of the reducer included."""
-    return content_key(_inputs(embeddings_key, reduction, dims, study_seed))
+    return content_key(_inputs(embeddings_key, reduction, dims, study_seed, draw))
 
 
-def _inputs(embeddings_key: str, reduction: ReductionConfig, dims: int, study_seed: int) -> dict[str, Any]:
+def _inputs(embeddings_key: str, reduction: ReductionConfig, dims: int, study_seed: int, draw: int | None) -> dict[str, Any]:
     settings: dict[str, Any] = reduction.model_dump(mode="json", exclude={"dims", "n_neighbors", "min_dist"})
     if reduction.method == "umap":
         settings |= {"n_neighbors": reduction.n_neighbors, "min_dist": reduction.min_dist}
@@ -95,11 +95,19 @@ def _inputs(embeddings_key: str, reduction: ReductionConfig, dims: int, study_se
         "reduction": settings,
         "dims": dims,
         "study_seed": study_seed,
+        "draw": draw,
     }
 
 
 def make_targets(
-    *, embeddings_key: str, data: PreparedData, reduction: ReductionConfig, dims: int, study_seed: int, store: ArtifactStore
+    *,
+    embeddings_key: str,
+    data: PreparedData,
+    reduction: ReductionConfig,
+    dims: int,
+    study_seed: int,
+    store: ArtifactStore,
+    draw: int | None = None,
 ) -> Targets:
     """Returns the targets of a split, from the store where they are there already.
 
@@ -113,13 +121,14 @@ def make_targets(
         dims: the resolved width d.
         study_seed: the study's seed, from which the reducer's is derived.
         store: where the embeddings are and the targets go.
+        draw: index of the fit, where the reducer is fitted several times (`reduction.refit`); it gives another seed.
 
     Raises:
         EmbeddingError: the embeddings are of other users or hold NaN, texts and vectors do not belong together, or d is too large.
         ArtifactError: there are no such embeddings.
         StorageError: the result cannot be stored.
     """
-    key = targets_key(embeddings_key, reduction, dims, study_seed)
+    key = targets_key(embeddings_key, reduction, dims, study_seed, draw=draw)
     if store.find(KIND, key) is not None:
         targets = Targets.load(store, key)
         check_users(targets, data)
@@ -130,11 +139,12 @@ def make_targets(
     check_finite(embeddings.vectors, embeddings.user_ids.tolist(), "of the stored embeddings")
     index = join_users(embeddings.user_ids, data.user_tokens)
     trained = np.bincount(data.train_full.user, minlength=data.n_users) > 0
-    fitted = trained[index]
+    # The published code fits on all users (trap 2); a user without train rows says nothing about those that are trained on.
+    fitted = np.ones(len(index), np.bool_) if reduction.refit else trained[index]
     if int(fitted.sum()) < 3:
         raise EmbeddingError(f"{int(fitted.sum())} users of {data.name!r} have a profile and train rows; a reduction needs at least 3")
     vectors = np.asarray(embeddings.vectors, dtype=np.float64)[fitted]
-    seed = derive_seed(study_seed, KIND, embeddings_key, reduction.method, dims)
+    seed = derive_seed(study_seed, KIND, embeddings_key, reduction.method, dims, *(() if draw is None else (draw,)))
     reduced = reduce(reduction, vectors, dims, seed)
     with threadpool_limits(1):
         notes = fidelity(vectors, reduced, seed)
@@ -155,7 +165,7 @@ def make_targets(
     store.save(
         KIND,
         key,
-        inputs=_inputs(embeddings_key, reduction, dims, study_seed),
+        inputs=_inputs(embeddings_key, reduction, dims, study_seed, draw),
         arrays={"matrix": matrix, "present": present},
         tables={"users": pa.table({"user_id": data.user_tokens.tolist()})},
         notes=notes,

@@ -6,7 +6,7 @@ from llmkt_ray.study import INPUT_ARMS, Arm, ModelConfig, ReductionConfig, Study
 from llmkt_ray.training.bridge.user_tables import UserTable
 from llmkt_ray.training.inputs import input_problem
 
-CONSTANT_LOSSES = ("mse", "rmse")
+CONSTANT_LOSSES = ("mse", "rmse", "rmse_plain")
 """Losses with a target that is the same for everybody: the others compare directions or users, of which a constant has none."""
 
 

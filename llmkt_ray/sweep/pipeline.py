@@ -3,7 +3,7 @@
 split -> profiles -> embeddings -> targets. A node is small and picklable; a Ray task or a plain call may compute it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmkt_ray.artifacts import ArtifactStore
@@ -133,12 +133,22 @@ class TargetNode:
     config: ReductionConfig
     dims: int
     key: str
+    draw: int | None = None
+    """Seed index of the trials that read them, where the reducer is fitted anew for each (`reduction.refit`)."""
     kind: str = "targets"
 
     @property
     def label(self) -> str:
         """The node in words."""
-        return f"{self.embedding.label}, {self.config.method} to {self.dims}"
+        which = "" if self.draw is None else f", fit {self.draw}"
+        return f"{self.embedding.label}, {self.config.method} to {self.dims}{which}"
+
+    def for_seed(self, seed_index: int) -> "TargetNode":
+        """Returns the targets that trials of a seed index read: these, or (`reduction.refit`) another fit of the reducer."""
+        if not self.config.refit:
+            return self
+        key = targets_key(self.embedding.key, self.config, self.dims, self.embedding.split.study_seed, draw=seed_index)
+        return replace(self, key=key, draw=seed_index)
 
     def compute(self, store: ArtifactStore) -> None:
         """Makes the artifact unless it is there."""
@@ -150,6 +160,7 @@ class TargetNode:
             dims=self.dims,
             study_seed=split.study_seed,
             store=store,
+            draw=self.draw,
         )
 
 

@@ -161,14 +161,14 @@ def make_plan(study: StudyConfig, store: ArtifactStore) -> Plan:
             for node, reduction in product(sources, study.reduction):
                 if at in tables_of:
                     target = target_node(study, node, reduction, tables_of[at][0].width)
-                    targets[target.key] = target
+                    targets.update(_drawn(study, target))
                     trials.update(_once(input_specs(study, model, target)))
                 for tap in taps_of[at]:
                     target = target_node(study, node, reduction, tap.width)
                     twins: dict[str, TargetNode] = {
                         arm: target_node(study, twin, reduction, tap.width) for arm, twin in twins_of[node.key].items() if arm in arms
                     }
-                    targets.update({each.key: each for each in (target, *twins.values())})
+                    targets.update(_drawn(study, target, *twins.values()))
                     for loss, schedule in product(study.transfer.loss, study.transfer.schedule):
                         cell = Cell(split, target, tap, model, loss, schedule, twins)
                         cells[cell.key] = cell
@@ -244,7 +244,7 @@ def input_specs(study: StudyConfig, model: ModelConfig, target: TargetNode) -> I
                 model,
                 seed,
                 arm=arm,
-                targets_key=target.key,
+                targets_key=target.for_seed(seed).key,
                 schedule=_untransferred(schedule),
                 factors=target_factors(target),
             )
@@ -283,11 +283,12 @@ def treated_spec(study: StudyConfig, cell: Cell, seed: int, *, alpha: float, arm
         arm=arm,
         alpha=alpha,
         layer=cell.tap.name,
-        targets_key=twin.key if twin else cell.target.key,
-        twin_key=cell.target.key if twin else None,
+        targets_key=(twin or cell.target).for_seed(seed).key,
+        twin_key=cell.target.for_seed(seed).key if twin else None,
         loss=cell.loss,
         projection=study.transfer.projection,
         balance=study.transfer.balance,
+        weights=study.transfer.weights,
         schedule=cell.schedule,
         factors=cell.factors,
     )
@@ -313,6 +314,11 @@ def _base(study: StudyConfig, split: SplitNode, model: ModelConfig, seed: int, *
         protocol=study.evaluation.protocol,
         seed_index=seed,
     )
+
+
+def _drawn(study: StudyConfig, *targets: TargetNode) -> dict[str, TargetNode]:
+    """Returns the targets that the study's seeds read: one for all of them, or (`reduction.refit`) one each."""
+    return {node.key: node for target in targets for node in map(target.for_seed, range(study.seeds))}
 
 
 def layer_wish(study: StudyConfig, model: ModelConfig) -> LayerWish:

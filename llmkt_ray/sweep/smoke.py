@@ -4,9 +4,12 @@ No LLM is asked in a smoke run, here or elsewhere: its profiles are the template
 first stages read share their artifacts, so that the smoke runs of many studies encode and reduce once.
 """
 
+from typing import Any
+
 from llmkt_ray.embeddings.encoders import encoder_identity
 from llmkt_ray.errors import LlmktError
 from llmkt_ray.study import (
+    Arm,
     DatasetConfig,
     EmbeddingConfig,
     ProfileConfig,
@@ -40,7 +43,22 @@ def smoke_study(study: StudyConfig) -> tuple[StudyConfig, tuple[str, ...]]:
         "search": study.search.model_copy(update={"trials": 1, "round_size": 1, "objectives": ("mean",)}),
         "resources": _resources(study, said),
     }
+    update |= _controls(study, said)
     return study.model_copy(update=update), tuple(said)
+
+
+def _controls(study: StudyConfig, said: list[str]) -> dict[str, Any]:
+    """Returns the study's and the models' controls without the one that template profiles leave no room for."""
+    models = [model for model in study.models if model.controls and "template" in model.controls]
+    if "template" not in study.controls and not models:
+        return {}
+    said.append("control 'template' left out: in a smoke run the profiles are the template")
+
+    def without(arms: tuple[Arm, ...] | None) -> tuple[Arm, ...] | None:
+        return None if arms is None else tuple(arm for arm in arms if arm != "template")
+
+    kept = tuple(model.model_copy(update={"epochs": EPOCHS, "controls": without(model.controls)}) for model in study.models)
+    return {"controls": without(study.controls), "models": kept}
 
 
 def _dataset(study: StudyConfig, said: list[str]) -> DatasetConfig:

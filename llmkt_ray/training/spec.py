@@ -43,6 +43,7 @@ class TrialSpec(Section):
     loss: str = "mse"
     projection: str = "none"
     balance: str = "none"
+    weights: Literal["user", "row"] = "user"
     schedule: ScheduleConfig = ScheduleConfig()
     metrics: tuple[str, ...]
     select_on: str

@@ -17,7 +17,7 @@ from llmkt_ray.training.bridge.models import BuiltModel
 from llmkt_ray.training.isolation import seed_globals
 from llmkt_ray.training.layers import model_taps
 from llmkt_ray.training.spec import TrialArtifacts, TrialSpec
-from llmkt_ray.transfer.loss import user_weights
+from llmkt_ray.transfer.loss import WEIGHTS
 from llmkt_ray.transfer.manager import TransferManager, TransferSetup
 from llmkt_ray.transfer.phases import PhasePlan
 from llmkt_ray.transfer.taps import named_tap
@@ -62,7 +62,7 @@ def make_transfer(
     setup = TransferSetup(
         tap=named_tap(model_taps(model, data), spec.layer, spec.model),
         targets=table,
-        weights=user_weights(rows, model.n_users + PADDING, present).to(model.device),
+        weights=WEIGHTS[spec.weights](rows, model.n_users + PADDING, present).to(model.device),
         alpha=spec.alpha,
         loss=spec.loss,
         projection=spec.projection,

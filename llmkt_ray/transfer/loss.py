@@ -5,6 +5,7 @@ Every loss is a function `f(h, t, weight) -> scalar` of tapped rows h `(m, d)`, 
 
     mse         mean_i w_i mean_j (h_ij - t_ij)^2
     rmse        sqrt(mse + eps): the paper's form; eps keeps the gradient finite at an exact match (trap 10)
+    rmse_plain  sqrt(mse), the published code's: NaN at an exact match; for `compat: upstream_2024`
     cosine      mean_i w_i (1 - cos(h_i, t_i))
     infonce     mean_i w_i CE over the batch's users of cos(h_i, t_j) / tau, tau 0.2 (van den Oord et al. 2018)
     relational  mean over pairs i != j, weighted w_i w_j, of (cos(h_i, h_j) - cos(t_i, t_j))^2 (after Park et al. 2019)
@@ -39,6 +40,11 @@ def mse(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
 def rmse(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
     """Root of the weighted mean squared error plus eps, in [sqrt(eps), inf), lower is better."""
     return (mse(h, t, weight) + RMSE_EPS).sqrt()
+
+
+def rmse_plain(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+    """Root of the weighted mean squared error, in [0, inf), lower is better; its gradient is NaN where h equals t (trap 10)."""
+    return mse(h, t, weight).sqrt()
 
 
 def cosine(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
@@ -87,6 +93,7 @@ class TransferLoss:
 LOSSES: dict[str, TransferLoss] = {
     "mse": TransferLoss(mse),
     "rmse": TransferLoss(rmse),
+    "rmse_plain": TransferLoss(rmse_plain),
     "cosine": TransferLoss(cosine),
     "infonce": TransferLoss(infonce, between_users=True),
     "relational": TransferLoss(relational, equal_width=False, between_users=True),
@@ -153,6 +160,26 @@ def user_weights(row_users: Tensor, n_users: int, present: Tensor) -> Tensor:
     return torch.where(taking_part, scale / counts.clamp(min=1), 0.0).to(torch.float32)
 
 
+def row_weights(row_users: Tensor, n_users: int, present: Tensor) -> Tensor:
+    """Returns equal weights for all rows of users with a profile, mean 1 over the epoch's rows: what the published code does (trap 11).
+
+    Takes and returns what `user_weights` does.
+
+    Raises:
+        TrainingError: no user has both.
+    """
+    counts = torch.bincount(row_users, minlength=n_users)
+    taking_part = (counts > 0) & present
+    if not bool(taking_part.any()):
+        raise TrainingError(f"none of the {int(present.sum())} users with a profile has a training row: there is nothing to transfer")
+    scale = counts.sum().to(torch.float64) / counts[taking_part].sum()
+    return torch.where(taking_part, scale, 0.0).to(torch.float32)
+
+
+WEIGHTS: dict[str, Callable[[Tensor, int, Tensor], Tensor]] = {"user": user_weights, "row": row_weights}
+"""The values of `transfer.weights`."""
+
+
 def one_row_each(h: Tensor, users: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Averages the rows of each user and adds up their weights; users of weight 0 are left out.
 
@@ -197,7 +224,11 @@ class GatheredSquares(torch.autograd.Function):
         return difference.mul_((ctx.share * (2 * gradient)).unsqueeze(1)), None, None, None
 
 
-_FROM_SQUARES: dict[str, Callable[[Tensor], Tensor]] = {"mse": lambda squares: squares, "rmse": lambda squares: (squares + RMSE_EPS).sqrt()}
+_FROM_SQUARES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": lambda squares: squares,
+    "rmse": lambda squares: (squares + RMSE_EPS).sqrt(),
+    "rmse_plain": lambda squares: squares.sqrt(),
+}
 """Losses that are a function of the weighted mean square alone."""
 
 
@@ -212,6 +243,7 @@ class LossManager:
 
     def __init__(self, loss: str, targets: Tensor, weights: Tensor) -> None:
         self._loss = transfer_loss(loss)
+        self._plain_root = loss == "rmse_plain"
         self._from_squares = _FROM_SQUARES.get(loss)
         self._targets = targets.detach()
         self._weights = weights.detach()
@@ -224,6 +256,8 @@ class LossManager:
         """
         table = self._targets if targets is None else targets.detach()
         weight = self._weights.index_select(0, users)
+        if self._plain_root and not bool(weight.any()):
+            return h.sum() * 0  # the NaN of the plain root is for an exact match, not for a batch of users without a profile
         if self._from_squares is not None:
             return self._from_squares(cast(Tensor, GatheredSquares.apply(h, table, users, weight)))  # type: ignore[no-untyped-call]
         if self._loss.between_users:
