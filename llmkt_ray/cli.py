@@ -92,6 +92,9 @@ def run(
         out.print(part)
     told = f"{summary.ran} trials run now, {summary.done} done and {summary.failed} failed in all" if summary.ran else "nothing was missing"
     _say(f"{told}; report: {opened.status().report}")
+    if summary.left_out:
+        why = f"{summary.stopped} is spent" if summary.stopped else "the budget is spent"
+        _say(f"{why}: {summary.left_out} trials wait; raise `budget` and run the same command again to go on")
     if summary.failed:
         raise typer.Exit(1)
 

@@ -42,6 +42,19 @@ def plan_tables(plan: Plan, ledger: Ledger) -> Iterator[RenderableType]:
         yield f"a search adds {plan.searched_trials} trials of its own suggestions"
     seconds = estimate_s(plan, todo, ledger.trials())
     yield f"{len(plan.trials)} trials, {len(todo)} to do; about {duration(seconds)} of computing on one core for what is known in advance"
+    yield from _cost(plan.study, seconds)
+
+
+def _cost(study: StudyConfig, seconds: float) -> Iterator[str]:
+    """Yields what the trials may cost, where there are prices, and what the budget allows, where there is one."""
+    asked, budget = study.resources.trial, study.budget
+    hour = asked.cpus * study.resources.cpu_hour + asked.gpus * study.resources.gpu_hour
+    if hour:
+        yield f"at the prices under `resources` about {seconds / 3600 * hour:.2f} for these trials (profiles apart)"
+    if budget.is_set:
+        caps = {"trials": budget.trials, "hours": budget.hours, "money": budget.money}
+        allowed = ", ".join(f"{name} {value:g}" for name, value in caps.items() if value is not None)
+        yield f"a pilot: the most telling trials first, until the budget is spent ({allowed})"
 
 
 def summary_tables(study: StudyConfig, trials: pd.DataFrame) -> Iterator[RenderableType]:

@@ -348,6 +348,26 @@ class ResourcesConfig(Section):
     profiles: TaskResources = TaskResources()
     concurrency: int | None = Field(None, ge=1)
     """Trials at once at the most; None: what the cluster holds."""
+    cpu_hour: float = Field(0.0, ge=0)
+    """Price of one CPU for an hour, in any currency; for `budget.money` and the cost that `llmkt plan` states."""
+    gpu_hour: float = Field(0.0, ge=0)
+    """Price of one GPU for an hour, in the same currency."""
+
+
+class BudgetConfig(Section):
+    """A pilot: the most telling trials first, until this is spent; run again with more, the study goes on where it stopped."""
+
+    trials: int | None = Field(None, ge=1)
+    """Trials in all, over all runs of the study."""
+    hours: float | None = Field(None, gt=0)
+    """Hours of one run; trials that run at the end of them are finished."""
+    money: float | None = Field(None, gt=0)
+    """Money in all, over all runs: trial time at the prices under `resources`."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is limited."""
+        return (self.trials, self.hours, self.money) != (None, None, None)
 
 
 class StudyConfig(Section):
@@ -371,6 +391,7 @@ class StudyConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    budget: BudgetConfig = BudgetConfig()
     storage: str = Field("results", min_length=1)
     """Folder or URI under which `<name>/` (this study's results) and `artifacts/` (shared by all) are kept."""
 
@@ -414,6 +435,8 @@ class StudyConfig(Section):
             problems.append(
                 f"storage {self.storage!r} is an object store, where Optuna's journal cannot live: give `search.storage` an RDB URL"
             )
+        if self.budget.money is not None and not self.resources.cpu_hour and not self.resources.gpu_hour:
+            problems.append("budget.money needs a price: give `resources.cpu_hour` or `resources.gpu_hour`")
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
@@ -424,6 +447,6 @@ class StudyConfig(Section):
 
     @property
     def key(self) -> str:
-        """The content key of what determines results: storage, resources, description and the study's name do not."""
-        content = self.model_dump(mode="json", exclude={"storage", "resources", "description", "name"})
+        """The content key of what determines results: storage, resources, budget, description and the study's name do not."""
+        content = self.model_dump(mode="json", exclude={"storage", "resources", "budget", "description", "name"})
         return content_key(content)

@@ -31,6 +31,9 @@ class LoopExecutor:
             StorageError: a row cannot be written.
         """
         for batch in batches:
-            for spec in batch:
+            for place_in_batch, spec in enumerate(batch):
+                if progress.meter.spent():
+                    progress.meter.left_out += len(batch) - place_in_batch
+                    break
                 progress.trial_started(spec)
                 progress.trial_ended(spec, execute(spec, place))

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from llmkt_ray.study import BudgetConfig, ResourcesConfig
+from llmkt_ray.sweep.pilot import Meter
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
 INTERVAL_S = 10.0
@@ -33,6 +35,9 @@ class Progress:
     Args:
         console: where it is shown.
         workers: trials that run at once, for the time left.
+
+    Attributes:
+        meter: what the run spends; asked before a trial starts.
     """
 
     def __init__(self, console: Console, workers: int = 1) -> None:
@@ -46,6 +51,7 @@ class Progress:
         self._specs: dict[str, TrialSpec] = {}
         self._started = self._printed = time.monotonic()
         self._bar: Bar | None = None
+        self.meter = Meter(BudgetConfig(), ResourcesConfig())
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[None]:
@@ -93,12 +99,14 @@ class Progress:
 
     def trial_started(self, spec: TrialSpec) -> None:
         """Counts a trial as running."""
+        self.meter.started(spec.key)
         with self._lock:
             self._running[spec.key] = time.monotonic()
         self._show()
 
     def trial_ended(self, spec: TrialSpec, result: TrialResult | None) -> None:
         """Counts a trial as done or failed; None: its worker was lost for good."""
+        self.meter.ended(spec.key)
         with self._lock:
             begun = self._running.pop(spec.key, None)
             self._specs.pop(spec.key, None)

@@ -18,11 +18,12 @@ from llmkt_ray.errors import ResourceError, SweepError
 from llmkt_ray.results.card import finish_card, write_card
 from llmkt_ray.results.folder import artifacts_folder, claim, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
-from llmkt_ray.study import StudyConfig, TransferConfig
+from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep import cluster
 from llmkt_ray.sweep.check import refuse_impossible_targets
 from llmkt_ray.sweep.execute import LoadArtifacts, RunTrial, Workplace, load_artifacts
 from llmkt_ray.sweep.loop import LoopExecutor
+from llmkt_ray.sweep.pilot import Meter, telling_first
 from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, Node, ProfileNode, SplitNode, TargetNode, split_nodes
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.progress import Progress
@@ -58,12 +59,16 @@ class RunSummary:
         ran: trials that were run now.
         done: trials that have a row and did not fail.
         failed: trials that have a row and failed.
+        left_out: trials of the plan that wait for a larger budget.
+        stopped: what is used up of the budget, in words; None if it was not hours or money that ended the run.
     """
 
     folder: str
     ran: int
     done: int
     failed: int
+    left_out: int = 0
+    stopped: str | None = None
 
 
 def store_of(study: StudyConfig) -> ArtifactStore:
@@ -134,7 +139,8 @@ def run_study(
             refuse_impossible_targets(plan, store)
             if retry_failed:
                 forget_failed(ledger)
-            work = _Work(study, plan, store, worker, progress, place, ledger, limit)
+            progress.meter = meter_of(study, plan, store, ledger)
+            work = _Work(study, plan, store, worker, progress, place, ledger, smallest(limit, study.budget.trials))
             with closing(work.batches()) as batches:  # an interrupted stage ends here, not when the generator is collected
                 worker.run(batches, place, progress)
             work.check_rows()
@@ -142,7 +148,8 @@ def run_study(
         finish_card(folder)
         rows = ledger.trials()
         failures = int((rows["status"] == "failed").sum())
-        return RunSummary(folder=folder, ran=work.ran, done=len(rows) - failures, failed=failures)
+        left_out = len({spec.key for spec in plan.trials} - set(rows["trial_key"])) if study.budget.is_set else 0
+        return RunSummary(folder, work.ran, done=len(rows) - failures, failed=failures, left_out=left_out, stopped=work.stopped)
 
 
 @dataclass
@@ -152,6 +159,7 @@ class _Work:
     Attributes:
         limit: trials that may still be given out; None: all.
         given: keys of the trials given out so far.
+        stopped: what is used up, in words; None while the budget holds.
     """
 
     study: StudyConfig
@@ -163,11 +171,12 @@ class _Work:
     ledger: Ledger
     limit: int | None
     given: set[str] = field(default_factory=set)
+    stopped: str | None = None
 
     @property
     def ran(self) -> int:
         """Number of trials given out so far."""
-        return len(self.given)
+        return len(self.given) - self.progress.meter.left_out
 
     def check_rows(self) -> None:
         """Returns if every trial that was given out has its row.
@@ -175,8 +184,8 @@ class _Work:
         Raises:
             SweepError: some have none, because Ray was ended from outside or workers have other versions than this process.
         """
-        lost = len(self.given - self.ledger.done())
-        if lost:
+        lost = len(self.given - self.ledger.done()) - self.progress.meter.left_out
+        if lost > 0:
             raise SweepError(
                 f"{lost} of {len(self.given)} trials were given out and have no row in {self.place.folder}: they were ended from outside, "
                 "or workers have other versions of torch, recbole or llmkt_ray than this process; run the same command again to go on"
@@ -198,8 +207,10 @@ class _Work:
             stage: their name in the progress.
             reserve: trials of a limit that later batches are left.
         """
+        if self.limit is not None or self.study.budget.is_set:
+            specs = telling_first(specs, self.study.transfer)
         if self.limit is not None:
-            specs = spread(specs, max(0, self.limit - reserve), self.study.transfer)
+            specs = specs[: max(0, self.limit - reserve)]
             self.limit -= len(specs)
         done = self.ledger.done()
         todo = [spec for spec in specs if spec.key not in done]
@@ -212,6 +223,7 @@ class _Work:
         with self.progress.stage(stage, len(todo)):
             self.progress.expect(todo)
             yield todo
+        self.stopped = self.progress.meter.spent()
 
     def _rounds(self) -> Iterator[Sequence[TrialSpec]]:
         """Yields the rounds of all searches of the study, one round of every search at a time."""
@@ -222,7 +234,7 @@ class _Work:
             new = {cell.key: suggestions(files, study, cell, first, count, history[cell.key]) for cell in cells}
             specs = {spec.key: spec for cell in cells for params in new[cell.key] for spec in cell.specs(study, params)}
             yield from self._missing(list(specs.values()), f"search, round {number} of {len(every)}")
-            if self.limit == 0:
+            if self.limit == 0 or self.stopped:
                 return
             rows = self.ledger.trials().set_index("trial_key")
             for cell in cells:
@@ -256,15 +268,17 @@ def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStor
                 worker.compute(nodes, store, progress)
 
 
-def spread(specs: Sequence[TrialSpec], limit: int, transfer: TransferConfig) -> tuple[TrialSpec, ...]:
-    """Returns at most `limit` trials that show the most: every arm before a second model or seed, treated at the claim's alpha first."""
-    rank = {"treated": 0, "shuffled": 1, "alpha0": 2, "baseline": 3, "reference": 4}
-    seen: dict[str, int] = {}
-    keyed = []
-    for spec in sorted(specs, key=lambda spec: spec.arm == "treated" and spec.alpha != transfer.levels(spec.schedule)[1]):
-        seen[spec.arm] = seen.get(spec.arm, -1) + 1
-        keyed.append(((seen[spec.arm], rank.get(spec.arm, 1)), spec))
-    return tuple(spec for _, spec in sorted(keyed, key=lambda pair: pair[0])[:limit])
+def smallest(*limits: int | None) -> int | None:
+    """Returns the smallest of the limits that are there, None if none is."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def meter_of(study: StudyConfig, plan: Plan, store: ArtifactStore, ledger: Ledger) -> Meter:
+    """Returns the meter of a run: with the trial time of earlier runs on it, and what the profiles have cost."""
+    rows = ledger.trials()
+    costs = [store.manifest(node.kind, node.key).notes.get("cost") for node in plan.profiles if node.key in plan.there]
+    spent_s = float(rows["wall_s"].sum()) if "wall_s" in rows else 0.0
+    return Meter(study.budget, study.resources, spent_s, sum(float(cost) for cost in costs if isinstance(cost, int | float)))
 
 
 def refuse_other_device(ledger: Ledger, device: str) -> None:

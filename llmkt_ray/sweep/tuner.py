@@ -97,6 +97,9 @@ class RayExecutor:
         queue, scratch = _Queue(_small(batches)), Path(place.scratch) / "tune"
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         while queue.refill():
+            if progress.meter.spent():
+                progress.meter.left_out += queue.drop()
+                continue
             feed = _Feed(queue, place, progress, self._resources.concurrency)
             try:
                 tune.Tuner(
@@ -191,6 +194,12 @@ class _Queue:
             self.waiting.extend(batch)
         return True
 
+    def drop(self) -> int:
+        """Forgets what waits of the batch, the pieces of it that have not been taken included; returns how many trials that were."""
+        dropped = len(self.waiting)
+        self.waiting.clear()
+        return dropped
+
 
 class _Feed(tune.search.Searcher):  # type: ignore[misc]
     """Gives one Tuner its batch of trials.
@@ -217,6 +226,8 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Returns the next trial, None to be asked again later, or FINISHED."""
+        if self._queue.waiting and self._progress.meter.spent():
+            self._progress.meter.left_out += self._queue.drop()
         if self.problem or (not self._queue.waiting and not self._running):
             return FINISHED
         if not self._queue.waiting or (self._concurrency and len(self._running) >= self._concurrency):

@@ -138,6 +138,16 @@ def test_a_damaged_artifact_is_made_again_with_the_same_bytes(tmp_path, executor
     assert array.read_bytes() == before
 
 
+def test_a_spent_budget_stops_a_run_and_leaves_nothing_half(tmp_path, executor, reference):
+    prices = {"cpu_hour": 1.0, "concurrency": 1}
+    pilot = run(tiny_study(tmp_path, resources=prices, budget={"money": 1e-9}), executor)
+    assert (pilot.ran, pilot.failed, pilot.left_out) == (1, 0, 5)
+    assert pilot.stopped is not None
+    study = tiny_study(tmp_path, resources=prices)
+    assert run(study, executor).ran == 5
+    pd.testing.assert_frame_equal(numbers(study), numbers(reference), check_exact=True)
+
+
 def test_a_folder_in_use_is_refused(tmp_path, executor):
     study = tiny_study(tmp_path)
     with locked(study_folder(study)), pytest.raises(StorageError, match="is being run already"):
