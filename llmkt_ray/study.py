@@ -290,7 +290,8 @@ class EvaluationConfig(Section):
 
     metrics: tuple[str, ...] = ("NDCG@10", "Recall@10", "Hit@10", "MRR@10")
     select_on: str = "NDCG@10"
-    protocol: Literal["full"] = "full"
+    protocol: Literal["full", "paper_2024"] = "full"
+    """`full`: all items are ranked; `paper_2024`: positives are ranked among sampled items, selection on pop20 and results on uni100."""
     references: tuple[str, ...] = ("Pop", "ItemKNN", "EASE")
     """Models without a layer, trained once a dataset, as lines in the report."""
     smallest_effect: float = Field(0.02, gt=0, lt=1)

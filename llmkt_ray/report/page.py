@@ -94,6 +94,18 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
         flags.append(
             ("unfinished", f"{len(trials):,} of {planned:,} planned trials have a row; the numbers will change when the rest has run.")
         )
+    if results.study.get("compat", "paper") != "paper":
+        flags.append(
+            ("compat", f"compat {results.study['compat']}: what the published code does, its errors included; not the method of the paper.")
+        )
+    if (results.study.get("evaluation") or {}).get("protocol") == "paper_2024":
+        flags.append(
+            (
+                "sampled metrics",
+                "protocol paper_2024: positives are ranked among sampled items (20 by popularity to select, 100 uniform for the result), "
+                "not among all; such figures are higher than those of a full ranking and can order models differently.",
+            )
+        )
     if failed:
         flags.append(("failures", f"{count(failed, 'trial')} failed and {'is' if failed == 1 else 'are'} left out of every number."))
     if results.damaged:

@@ -132,6 +132,11 @@ def export_trial(
         raise StorageError(f"{target} is not empty; give a new folder with --to")
     if spec.class_path is not None and not allow_code:
         raise StudyError(f"trial {key} is of the model class {spec.class_path}; give --allow-code to import it, which runs its code")
+    if spec.protocol == "paper_2024":
+        raise StorageError(
+            f"trial {key} was tested on sampled items (protocol paper_2024), which RecBole alone would draw anew: its files could not be "
+            "verified; export a trial of a study with protocol 'full'"
+        )
     before = {name: float(row[f"test_{name}"]) for name in spec.metrics}
     root = artifacts or folder.absolute().parent / "artifacts"
     if not root.is_dir():

@@ -54,6 +54,8 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
 
 LABEL_METRICS = ("AUC", "GAUC", "LogLoss")
 """Metrics of protocol `labelled`, computed by `llmkt_ray.training.labelled`; they have no depth."""
+PROTOCOLS = ("full", "labelled", "paper_2024")
+"""Ranking of the whole catalogue; rows with labels; ranking among sampled items (`llmkt_ray.training.sampled`)."""
 LOWER_IS_BETTER = ("LogLoss",)
 
 
@@ -95,7 +97,7 @@ def parse_metrics(names: Iterable[str]) -> tuple[Metric, ...]:
 
 
 def protocol_problem(protocol: str, names: Iterable[str]) -> str | None:
-    """Returns what is wrong with measuring these metrics under a protocol ("full" or "labelled"), or None."""
+    """Returns what is wrong with measuring these metrics under a protocol (one of `PROTOCOLS`), or None."""
     strangers = [name for name in names if (name in LABEL_METRICS) != (protocol == "labelled")]
     if not strangers:
         return None

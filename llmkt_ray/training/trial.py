@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmkt_ray.data.prepared import PreparedData, Rows
-from llmkt_ray.errors import TrainingError
+from llmkt_ray.errors import TrainingError, unknown_name
 from llmkt_ray.seeds import derive_seed
 from llmkt_ray.study import INPUT_ARMS
 from llmkt_ray.training.batches import BatchSource
@@ -20,7 +20,8 @@ from llmkt_ray.training.isolation import isolated, seed_globals
 from llmkt_ray.training.labelled import LabelledTask
 from llmkt_ray.training.loop import EpochRow, TrainingLoop, make_adam
 from llmkt_ray.training.measure import Measures
-from llmkt_ray.training.metrics import parse_metrics, protocol_problem
+from llmkt_ray.training.metrics import PROTOCOLS, parse_metrics, protocol_problem
+from llmkt_ray.training.sampled import POP20, UNI100, SampledTask
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
 from llmkt_ray.training.teacher import make_transfer
 from llmkt_ray.transfer.phases import PhasePlan
@@ -129,7 +130,13 @@ def evaluator(
     if spec.protocol == "labelled":
         labelled = LabelledTask(held_out, metrics=metrics)
         return lambda: labelled.run(model.probabilities)
-    ranking, score = RankingTask(held_out, known, n_items=data.n_items, metrics=metrics), model.scorer(learnt)
+    score = model.scorer(learnt)
+    if spec.protocol == "paper_2024":
+        draw, part = (UNI100, "test") if held_out is data.test else (POP20, "valid")
+        seed = derive_seed(spec.seed, "sampled", part)
+        sampled = SampledTask(held_out, known, n_items=data.n_items, metrics=metrics, draw=draw, seed=seed)
+        return lambda: sampled.run(score)
+    ranking = RankingTask(held_out, known, n_items=data.n_items, metrics=metrics)
     return lambda: ranking.run(score)
 
 
@@ -148,8 +155,8 @@ def _check(spec: TrialSpec, data: PreparedData) -> None:
         raise TrainingError(f"the trial is specified on split {spec.split_key!r}, but was given split {data.key!r}")
     if spec.select_on not in spec.metrics:
         raise TrainingError(f"select_on {spec.select_on!r} must be one of the metrics {list(spec.metrics)}")
-    if spec.protocol not in ("full", "labelled"):
-        raise TrainingError(f"protocol must be 'full' or 'labelled', but got {spec.protocol!r}")
+    if spec.protocol not in PROTOCOLS:
+        raise TrainingError(unknown_name("protocol", spec.protocol, PROTOCOLS))
     parse_metrics(spec.metrics)
     problem = protocol_problem(spec.protocol, spec.metrics)
     if problem:
