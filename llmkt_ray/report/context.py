@@ -17,7 +17,7 @@ from llmkt_ray.errors import LlmktError
 from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.report.cells import Cell, Runs
 from llmkt_ray.report.findings import profiles_of
-from llmkt_ray.report.load import Results, parquet_files
+from llmkt_ray.report.load import Results, groups_with, parquet_files
 from llmkt_ray.results.ledger import Ledger
 
 TITLES = ("title", "movie_title", "name", "item_name", "product_title")
@@ -94,6 +94,7 @@ class Context:
     artifacts: ArtifactStore | None = None
     _splits: dict[str, Split | None] = field(default_factory=dict)
     _texts: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    _of_cells: dict[tuple[str, str, str], Mapping[str, str]] = field(default_factory=dict)
 
     @cached_property
     def store(self) -> ArtifactStore:
@@ -116,11 +117,14 @@ class Context:
 
     def texts(self, cell: Cell, split_key: str) -> Mapping[str, str]:
         """Returns raw user id to profile text of a cell's profiles on one split; empty where they are not to be had."""
-        found: dict[str, str] = {}
-        for entry in profiles_of(self.results, cell):
-            if entry.get("split_key") in (None, split_key):
-                found.update(self._text_of(str(entry.get("key"))))
-        return found
+        at = str(cell.factors["llm"]), str(cell.factors["dataset"]), split_key
+        if at not in self._of_cells:
+            found: dict[str, str] = {}
+            for entry in profiles_of(self.results, cell):
+                if entry.get("split_key") in (None, split_key):
+                    found.update(self._text_of(str(entry.get("key"))))
+            self._of_cells[at] = found
+        return self._of_cells[at]
 
     def _text_of(self, key: str) -> Mapping[str, str]:
         if key not in self._texts:
@@ -137,10 +141,7 @@ class Context:
         for file in parquet_files(Ledger(self.results.folder)) if wanted else ():
             if not set(columns) <= set(file.schema_arrow.names):
                 continue
-            for group in range(file.num_row_groups):
-                there = file.read_row_group(group, columns=["trial_key"]).column("trial_key").to_pylist()
-                if not wanted & set(there):
-                    continue
+            for group in groups_with(file, wanted):
                 table = file.read_row_group(group, columns=columns)
                 for key, users, items, k in zip(*(table.column(name) for name in columns), strict=True):
                     if key.as_py() in wanted and items.is_valid and users.is_valid:

@@ -134,6 +134,13 @@ def parquet_files(ledger: Ledger) -> Iterator[pq.ParquetFile]:
         yield from (file for file in pool.map(fetch, ledger.row_files()) if file is not None)
 
 
+def groups_with(file: pq.ParquetFile, wanted: set[str]) -> list[int]:
+    """Returns the row groups of a file that hold at least one of the wanted trials."""
+    keys = file.read(columns=["trial_key"]).column("trial_key").to_pylist()
+    starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
+    return [group for group in range(file.num_row_groups) if not wanted.isdisjoint(keys[starts[group] : starts[group + 1]])]
+
+
 def _user_values(ledger: Ledger, metric: str, wanted: set[str] | None) -> Iterator[tuple[str, UserValues]]:
     """Yields (trial key, values) of the trials in `wanted`, of all where it is None; row groups of others are not read."""
     columns = ["trial_key", "user:user", f"user:{metric}"]
@@ -141,10 +148,9 @@ def _user_values(ledger: Ledger, metric: str, wanted: set[str] | None) -> Iterat
     for file in parquet_files(ledger):
         if not set(columns) <= set(file.schema_arrow.names):
             continue
-        groups = list(range(file.num_row_groups))
-        if wanted is not None and file.num_row_groups == file.metadata.num_rows:  # one row group a trial, as the ledger writes them
-            keys = file.read(columns=["trial_key"]).column("trial_key").to_pylist()
-            groups = [group for group, key in zip(groups, keys, strict=True) if key in wanted]
+        groups = list(range(file.num_row_groups)) if wanted is None else groups_with(file, wanted)
+        if not groups:
+            continue
         table = file.read_row_groups(groups, columns=columns)
         for key, users, values in zip(*(table.column(name) for name in columns), strict=True):
             if users.is_valid and values.is_valid and (wanted is None or key.as_py() in wanted) and key.as_py() not in seen:

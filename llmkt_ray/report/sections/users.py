@@ -7,7 +7,6 @@ from llmkt_ray.report.context import Context
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.sections.base import Section, Table
 from llmkt_ray.report.text import plain, signed
-from llmkt_ray.results.ledger import Ledger
 
 MOST_CELLS, MOST_USERS = 3, 4
 MOST_LETTERS, MOST_ITEMS = 700, 5
@@ -56,8 +55,8 @@ def _table(context: Context, finding: Finding) -> Table | None:
     change = (one - other).mean(axis=0, dtype=np.float64)
     keys = [str(results.keys[runs.rows[shared[0]]]) for runs in (treated, alpha0)]
     users = results.user_values(results.metric)[keys[0]][0]
-    ledger = Ledger(results.folder)
-    lists = [ledger.recommended(key) for key in keys]
+    found = dict(context.lists(keys))
+    lists = [found[key][1] if key in found else np.empty((0, 0), dtype=np.int32) for key in keys]
     order = np.argsort(change, kind="stable")
     rows = []
     for place in [*order[::-1][:MOST_USERS], *order[:MOST_USERS]]:

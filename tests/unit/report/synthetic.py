@@ -14,7 +14,7 @@ from llmkt_ray.artifacts import ArtifactStore, FileStore
 from llmkt_ray.profiles.table import ProfileRow, as_table
 from llmkt_ray.report.export import slug
 from llmkt_ray.results.card import CARD, write_card
-from llmkt_ray.results.ledger import PARTS, Ledger
+from llmkt_ray.results.ledger import PARTS, ROWS_A_GROUP, Ledger
 from llmkt_ray.results.rows import to_row
 from llmkt_ray.study import ScheduleConfig, StudyConfig
 from llmkt_ray.training.spec import TrialResult, TrialSpec
@@ -54,6 +54,8 @@ class World:
     fails: Callable[[TrialSpec], str | None] = lambda spec: None
     curve: Callable[[TrialSpec, int, float], float] | None = None
     gainers: Callable[[int], bool] = lambda user: True
+    n_items: int = 10
+    k: int = 5
     gradient_ratio: float = 0.4
     knn_overlap: float = 0.55
     description: str = "Synthetic results with planted effects."
@@ -142,10 +144,18 @@ def result_of(world: World, spec: TrialSpec) -> TrialResult:
         converged=converged,
         epochs=epochs,
         users={"user": np.arange(world.n_users, dtype=np.int32), **users},
-        recommended=np.tile(np.roll(np.arange(10, dtype=np.int32), len(spec.arm))[:5], (world.n_users, 1)),
+        recommended=_lists(world, spec),
         facts={"phase1_epochs": world.epochs // 2, "beta": 1.7, "transfer_steps": 120},
         measures=measures,
     )
+
+
+def _lists(world: World, spec: TrialSpec) -> np.ndarray:
+    """Equal lists for everyone, which say the arm; in larger catalogues lists that are different, and popular items first."""
+    if world.n_items == 10:
+        return np.tile(np.roll(np.arange(10, dtype=np.int32), len(spec.arm))[: world.k], (world.n_users, 1))
+    rng = np.random.default_rng([3, int(spec.key[:8], 16)])
+    return (rng.random((world.n_users, world.k)) ** 3 * world.n_items).astype(np.int32)
 
 
 def _user_values(world: World, spec: TrialSpec, mean: np.ndarray) -> dict[str, np.ndarray]:
@@ -248,7 +258,7 @@ def write_artifacts(
     Ten items, the first ones liked by most users in train; the first half of the users have more train rows; everyone has items 3
     and 8 in test. Genders alternate.
     """
-    store, n_items = ArtifactStore(root), 10
+    store, n_items = ArtifactStore(root), world.n_items
     half = world.n_users // 2
     liked = {
         u: [i for i in range(n_items) if (u * 7 + i * 3) % 10 < 9 - i or (u < half and i in (2, 5, 6))] or [0] for u in range(world.n_users)
@@ -282,8 +292,9 @@ def write_artifacts(
 
 
 def _write_part(path: Path, tables: list[pa.Table]) -> None:
-    """Writes rows as `Ledger.compact` does: one row group a trial."""
+    """Writes rows as `Ledger.compact` does."""
     schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="permissive"), row_group_size=1)
+        for first in range(0, len(tables), ROWS_A_GROUP):
+            group = [schema.empty_table(), *tables[first : first + ROWS_A_GROUP]]
+            writer.write_table(pa.concat_tables(group, promote_options="permissive"), row_group_size=ROWS_A_GROUP)
