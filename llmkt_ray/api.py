@@ -21,6 +21,7 @@ from llmkt_ray.study import StudyConfig
 from llmkt_ray.study_file import load_study
 from llmkt_ray.sweep.check import check_study, not_at_hand
 from llmkt_ray.sweep.cluster import given_address
+from llmkt_ray.sweep.journal import read_progress
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.run import ExecutorName, RunSummary, run_study, store_of
 from llmkt_ray.sweep.smoke import smoke_study
@@ -38,6 +39,7 @@ class Status:
         done, failed: trials with a row.
         holder: host, pid and start of the process that is running it, None if none is.
         report: path or URI of the report, None before there is one.
+        progress: what the last run said of itself: stage, trials running, seconds left; None before the first.
     """
 
     folder: str
@@ -46,6 +48,7 @@ class Status:
     failed: int
     holder: dict[str, Any] | None
     report: str | None
+    progress: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class Study:
         num_cpus: int | None = None,
         limit: int | None = None,
         retry_failed: bool = False,
+        dashboard: bool = False,
         console: Console | None = None,
     ) -> RunSummary:
         """Checks the study, runs what is missing, and writes the report.
@@ -143,7 +147,14 @@ class Study:
         """
         self.check(address=address)
         summary = run_study(
-            self.config, executor=executor, address=address, num_cpus=num_cpus, limit=limit, retry_failed=retry_failed, console=console
+            self.config,
+            executor=executor,
+            address=address,
+            num_cpus=num_cpus,
+            limit=limit,
+            retry_failed=retry_failed,
+            dashboard=dashboard,
+            console=console,
         )
         self.report()
         return summary
@@ -167,6 +178,7 @@ class Study:
             failed=failed,
             holder=holder(folder),
             report=below(folder, PAGE) if FileStore(folder).exists(PAGE) else None,
+            progress=read_progress(folder),
         )
 
     def report(self) -> str:

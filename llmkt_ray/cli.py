@@ -67,6 +67,7 @@ def run(
     address: Address = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Logical CPUs of the cluster made on this machine; default: all.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Ray's dashboard beside the cluster made on this machine.")] = False,
     allow_code: AllowCode = False,
     as_job: Annotated[bool, typer.Option("--as-job", hidden=True)] = False,
 ) -> None:
@@ -82,7 +83,15 @@ def run(
     for note in opened.notes:
         err.print(f"smoke: {note}", highlight=False, markup=False, soft_wrap=True)
     try:
-        summary = opened.run(executor=executor, address=address, num_cpus=workers, limit=limit, retry_failed=retry_failed, console=err)
+        summary = opened.run(
+            executor=executor,
+            address=address,
+            num_cpus=workers,
+            limit=limit,
+            retry_failed=retry_failed,
+            dashboard=dashboard,
+            console=err,
+        )
     except KeyboardInterrupt:
         now = opened.status()
         told = f"{now.done + now.failed} of {now.planned or 'an unknown number of'} trials done"
@@ -103,6 +112,7 @@ def run(
 def status(study: StudyFile, address: Dashboard = None) -> None:
     """Show where a study stands, also while it runs elsewhere; with --address, its jobs on that cluster."""
     from llmkt_ray.api import Study
+    from llmkt_ray.show import progress_lines
 
     if address is not None:
         from llmkt_ray.sweep.jobs import Jobs
@@ -119,6 +129,9 @@ def status(study: StudyFile, address: Dashboard = None) -> None:
     _say(f"folder: {now.folder}")
     _say(f"trials: {now.done} done, {now.failed} failed, planned {total}")
     _say(f"running: {busy}")
+    if now.holder is not None:
+        for line in progress_lines(now.progress):
+            _say(line)
     _say(f"report: {now.report or 'none yet'}")
 
 

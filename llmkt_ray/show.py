@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.console import RenderableType
@@ -88,6 +89,19 @@ def _telling(cells: Sequence[Mapping[str, str]]) -> list[str]:
         if len({tuple(cell[known] for known in (*names, name)) for cell in cells}) > apart:
             names.append(name)
     return names
+
+
+def progress_lines(progress: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yields what a run that goes on said of itself last: the stage, the time left, the trials that run, the dashboard."""
+    if progress is None:
+        return
+    left = "" if progress["left_s"] is None else f", about {duration(progress['left_s'])} left"
+    failed = f", {progress['failed']} failed" if progress["failed"] else ""
+    yield f"stage: {progress['stage']}, {progress['done']} of {progress['total']} done{failed}{left} (said {progress['updated']})"
+    for trial in progress["running"]:
+        yield f"  {trial['name']}: {duration(trial['seconds'])} so far (trial {trial['trial']})"
+    if progress["dashboard"]:
+        yield f"dashboard: {progress['dashboard']}"
 
 
 def layer_table(model: str, taps: Sequence[Tap]) -> Table:

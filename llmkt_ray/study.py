@@ -371,6 +371,20 @@ class BudgetConfig(Section):
         return (self.trials, self.hours, self.money) != (None, None, None)
 
 
+class TrackingConfig(Section):
+    """Where a run can be watched beside its own progress, log and report."""
+
+    tensorboard: bool = True
+    """Whether each trial leaves TensorBoard files under `<results>/tensorboard`."""
+    mlflow: str | None = None
+    """An MLflow tracking URI (http://host:5000, sqlite:///file.db): each trial becomes a run of the experiment named after the study.
+    Needs the package mlflow-skinny or mlflow; credentials belong in the environment (MLFLOW_TRACKING_TOKEN...)."""
+
+
+NOT_IN_KEY = ("storage", "resources", "budget", "tracking", "description")
+"""Sections of a study that change no number: where, how fast, how far and how watched it runs."""
+
+
 class StudyConfig(Section):
     """A whole study."""
 
@@ -393,6 +407,7 @@ class StudyConfig(Section):
     search: SearchConfig = SearchConfig()
     resources: ResourcesConfig = ResourcesConfig()
     budget: BudgetConfig = BudgetConfig()
+    tracking: TrackingConfig = TrackingConfig()
     storage: str = Field("results", min_length=1)
     """Folder or URI under which `<name>/` (this study's results) and `artifacts/` (shared by all) are kept."""
 
@@ -448,6 +463,6 @@ class StudyConfig(Section):
 
     @property
     def key(self) -> str:
-        """The content key of what determines results: storage, resources, budget, description and the study's name do not."""
-        content = self.model_dump(mode="json", exclude={"storage", "resources", "budget", "description", "name"})
+        """The content key of what determines results: storage, resources, budget, tracking, description and the study's name do not."""
+        content = self.model_dump(mode="json", exclude={*NOT_IN_KEY, "name"})
         return content_key(content)

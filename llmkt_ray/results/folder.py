@@ -51,7 +51,11 @@ def owner_problem(study: StudyConfig) -> str | None:
     if key == study.key:
         return None
     after = study.model_dump(mode="json")
-    changed = [name for name in after if before.get(name) != after[name] and name not in ("storage", "resources", "budget", "description")]
+    changed = [
+        name
+        for name in after
+        if before.get(name) != after[name] and name not in ("storage", "resources", "budget", "tracking", "description")
+    ]
     return (
         f"the results folder {study_folder(study)} belongs to another study (key {key}, this one is {study.key}; "
         f"{', '.join(changed) or 'defaults'} changed); give this study another `name` or `storage`, or move the folder away"

@@ -6,6 +6,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 if "ray" not in sys.modules:  # Ray reads the mode once, when it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -18,6 +19,7 @@ from llmkt_ray.study import StudyConfig, TaskResources
 
 _TOKEN = secrets.token_hex(32)
 """The token of this process's own clusters, never written to disk: nobody else on the machine can use them."""
+_TOKEN_FILE = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -41,8 +43,8 @@ def given_address() -> str | None:
 
 
 @contextmanager
-def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
-    """Connects to Ray for as long as the block lasts; joins a connection that is there already.
+def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[str | None]:
+    """Connects to Ray for as long as the block lasts, and gives the dashboard's link; joins a connection that is there already.
 
     A local cluster is guarded by a random token of this process, unless the environment sets RAY_AUTH_MODE or RAY_AUTH_TOKEN
     otherwise; a cluster at an address is met with the credentials of the environment.
@@ -50,6 +52,8 @@ def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator
     Args:
         address: a cluster's address; None: `RAY_ADDRESS`, or else a new local cluster.
         num_cpus: logical CPUs of a new local cluster; None: as many as there are.
+        dashboard: whether a new local cluster has a dashboard, on loopback; its token is then that of the user's file, which a
+            browser can be given, and not one of this process.
 
     Raises:
         ResourceError: the cluster cannot be reached or started.
@@ -58,28 +62,41 @@ def cluster(address: str | None = None, num_cpus: int | None = None) -> Iterator
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
-        yield
+        yield _dashboard_link()
         return
     address = address or given_address() or "local"
     local = address == "local"
     if not local:
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", PENDING_TRIALS)
     guarded = local and os.environ.get("RAY_AUTH_MODE") == "token" and not os.environ.get("RAY_AUTH_TOKEN")
+    if guarded and dashboard:
+        guarded = False
+        if not _TOKEN_FILE.exists():
+            raise ResourceError(
+                f"the dashboard needs a token to sign in with, and there is none in {_TOKEN_FILE}; make one with: "
+                "ray get-auth-token --generate"
+            )
     if guarded:
         os.environ["RAY_AUTH_TOKEN"] = _TOKEN
     _read_credentials()
-    own = {"num_cpus": num_cpus, "include_dashboard": False} if local else {}
+    own = {"num_cpus": num_cpus, "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"} if local else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError, ray.exceptions.RayError) as error:
         raise ResourceError(f"Ray at {address!r} cannot be reached or started: {error}; run: llmkt doctor") from error
     try:
-        yield
+        yield _dashboard_link()
     finally:
         ray.shutdown()
         if guarded:
             os.environ.pop("RAY_AUTH_TOKEN", None)
             _read_credentials()
+
+
+def _dashboard_link() -> str | None:
+    """Returns the address of the cluster's dashboard, or None where it has none."""
+    found = ray._private.worker.get_dashboard_url()
+    return f"http://{found}" if found else None
 
 
 def _read_credentials() -> None:

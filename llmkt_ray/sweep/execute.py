@@ -20,6 +20,9 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import StorageError
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.sweep.boards import Board
+from llmkt_ray.sweep.journal import here, logger, set_trial
+from llmkt_ray.sweep.names import describe
 from llmkt_ray.sweep.spare import SpareCheckpoint
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
 
@@ -58,6 +61,7 @@ class Workplace:
         threads: torch threads a trial.
         run_trial: what trains a trial.
         load: what loads a trial's artifacts from (spec, artifacts root, scratch).
+        tensorboard: whether each trial leaves an event file.
     """
 
     study_key: str
@@ -68,6 +72,7 @@ class Workplace:
     threads: int
     run_trial: RunTrial
     load: LoadArtifacts
+    tensorboard: bool = False
 
     @property
     def checkpoints(self) -> Path:
@@ -83,9 +88,15 @@ def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) 
     """
     started, cpu = time.perf_counter(), time.process_time()
     spare = SpareCheckpoint(place.folder, place.checkpoints, spec.key)
+    board = Board(place.folder, Path(place.scratch), spec) if place.tensorboard else None
+    set_trial(spec.key, describe(spec))
+    logger.info("trial begins", extra={"fields": here()})
 
     def epoch_ended(row: dict[str, Any]) -> None:
         spare.push()
+        if board is not None:
+            board.epoch(row)
+        logger.info("epoch", extra={"fields": row})
         if on_epoch is not None:
             on_epoch(row)
 
@@ -111,8 +122,12 @@ def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) 
             "device": place.device,
         }
         result = failed(spec, type(error).__name__, str(error), traceback.format_exc(), measures)
+        logger.exception("trial failed")
     Ledger(place.folder).record(result, place.study_key)
     spare.delete()
+    if board is not None:
+        board.close(result)
+    logger.info("trial ends", extra={"fields": {"status": result.status, "best_epoch": result.best_epoch}})
     return replace(result, users={}, recommended=None)
 
 

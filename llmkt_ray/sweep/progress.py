@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from llmkt_ray.study import BudgetConfig, ResourcesConfig
+from llmkt_ray.sweep.journal import Journal
+from llmkt_ray.sweep.names import describe
 from llmkt_ray.sweep.pilot import Meter
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
@@ -38,19 +41,23 @@ class Progress:
 
     Attributes:
         meter: what the run spends; asked before a trial starts.
+        journal: the run's log; None: none is kept.
     """
 
     def __init__(self, console: Console, workers: int = 1) -> None:
         self.console = console
+        self.journal: Journal | None = None
         self.workers = workers
         self._lock = threading.RLock()
         self._stage, self._total, self._done, self._failed = "", 0, 0, 0
         self._running: dict[str, float] = {}
+        self._names: dict[str, str] = {}
         self._expected: dict[str, float] = {}
         self._seen: dict[tuple[str, str], list[float]] = {}
         self._specs: dict[str, TrialSpec] = {}
         self._started = self._printed = time.monotonic()
         self._bar: Bar | None = None
+        self._dashboard: str | None = None
         self.meter = Meter(BudgetConfig(), ResourcesConfig())
 
     @contextmanager
@@ -59,7 +66,9 @@ class Progress:
         with self._lock:
             self._stage, self._total, self._done, self._failed = name, total, 0, 0
             self._running.clear()
+            self._names.clear()
             self._started = self._printed = time.monotonic()
+        self._log("stage_started", stage=name, total=total)
         stop = threading.Event()
         if self.console.is_terminal:
             bar = Bar(
@@ -85,11 +94,21 @@ class Progress:
             spent = duration(time.monotonic() - self._started)
             failed = f", {self._failed} failed" if self._failed else ""
             self.console.print(f"{name}: {self._done} of {total} in {spent}{failed}", highlight=False)
+            seconds = round(time.monotonic() - self._started, 3)
+            self._log("stage_ended", stage=name, total=total, done=self._done, failed=self._failed, seconds=seconds)
+            self._snapshot(now=True)
+
+    def link(self, dashboard: str) -> None:
+        """Shows where Ray's dashboard is."""
+        self._dashboard = dashboard
+        self.console.print(f"Ray's dashboard: {dashboard} (sign in with the cluster's token)", highlight=False, soft_wrap=True)
+        self._log("dashboard", url=dashboard)
 
     def artifact_made(self, label: str) -> None:
         """Counts an artifact."""
         with self._lock:
             self._done += 1
+        self._log("artifact_made", artifact=label)
         self._show(label)
 
     def expect(self, specs: list[TrialSpec]) -> None:
@@ -102,6 +121,9 @@ class Progress:
         self.meter.started(spec.key)
         with self._lock:
             self._running[spec.key] = time.monotonic()
+            self._names[spec.key] = describe(spec)
+        self._log("trial_started", trial=spec.key, name=describe(spec))
+        self._snapshot()
         self._show()
 
     def trial_ended(self, spec: TrialSpec, result: TrialResult | None) -> None:
@@ -109,6 +131,7 @@ class Progress:
         self.meter.ended(spec.key)
         with self._lock:
             begun = self._running.pop(spec.key, None)
+            self._names.pop(spec.key, None)
             self._specs.pop(spec.key, None)
             self._done += 1
             if result is None or result.status == "failed":
@@ -118,6 +141,12 @@ class Progress:
                 self.console.print(text.splitlines()[0][:400], style="red", markup=False, highlight=False)
             elif begun is not None and spec.arm != "reference":  # computed at once: it tells nothing of the others
                 self._seen.setdefault((spec.dataset, spec.model), []).append(time.monotonic() - begun)
+        seconds = None if begun is None else round(time.monotonic() - begun, 3)
+        status = result.status if result else "failed"
+        told = {"error": dict(result.error)} if result and result.error else {}
+        level = "error" if status == "failed" else "info"
+        self._log("trial_ended", level, trial=spec.key, name=describe(spec), status=status, seconds=seconds, **told)
+        self._snapshot()
         self._show()
 
     def left_s(self) -> float | None:
@@ -134,6 +163,27 @@ class Progress:
                 ran = now - self._running.get(key, now)
                 left += max(means.get((spec.dataset, spec.model), max(overall, ran)) - ran, 0.0)
             return left / max(1, self.workers, len(self._running))  # a cluster may have grown
+
+    def _log(self, event: str, level: str = "info", **fields: Any) -> None:
+        if self.journal is not None:
+            self.journal.event(event, level, **fields)
+
+    def _snapshot(self, *, now: bool = False) -> None:
+        """Writes where the run stands, for `llmkt status` in another terminal."""
+        if self.journal is None:
+            return
+        with self._lock:
+            at, left = time.monotonic(), self.left_s()
+            state = {
+                "stage": self._stage,
+                "total": self._total,
+                "done": self._done,
+                "failed": self._failed,
+                "running": [{"trial": key, "name": name, "seconds": round(at - self._running[key])} for key, name in self._names.items()],
+                "dashboard": self._dashboard,
+                "left_s": None if left is None else round(left),
+            }
+        self.journal.snapshot(state, now=now)
 
     def _line(self) -> str:
         left = self.left_s()
@@ -155,14 +205,8 @@ class Progress:
     def _tick(self, stop: threading.Event) -> None:
         while not stop.wait(0.5):
             self._show()
+            self._snapshot()
             now = time.monotonic()
             if self._bar is None and now - self._printed >= INTERVAL_S:
                 self._printed = now
                 self.console.print(f"{self._stage}: {self._line()}", highlight=False)
-
-
-def describe(spec: TrialSpec) -> str:
-    """Returns a trial's readable name: dataset, model, arm, alpha, layer, seed."""
-    alpha = f" {spec.alpha:g}" if spec.layer else ""
-    layer = f" at {spec.layer}" if spec.layer else ""
-    return f"{spec.dataset} {spec.model} {spec.arm}{alpha}{layer} seed {spec.seed_index}"

@@ -22,6 +22,7 @@ from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep import cluster
 from llmkt_ray.sweep.check import refuse_impossible_targets
 from llmkt_ray.sweep.execute import LoadArtifacts, RunTrial, Workplace, load_artifacts
+from llmkt_ray.sweep.journal import Journal, here
 from llmkt_ray.sweep.loop import LoopExecutor
 from llmkt_ray.sweep.pilot import Meter, telling_first
 from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, Node, ProfileNode, SplitNode, TargetNode, split_nodes
@@ -90,6 +91,7 @@ def run_study(
     num_cpus: int | None = None,
     limit: int | None = None,
     retry_failed: bool = False,
+    dashboard: bool = False,
     console: Console | None = None,
     run_trial: RunTrial = train_and_test,
     load: LoadArtifacts = load_artifacts,
@@ -103,6 +105,7 @@ def run_study(
         num_cpus: logical CPUs of a new local cluster.
         limit: at most this many trials, spread over arms and models; None: all.
         retry_failed: run trials again whose row says that they failed.
+        dashboard: whether a new local cluster has Ray's dashboard, on loopback.
         console: where progress is shown.
         run_trial: what trains a trial; picklable.
         load: what loads a trial's artifacts; picklable.
@@ -124,13 +127,16 @@ def run_study(
         threads=cluster.threads_of(study),
         run_trial=run_trial,
         load=load,
+        tensorboard=study.tracking.tensorboard,
     )
-    with locked(folder):
+    with locked(folder), _logged(study, progress):
         claim(study)
         ledger = Ledger(folder)
         refuse_other_device(ledger, place.device)
-        with cluster.cluster(address, num_cpus) if executor == "ray" else nullcontext(), _interruptible():
+        with cluster.cluster(address, num_cpus, dashboard) if executor == "ray" else nullcontext() as link, _interruptible():
             worker: Executor = LoopExecutor()
+            if link:
+                progress.link(link)
             if executor == "ray":
                 worker = RayExecutor(study.resources)
                 progress.workers = worker.workers()
@@ -150,6 +156,22 @@ def run_study(
         failures = int((rows["status"] == "failed").sum())
         left_out = len({spec.key for spec in plan.trials} - set(rows["trial_key"])) if study.budget.is_set else 0
         return RunSummary(folder, work.ran, done=len(rows) - failures, failed=failures, left_out=left_out, stopped=work.stopped)
+
+
+@contextmanager
+def _logged(study: StudyConfig, progress: Progress) -> Iterator[None]:
+    """Keeps the run's log for as long as the block lasts; its last line says how the run ended."""
+    progress.journal = journal = Journal(study_folder(study), study.name)
+    journal.event("run_started", key=study.key, **here())
+    try:
+        yield
+    except BaseException as error:
+        journal.event("run_ended", "error", outcome=type(error).__name__, message=str(error))
+        raise
+    else:
+        journal.event("run_ended", outcome="done")
+    finally:
+        journal.flush()
 
 
 @dataclass

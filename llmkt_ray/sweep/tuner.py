@@ -21,8 +21,10 @@ from llmkt_ray.study import ResourcesConfig
 from llmkt_ray.sweep.autoscaling import can_grow, never_fits, selector
 from llmkt_ray.sweep.cluster import capacity, resources_of
 from llmkt_ray.sweep.execute import Workplace, execute, failed
+from llmkt_ray.sweep.journal import log_as_json
+from llmkt_ray.sweep.names import file_name
 from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, Node, ProfileNode
-from llmkt_ray.sweep.progress import Progress, describe
+from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
 TUNER_TRIALS = 500
@@ -108,7 +110,7 @@ class RayExecutor:
                         search_alg=feed,
                         num_samples=-1,
                         reuse_actors=True,
-                        trial_name_creator=lambda trial: describe(_spec(trial.config)).replace(" ", "_").replace("/", "-"),
+                        trial_name_creator=lambda trial: file_name(_spec(trial.config)),
                         trial_dirname_creator=lambda trial: _spec(trial.config).key,
                     ),
                     run_config=tune.RunConfig(
@@ -149,6 +151,7 @@ def _spec(config: Mapping[str, Any]) -> TrialSpec:
 
 def _train(config: dict[str, Any], place: Workplace) -> None:
     """Runs one trial in a Tune worker; a retry after the row was written has nothing left to do."""
+    log_as_json()
     spec = _spec(config)
     if Ledger(place.folder).has(spec.key):
         tune.report({"status": "done"})

@@ -315,4 +315,4 @@ def test_only_these_fields_of_a_study_are_left_out_of_its_key() -> None:
     """A section added later is part of the key unless somebody decides otherwise here."""
     fields = set(StudyConfig.model_fields)
     changed = {name for name in fields if StudyConfig.model_construct(**{**dict(study()), name: "changed"}).key != study().key}
-    assert fields - changed == {"storage", "resources", "budget", "description", "name"}
+    assert fields - changed == {"storage", "resources", "budget", "tracking", "description", "name"}
