@@ -95,7 +95,7 @@ def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: 
 
 def _dashboard_link() -> str | None:
     """Returns the address of the cluster's dashboard, or None where it has none."""
-    found = ray._private.worker.get_dashboard_url()
+    found = ray._private.worker._global_node and ray._private.worker.get_dashboard_url()
     return f"http://{found}" if found else None
 
 
