@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from llmkt_ray.report.cells import Cell, paired_tables
+from llmkt_ray.report.default import default_of
 from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.frames import factor_rows, gain_rows
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.text import count, listed, percent, percent_interval
 from llmkt_ray.stats.importance import SEED, importance
 from llmkt_ray.stats.interval import MIXED_FROM, USERS_ONLY
 from llmkt_ray.stats.power import seeds_needed, smallest_detectable
-from llmkt_ray.stats.selection import Default, largest_gain, recommended_default, safe_range
+from llmkt_ray.stats.selection import largest_gain, safe_range
 
 EFFECTS = (0.05, 0.03, 0.02)
 SAFE = 0.01
@@ -50,44 +51,15 @@ def answers(results: Results, findings: Sequence[Finding], shares: dict[str, flo
         return ()
     made = [
         *_best(results, findings), *_safe(results, findings), *_layer(results, findings), *_matters(results, shares),
-        *_largest(results, findings), *_default(results, findings, "dataset"), *_default(results, findings, "model"),
-        *_power(results, findings),
+        *_largest(results, findings), *_default(results, findings), *_power(results, findings),
     ]  # fmt: skip
     return tuple(made)
 
 
-def gain_rows(results: Results, findings: Sequence[Finding]) -> pd.DataFrame:
-    """Returns one row a (cell, alpha, split, seed): its relative gain over alpha0 of the same split and seed, `valid` and `test`."""
-    trials = results.trials
-    parts = {part: trials[f"{part}_{results.metric}"].to_numpy(dtype=float) for part in ("valid", "test")}
-    rows = []
-    for finding in findings:
-        cell, alpha0 = finding.cell, finding.cell.controls.get("alpha0")
-        for alpha, runs in cell.treated.items():
-            for (split, seed), row in runs.rows.items():
-                base = alpha0.rows.get((split, seed)) if alpha0 else None
-                if base is not None and min(parts["valid"][base], parts["test"][base]) > 0:
-                    gains = {part: values[row] / values[base] - 1 for part, values in parts.items()}
-                    rows.append({"cell": cell.number, "alpha": alpha, "split": split, "seed": seed, **gains})
-    return pd.DataFrame(rows, columns=["cell", "alpha", "split", "seed", "valid", "test"])
-
-
 def factor_importance(results: Results, findings: Sequence[Finding], method: str = "fanova") -> dict[str, float]:
     """Returns factor to importance for the validation value relative to the mean of its dataset and model, treated trials only."""
-    rows = []
-    column = results.trials[f"valid_{results.metric}"]
-    for finding in findings:
-        cell = finding.cell
-        for alpha, runs in cell.treated.items():
-            for (split, seed), row in runs.rows.items():
-                where = {name: str(cell.factors[name]) for name in ("dataset", "model", *cell.varied)}
-                rows.append({**where, "alpha": alpha, "split": f"split {split}", SEED: seed, "value": float(column.iloc[row])})
-    if not rows:
-        return {}
-    frame = pd.DataFrame(rows)
-    # Levels of datasets and models differ by nature; what is asked is what moves a model on a dataset.
-    frame["value"] /= frame.groupby(["dataset", "model"])["value"].transform("mean")
-    return importance(frame, "value", method)
+    frame = factor_rows(results, findings)
+    return importance(frame, "value", method) if len(frame) else {}
 
 
 def best_alpha(results: Results, cell: Cell) -> float | None:
@@ -96,27 +68,6 @@ def best_alpha(results: Results, cell: Cell) -> float | None:
     means = {alpha: float(column.iloc[list(runs.rows.values())].mean()) for alpha, runs in cell.treated.items() if runs.rows}
     finite = {alpha: mean for alpha, mean in means.items() if np.isfinite(mean)}
     return max(finite, key=lambda alpha: finite[alpha]) if finite else None
-
-
-def default_of(results: Results, findings: Sequence[Finding], context: str) -> Default | None:
-    """Returns the default recommended over all datasets, or all models (`context`), judged by leaving each out."""
-    rows = gain_rows(results, findings)
-    if rows.empty:
-        return None
-    cells = {f.cell.number: f.cell for f in findings}
-    other = "model" if context == "dataset" else "dataset"
-    rows = rows.assign(
-        context=[str(cells[c].factors[context]) for c in rows["cell"]],
-        config=[_config(cells[c], a, other) for c, a in zip(rows["cell"], rows["alpha"], strict=True)],
-    )
-    return recommended_default(rows.groupby(["context", "config"], as_index=False)[["valid", "test"]].mean())
-
-
-def _config(cell: Cell, alpha: float, other: str) -> str:
-    """Names a configuration by what a context does not fix; a layer's name belongs to its model."""
-    fixed = [name for name in cell.varied if not (other == "dataset" and name == "layer")]
-    parts = [f"{name} {cell.factors[name]}" for name in fixed] + ([f"model {cell.factors['model']}"] if other == "model" else [])
-    return ", ".join([f"alpha {alpha:g}", *parts])
 
 
 def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
@@ -255,21 +206,27 @@ def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     ]
 
 
-def _default(results: Results, findings: Sequence[Finding], context: str) -> list[Answer]:
-    found = default_of(results, findings, context)
+def _default(results: Results, findings: Sequence[Finding]) -> list[Answer]:
+    found = default_of(results, findings)
     if found is None:
         return []
-    worst = max(found.regret, key=lambda name: found.regret[name])
+    default, _ = found
+    judged = []
+    for what, parts in (("dataset", default.by_dataset), ("model", default.by_model)):
+        if parts:
+            worst = max(parts, key=lambda one: one.regret)
+            lost = f"{percent(max(0.0, worst.regret))[1:]} at worst ({worst.model} on {worst.dataset})"
+            judged.append(f"chosen without a {what} it loses {lost} against that one's own choice")
+        else:
+            judged.append(f"there is one {what} only, so leaving one out cannot judge it")
     return [
         Answer(
             "Default",
-            context,
-            f"Is there one default for all {context}s?",
-            f"{found.config}. Chosen without a {context}, the default loses {percent(max(0.0, found.regret[worst]))[1:]} there at "
-            f"worst ({worst}).",
-            "Test regret against each one's own validation choice, left out: "
-            + "; ".join(f"{name} {percent(value)}" for name, value in list(found.regret.items())[:8])
-            + ". Means over seeds, no interval.",
+            "all",
+            "Is there one default?",
+            f"{default.config}: {percent(default.test)} over alpha0 on test, on average. {judged[0][0].upper()}{'; '.join(judged)[1:]}.",
+            f"Best mean validation gain over {default.contexts} datasets \u00d7 models, of {count(default.shared, 'configuration')} that "
+            "ran in all of them; regret on test, means over seeds, no interval. As a study file: default.yaml.",
         )
     ]
 

@@ -16,6 +16,7 @@ from llmkt_ray.report.sections.beyond import beyond_section
 from llmkt_ray.report.sections.gains import attribution, gains
 from llmkt_ray.report.sections.groups import demographics_section, user_types_section
 from llmkt_ray.report.sections.quality import quality_section
+from llmkt_ray.report.sections.questions import question_sections
 from llmkt_ray.report.sections.references import other_metrics, references
 from llmkt_ray.report.sections.sensitivity import heat_maps, importance_section
 from llmkt_ray.report.sections.training import training_curves
@@ -53,6 +54,7 @@ def build(folder: Path, artifacts: ArtifactStore | None = None) -> Path:
         alpha_curves(results, findings),
         heat_maps(results, findings),
         importance_section(results, fanova, ped),
+        *question_sections(context, findings),
         training_curves(results, findings),
         diagnosis_section(found, len(findings)),
         references(results, findings),

@@ -12,7 +12,8 @@ import pandas as pd
 import yaml
 
 from llmkt_ray.artifacts import FileStore
-from llmkt_ray.report.answers import Answer, default_of
+from llmkt_ray.report import default
+from llmkt_ray.report.answers import Answer
 from llmkt_ray.report.diagnosis import Diagnosis
 from llmkt_ray.report.figures.pdf import pdf_file
 from llmkt_ray.report.figures.svg import svg_file
@@ -63,10 +64,9 @@ def write_verdict(
     """
     files = FileStore(folder)
     files.write_bytes("verdict.json", (canonical_json(verdict_document(results, findings, said, made, found)) + "\n").encode())
-    defaults = {f"over {context}s": default_of(results, findings, context) for context in ("dataset", "model")}
-    known = {name: {"config": d.config, "test_regret_left_out": dict(d.regret)} for name, d in defaults.items() if d is not None}
-    if known:
-        files.write_bytes("default.yaml", yaml.safe_dump(known, sort_keys=False, allow_unicode=True).encode())
+    recommended = default.document(results, findings)
+    if recommended is not None:
+        files.write_bytes("default.yaml", yaml.safe_dump(recommended, sort_keys=False, allow_unicode=True).encode())
 
 
 def verdict_document(

@@ -81,40 +81,82 @@ def safe_range(tables: Mapping[float, np.ndarray], best: float, tolerance: float
 
 
 @dataclass(frozen=True)
-class Default:
-    """A configuration recommended for all contexts.
+class LeftOut:
+    """How the default does where it was not chosen.
 
     Attributes:
-        config: the one with the best mean rank-free score over all contexts: the mean relative validation gain.
-        regret: context to test regret of the default chosen WITHOUT that context, relative to the context's own choice.
-        left_out: context to the default that the others choose.
+        what: the dataset, or the model, that took no part in the choice.
+        dataset, model: the context that is judged.
+        chosen: the configuration that the others chose.
+        own: the context's own validation choice.
+        regret: test gain of `own` minus that of `chosen`, in units of (1 + gain of `own`): 0.01 means 1 % below; negative where the
+            default does better on test.
+    """
+
+    what: str
+    dataset: str
+    model: str
+    chosen: str
+    own: str
+    regret: float
+
+
+@dataclass(frozen=True)
+class Default:
+    """A configuration recommended for all contexts, a context being a dataset and a model.
+
+    Attributes:
+        config: the one with the best mean relative validation gain over all contexts.
+        valid, test: its mean relative gains over all contexts.
+        contexts: how many contexts there are.
+        shared: how many configurations ran in all of them, and so could be chosen.
+        by_dataset, by_model: what it loses where a dataset, or a model, is left out of the choice; empty where there is one only.
     """
 
     config: str
-    regret: Mapping[str, float]
-    left_out: Mapping[str, str]
+    valid: float
+    test: float
+    contexts: int
+    shared: int
+    by_dataset: tuple[LeftOut, ...]
+    by_model: tuple[LeftOut, ...]
+
+    @property
+    def worst(self) -> LeftOut | None:
+        """The largest regret of all; None where nothing could be left out."""
+        return max((*self.by_dataset, *self.by_model), key=lambda one: one.regret, default=None)
 
 
 def recommended_default(rows: pd.DataFrame) -> Default | None:
-    """Returns one default for all contexts (datasets, or models), judged on each by leaving it out.
+    """Returns one default for all contexts, judged by leaving out a dataset, then a model.
 
-    Only configurations that ran in every context take part. The regret of a context is the test gain of its own validation
-    choice minus that of the default chosen on the others, in units of (1 + gain): 0.01 means 1 % below its own choice.
+    Only configurations that ran in every context can become the default; a context's own choice is among all that it ran.
 
     Args:
-        rows: columns context, config, `valid` and `test`: relative gains, means over seeds.
+        rows: columns dataset, model, config, `valid` and `test`: relative gains, means over seeds.
 
     Returns:
-        None where fewer than 2 contexts share a configuration.
+        None where there are fewer than 2 contexts, or no configuration that all share.
     """
-    valid = rows.pivot_table(index="config", columns="context", values="valid").dropna()
-    test = rows.pivot_table(index="config", columns="context", values="test").reindex(valid.index)
-    if valid.shape[1] < 2 or valid.empty:
+    whole = rows.dropna(subset=["valid", "test"])
+    if whole.empty:
         return None
-    regret, left_out = {}, {}
-    for context in valid.columns:
-        chosen = str(valid.drop(columns=context).mean(axis=1).idxmax())
-        own = str(valid[context].idxmax())
-        left_out[str(context)] = chosen
-        regret[str(context)] = float((test.loc[own, context] - test.loc[chosen, context]) / (1 + test.loc[own, context]))
-    return Default(str(valid.mean(axis=1).idxmax()), regret, left_out)
+    valid, test = (whole.pivot_table(index="config", columns=["dataset", "model"], values=part) for part in ("valid", "test"))
+    shared = valid.dropna()
+    if shared.shape[1] < 2 or shared.empty:
+        return None
+
+    def judged(name: str) -> tuple[LeftOut, ...]:
+        found = []
+        groups = shared.columns.get_level_values(name)
+        for what in groups.unique() if groups.nunique() > 1 else ():
+            chosen = str(shared.loc[:, groups != what].mean(axis=1).idxmax())
+            for context in shared.columns[groups == what]:
+                own = str(valid[context].idxmax())
+                regret = float((test.loc[own, context] - test.loc[chosen, context]) / (1 + test.loc[own, context]))
+                found.append(LeftOut(str(what), str(context[0]), str(context[1]), chosen, own, regret))
+        return tuple(found)
+
+    config = str(shared.mean(axis=1).idxmax())
+    means = float(shared.loc[config].mean()), float(test.loc[config].mean())
+    return Default(config, *means, shared.shape[1], len(shared), judged("dataset"), judged("model"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from llmkt_ray.report.figures.canvas import Canvas, Scale, span
 from llmkt_ray.report.figures.style import series
-from llmkt_ray.report.text import percent, plain, signed
+from llmkt_ray.report.text import MINUS, percent, plain, signed
 from llmkt_ray.stats.interval import Interval
 
 WIDTH = 360.0
@@ -62,7 +62,10 @@ class Level:
 
 @dataclass(frozen=True)
 class Axes:
-    """Ranges and names of a panel's axes; equal ranges make panels comparable."""
+    """Ranges and names of a panel's axes; equal ranges make panels comparable.
+
+    `x_labels` are the texts of `x_ticks`, where they are not the ticks themselves; `x_mark` is a vertical line with its name.
+    """
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -71,6 +74,8 @@ class Axes:
     y_digits: int = 3
     phase1: tuple[float, float] | None = None
     x_ticks: tuple[float, ...] = field(default=())
+    x_labels: tuple[str, ...] = field(default=())
+    x_mark: tuple[float, str] | None = None
 
 
 def intervals(
@@ -141,9 +146,19 @@ def bars(title: str, axis: str, rows: Sequence[Bar], reach: tuple[float, float],
     return canvas
 
 
-def curves(title: str, lines: Sequence[Series], levels: Sequence[Level], axes: Axes, height: float = 210.0) -> Canvas:
-    """Draws series over x with bands, and levels as horizontal lines named at the right edge."""
-    left, right, top, bottom = 44.0, WIDTH - (92.0 if levels else 10.0), 14.0, height - 36
+def curves(
+    title: str,
+    lines: Sequence[Series],
+    levels: Sequence[Level],
+    axes: Axes,
+    height: float = 210.0,
+    ends: Sequence[tuple[str, str, float]] = (),
+) -> Canvas:
+    """Draws series over x with bands, and levels as horizontal lines named at the right edge.
+
+    `ends` names series at their right end where a legend of arms does not: (name, arm, value there).
+    """
+    left, right, top, bottom = 44.0, WIDTH - (92.0 if levels or ends else 10.0), 14.0, height - 36
     canvas = Canvas(WIDTH, height, title, _curves_summary(title, lines, levels, axes))
     x, y = Scale(*axes.x, left, right), Scale(*axes.y, bottom, top)
     if axes.phase1:
@@ -152,13 +167,22 @@ def curves(title: str, lines: Sequence[Series], levels: Sequence[Level], axes: A
         canvas.text(x.clipped(axes.phase1[1]) + 4, top + 11, "phase 2", "label")
     for tick in y.ticks(4):
         canvas.line((left, y(tick)), (right, y(tick)), style="grid")
-        canvas.text(left - 6, y(tick) + 4, f"{tick:.{axes.y_digits}f}".removeprefix("0") if abs(tick) < 1 else f"{tick:g}", anchor="end")
-    for tick in axes.x_ticks or x.ticks(5):
+        name = f"{tick:.{axes.y_digits}f}".removeprefix("0") if 0 < abs(tick) < 1 else f"{tick:g}"
+        canvas.text(left - 6, y(tick) + 4, name.replace("-", MINUS), anchor="end")
+    ticks = axes.x_ticks or tuple(x.ticks(5))
+    for tick, name in zip(ticks, axes.x_labels or [f"{tick:g}" for tick in ticks], strict=True):
         canvas.line((x(tick), bottom), (x(tick), bottom + 4), style="axis")
-        canvas.text(x(tick), bottom + 16, f"{tick:g}", anchor="middle")
+        canvas.text(x(tick), bottom + 16, name, anchor="middle")
+    if axes.x_mark is not None and axes.x[0] <= axes.x_mark[0] <= axes.x[1]:
+        at, side = x(axes.x_mark[0]), "end" if x(axes.x_mark[0]) > (left + right) / 2 else "start"
+        canvas.line((at, top), (at, bottom), style="rule")
+        canvas.text(at + (-4 if side == "end" else 4), top + 9, axes.x_mark[1], anchor=side)
     canvas.line((left, bottom), (right, bottom), style="axis")
     canvas.text((left + right) / 2, height - 5, axes.x_name, anchor="middle")
     _draw_levels(canvas, levels, axes, y, left, right)
+    places = _apart([y.clipped(value) + 4 for _, _, value in sorted(ends, key=lambda end: -end[2])], y.start + 6)
+    for place, (name, _, _) in zip(places, sorted(ends, key=lambda end: -end[2]), strict=True):
+        canvas.text(right + 7, place, name, "label")
     for one in lines:
         colour, shape, _ = series(one.arm)
         band = [d for d in one.dots if math.isfinite(d.low)]
@@ -188,16 +212,27 @@ def _draw_levels(canvas: Canvas, levels: Sequence[Level], axes: Axes, y: Scale, 
         else:
             arrow = "\u2191" if level.value > axes.y[1] else "\u2193"
             names.append((y.clipped(level.value) + 4, f"{arrow} {level.label} {plain(level.value, 3).removeprefix('0')}", style))
-    places = [place for place, _, _ in names]
-    for at in range(1, len(places)):
-        places[at] = max(places[at], places[at - 1] + 12)
-    for at in reversed(range(len(places))):
-        places[at] = min(places[at], places[at + 1] - 12 if at + 1 < len(places) else y.start + 6)
-    for place, (_, label, style) in zip(places, names, strict=True):
+    for place, (_, label, style) in zip(_apart([place for place, _, _ in names], y.start + 6), names, strict=True):
         canvas.text(right + 5, place, label, style)
 
 
-def dots(title: str, rows: Sequence[tuple[str, str, float, str]], reach: tuple[float, float], line: float | None) -> Canvas:
+def _apart(places: list[float], lowest: float) -> list[float]:
+    """Moves the base lines of texts, top to bottom, until none covers another and the last is not below `lowest`."""
+    for at in range(1, len(places)):
+        places[at] = max(places[at], places[at - 1] + 12)
+    for at in reversed(range(len(places))):
+        places[at] = min(places[at], places[at + 1] - 12 if at + 1 < len(places) else lowest)
+    return places
+
+
+def dots(
+    title: str,
+    rows: Sequence[tuple[str, str, float, str]],
+    reach: tuple[float, float],
+    line: float | None,
+    *,
+    as_percent: bool = False,
+) -> Canvas:
     """Draws one value a row: (label, arm, value, tip); `line` is a value to be marked through all rows, for example EASE's."""
     left, right, top, row_height = 104.0, 306.0, 10.0, 21.0
     bottom = top + row_height * len(rows)
@@ -206,16 +241,17 @@ def dots(title: str, rows: Sequence[tuple[str, str, float, str]], reach: tuple[f
     x = Scale(*reach, left, right)
     for tick in x.ticks(4):
         canvas.line((x(tick), top), (x(tick), bottom), style="grid")
-        canvas.text(x(tick), bottom + 15, f"{tick:.2f}".removeprefix("0") if tick else "0", anchor="middle")
+        name = f"{tick * 100:g}".replace("-", MINUS) if as_percent else f"{tick:.2f}".removeprefix("0")
+        canvas.text(x(tick), bottom + 15, name if tick else "0", anchor="middle")
     if line is not None and reach[0] <= line <= reach[1]:
         canvas.line((x(line), top), (x(line), bottom), style="thin-reference")
     for row, (label, arm, value, tip) in enumerate(rows):
         y = top + row_height * (row + 0.5)
         colour, shape, _ = series(arm)
         canvas.text(left - 10, y + 4, label, "value", "end")
-        canvas.line((x(reach[0]), y), (x.clipped(value), y), style=f"thin-{colour}")
+        canvas.line((x.clipped(0.0), y), (x.clipped(value), y), style=f"thin-{colour}")
         canvas.marker(shape, x.clipped(value), y, f"mark-{colour}", tip, 5)
-        canvas.text(WIDTH - 4, y + 4, plain(value), "strong", "end")
+        canvas.text(WIDTH - 4, y + 4, _number(value, as_percent) if as_percent else plain(value), "strong", "end")
     return canvas
 
 
@@ -243,7 +279,7 @@ def heat(
     shown = "; ".join(f"{rows[r]} at {columns[c]} {percent(v)}" for (r, c), (v, _) in sorted(values.items())[:40])
     canvas = Canvas(WIDTH, bottom + 36, title, f"{title}: {shown}.")
     for r, name in enumerate(rows):
-        canvas.text(left - 8, top + height * (r + 0.5) + 4, _short(name, 18), "value", "end")
+        canvas.text(left - 8, top + height * (r + 0.5) + 4, short(name, 18), "value", "end")
         for c in range(len(columns)):
             at, found = (left + width * c, top + height * r), values.get((r, c))
             if found is None:
@@ -296,5 +332,6 @@ def _number(value: float, as_percent: bool) -> str:
     return percent(value) if as_percent else signed(value)
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
+    """Returns a text of at most `most` characters: the end of a longer one."""
     return text if len(text) <= most else "\u2026" + text[-(most - 1) :]

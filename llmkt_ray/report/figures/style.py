@@ -29,6 +29,7 @@ SERIES: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "alpha0": ("alpha0", "triangle", ()),
     "baseline": ("baseline", "down", (2, 2)),
     "reference": ("reference", "bar", (1, 3)),
+    "front": ("muted", "circle", ()),
 }
 """Arm to (colour, marker, dash)."""
 OTHER = ("other", "diamond", (3, 2))

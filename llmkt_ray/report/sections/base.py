@@ -7,7 +7,7 @@ from llmkt_ray.report.cells import Runs
 from llmkt_ray.report.figures.canvas import Canvas
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.text import listed
+from llmkt_ray.report.text import listed, percent_interval
 from llmkt_ray.stats.contrast import Contrast
 
 MOST_PANELS = 12
@@ -105,6 +105,11 @@ def sample(contrasts: Sequence[Contrast]) -> str:
 
 def _range(values: Sequence[int]) -> str:
     return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"
+
+
+def over(found: Contrast | None) -> str:
+    """Returns a contrast's relative effect with its interval, `n/a` where there is none."""
+    return percent_interval(found.relative) if found is not None and found.relative is not None else "n/a"
 
 
 def mean_of(results: Results, runs: Runs, part: str = "test") -> float:

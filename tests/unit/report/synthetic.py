@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,19 @@ class World:
     llms: tuple[str, ...] = ("gpt-4o-mini",)
     engine: str = "file"
     layers: tuple[str, ...] = ("encoder.1",)
+    reductions: tuple[str, ...] = ("umap",)
+    dims: tuple[int, ...] = (64,)
+    encoders: tuple[str, ...] = ("all-MiniLM-L6-v2",)
+    losses: tuple[str, ...] = ("mse",)
+    train_shares: tuple[float, ...] = (1.0,)
+    schedules: tuple[dict[str, Any], ...] = ({},)
     arms: tuple[str, ...] = ("baseline", "alpha0", "shuffled", "template")
     alphas: tuple[float, ...] = (0.3, 0.5, 0.7)
     effects: dict[str, float] = field(default_factory=lambda: {"baseline": -0.01, "alpha0": 0.0, "shuffled": 0.01, "template": 0.02})
     treated: Callable[[str, float, str], float] = lambda model, alpha, layer: TREATED_CURVE.get(alpha, 0.04)
+    moved: Callable[[TrialSpec], float] = lambda spec: 0.0
+    """What a treated trial gains beside `treated`, by its factors."""
+    wall: Callable[[TrialSpec], float] = lambda spec: 41.5
     references: dict[str, float] = field(default_factory=lambda: {"Pop": 0.09, "ItemKNN": 0.16, "EASE": 0.2})
     seeds: int = 3
     n_users: int = 400
@@ -58,6 +68,7 @@ class World:
     k: int = 5
     gradient_ratio: float = 0.4
     knn_overlap: float = 0.55
+    profile_notes: dict[str, Any] = field(default_factory=dict)
     description: str = "Synthetic results with planted effects."
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -81,39 +92,47 @@ def study_of(world: World) -> StudyConfig:
 
 def specs(world: World, study: StudyConfig) -> list[TrialSpec]:
     made = []
-    schedule = ScheduleConfig()
     for dataset in world.datasets:
-        for repetition in range(world.splits):
-            split = {"train_share": 1.0, "split_repetition": repetition}
+        for repetition, share in product(range(world.splits), world.train_shares):
+            split = {"train_share": share, "split_repetition": repetition}
             common = {
-                "study_seed": study.seed, "dataset": dataset, "split_key": f"split-{dataset}-{repetition}", "batch_size": 512,
+                "study_seed": study.seed, "dataset": dataset, "split_key": split_name(dataset, repetition, share), "batch_size": 512,
                 "learning_rate": 0.001, "metrics": METRICS, "select_on": "NDCG@10",
             }  # fmt: skip
             for reference in world.references:
                 made.append(TrialSpec(**common, model=reference, epochs=1, arm="reference", seed_index=0, factors=split))
-            for model in world.models:
-                for seed in range(world.seeds):
-                    base = {**common, "model": model, "epochs": world.epochs, "seed_index": seed, "schedule": schedule}
+            for model, schedule, seed in product(world.models, map(ScheduleConfig.model_validate, world.schedules), range(world.seeds)):
+                base = {**common, "model": model, "epochs": world.epochs, "seed_index": seed, "schedule": schedule}
+                for arm in world.arms:
+                    if arm in ("baseline", "alpha0"):
+                        made.append(TrialSpec(**base, arm=arm, factors=split))
+                alphas = (1.0,) if schedule.kind == "pretrain" else world.alphas
+                axes = product(world.llms, world.encoders, world.reductions, world.dims, world.layers, world.losses)
+                for llm, encoder, reduction, dims, layer, loss in axes:
+                    factors = {**split, "llm": llm, "encoder": encoder, "reduction": reduction, "dims": dims}
+                    tapped = {
+                        **base, "layer": layer, "targets_key": targets_name(llm, repetition, encoder, reduction, dims),
+                        "balance": "initial", "loss": loss, "factors": factors,
+                    }  # fmt: skip
                     for arm in world.arms:
-                        if arm in ("baseline", "alpha0"):
-                            made.append(TrialSpec(**base, arm=arm, factors=split))
-                    for llm in world.llms:
-                        for layer in world.layers:
-                            factors = {**split, "llm": llm, "encoder": "all-MiniLM-L6-v2", "reduction": "umap", "dims": 64}
-                            tapped = {
-                                **base, "layer": layer, "targets_key": f"targets-{llm}-{repetition}", "balance": "initial",
-                                "factors": factors,
-                            }  # fmt: skip
-                            for arm in world.arms:
-                                if arm not in ("baseline", "alpha0"):
-                                    made.append(TrialSpec(**tapped, arm=arm, alpha=0.5))
-                            made += [TrialSpec(**tapped, arm="treated", alpha=alpha) for alpha in world.alphas]
-    return made
+                        if arm not in ("baseline", "alpha0"):
+                            made.append(TrialSpec(**tapped, arm=arm, alpha=alphas[0] if len(alphas) == 1 else 0.5))
+                    made += [TrialSpec(**tapped, arm="treated", alpha=alpha) for alpha in alphas]
+    return list({spec.key: spec for spec in made}.values())
+
+
+def split_name(dataset: str, repetition: int, share: float = 1.0) -> str:
+    return f"split-{dataset}-{repetition}" + ("" if share == 1 else f"-{share:g}")
+
+
+def targets_name(llm: str, repetition: int, encoder: str, reduction: str, dims: int) -> str:
+    plain = (encoder, reduction, dims) == ("all-MiniLM-L6-v2", "umap", 64)
+    return f"targets-{llm}-{repetition}" + ("" if plain else f"-{encoder}-{reduction}-{dims}")
 
 
 def result_of(world: World, spec: TrialSpec) -> TrialResult:
     measures = {
-        "wall_s": 41.5, "cpu_s": 40.1, "peak_rss_bytes": 900_000_000, "host": "node-1", "device": "cpu",
+        "wall_s": world.wall(spec), "cpu_s": world.wall(spec) - 1.4, "peak_rss_bytes": 900_000_000, "host": "node-1", "device": "cpu",
         "versions": {"torch": "2.13.0"},
     }  # fmt: skip
     message = world.fails(spec)
@@ -128,7 +147,7 @@ def result_of(world: World, spec: TrialSpec) -> TrialResult:
     assert level is not None
     effect = {"reference": 0.0, **world.effects}.get(spec.arm)
     if spec.arm == "treated":
-        effect = world.treated(spec.model, spec.alpha, spec.layer or "")
+        effect = world.treated(spec.model, spec.alpha, spec.layer or "") + world.moved(spec)
     assert effect is not None
     gains = np.asarray([effect * world.gainers(user) for user in range(world.n_users)])
     users = _user_values(world, spec, level * (1 + gains))
@@ -209,36 +228,40 @@ def write(folder: Path, world: World | None = None, *, keep: Callable[[TrialSpec
         (folder / PARTS).mkdir(parents=True)
         for at in range(0, len(run), PART):
             _write_part(folder / PARTS / f"{at:06d}.parquet", [to_row(result_of(world, spec), study.key) for spec in run[at : at + PART]])
-    splits = [(d, r) for d in world.datasets for r in range(world.splits)]
+    splits = [(d, r, share) for d in world.datasets for r in range(world.splits) for share in world.train_shares]
     facts = {
         "datasets": [
             {
-                "name": d, "split_key": f"split-{d}-{r}", "repetition": r, "train_share": 1.0, "n_users": world.n_users, "n_items": 3706,
+                "name": d, "split_key": split_name(d, r, share), "repetition": r, "train_share": share, "n_users": world.n_users,
+                "n_items": 3706,
                 "notes": {
                     "n_users": world.n_users, "n_items": 3706, "rows": {"train": 70_000, "valid": 10_000, "test": 20_000},
                     "positives": {"train": 40_000, "valid": 5_700, "test": 11_400}, "warnings": [],
                     "split": {"kind": "random", "ratios": [0.7, 0.1, 0.2]}, "positive": {"rating_at_least": 4.0},
+                    "sparsity": {"train": 1 - 0.045 * share, "train_full": 0.955, "train_positives": 1 - 0.025 * share, "all": 0.94},
                 },
             }
-            for d, r in splits
+            for d, r, share in splits
         ],
         "profiles": [
             {
-                "dataset": d, "split_key": f"split-{d}-{r}", "llm": llm, "key": f"profiles-{slug(llm)}-{r}", "is_llm": world.is_llm,
+                "dataset": d, "split_key": split_name(d, r, share), "llm": llm, "key": f"profiles-{slug(llm)}-{r}", "is_llm": world.is_llm,
                 "certificate": _certificate(world.certificate),
-                "notes": {"coverage": 0.998, "users": world.n_users, "with_profile": int(world.n_users * 0.998)},
+                "notes": {"coverage": 0.998, "users": world.n_users, "with_profile": int(world.n_users * 0.998), **world.profile_notes},
             }
-            for d, r in splits for llm in world.llms
+            for d, r, share in splits for llm in world.llms
         ],
         "embeddings": [
-            {"dataset": d, "split_key": f"split-{d}-{r}", "llm": llm, "encoder": "all-MiniLM-L6-v2", "key": f"emb-{llm}-{r}",
-             "identity": {"name": "all-MiniLM-L6-v2", "sha256": "53aa51172d14"}}
-            for d, r in splits for llm in world.llms
+            {"dataset": d, "split_key": split_name(d, r, share), "llm": llm, "encoder": encoder, "key": f"emb-{llm}-{r}",
+             "identity": {"name": encoder, "sha256": "53aa51172d14"}}
+            for d, r, share in splits for llm in world.llms for encoder in world.encoders
         ],
         "targets": [
-            {"dataset": d, "split_key": f"split-{d}-{r}", "llm": llm, "encoder": "all-MiniLM-L6-v2", "reduction": "umap", "dims": 64,
-             "key": f"targets-{llm}-{r}", "notes": {"trustworthiness": 0.87, "knn_overlap": world.knn_overlap}}
-            for d, r in splits for llm in world.llms
+            {"dataset": d, "split_key": split_name(d, r, share), "llm": llm, "encoder": encoder, "reduction": reduction, "dims": dims,
+             "key": targets_name(llm, r, encoder, reduction, dims),
+             "notes": {"trustworthiness": 0.87, "knn_overlap": world.knn_overlap, "reconstruction_r2": round(1 - 4 / (4 + dims), 3)}}
+            for d, r, share in splits for llm in world.llms
+            for encoder, reduction, dims in product(world.encoders, world.reductions, world.dims)
         ],
         "cells": [],
         "planned_trials": len(planned),

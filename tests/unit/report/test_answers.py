@@ -1,12 +1,16 @@
 """Answers and diagnoses in results whose truth is planted."""
 
 import pytest
+import yaml
 
-from llmkt_ray.report.answers import answers, default_of, factor_importance, gain_rows
+from llmkt_ray.report.answers import answers, factor_importance
+from llmkt_ray.report.default import default_of, document
 from llmkt_ray.report.diagnosis import diagnose
 from llmkt_ray.report.findings import find
+from llmkt_ray.report.frames import gain_rows
 from llmkt_ray.report.load import load
-from tests.unit.report.synthetic import World, write
+from llmkt_ray.study import StudyConfig
+from tests.unit.report.synthetic import World, study_of, write
 
 ALPHA = {0.1: 0.0, 0.3: 0.05, 0.5: 0.1, 0.7: 0.1, 0.9: 0.0}
 
@@ -59,12 +63,26 @@ def test_the_largest_gain_names_its_conditions_and_the_search(said):
     assert "40 configurations searched" in found.evidence
 
 
-def test_one_default_with_its_regret(grid):
+def test_one_default_judged_by_leaving_out_a_dataset_then_a_model(grid, said):
+    found, settings = default_of(*grid)
+    assert settings["layer"] == 2
+    assert settings["alpha"] in (0.5, 0.7)
+    assert {one.what for one in found.by_dataset} == {"ml-100k", "ml-1m"}
+    assert {one.what for one in found.by_model} == {"MultiVAE", "SimpleX"}
+    assert found.worst.regret < 0.05
+    answer = said["Default", "all"].answer
+    assert found.config in answer
+    assert "without a dataset" in answer
+    assert "without a model" in answer
+
+
+def test_the_default_is_a_part_of_a_study_file(grid):
     results, findings = grid
-    found = default_of(results, findings, "model")
-    assert found.config in ("alpha 0.5", "alpha 0.7")
-    assert all(regret < 0.05 for regret in found.regret.values())
-    assert "layer encoder.1" in default_of(results, findings, "dataset").config
+    made = document(results, findings)
+    assert made["study"]["transfer"]["layers"] == {"MultiVAE": ["encoder.1"], "SimpleX": ["encoder.1"]}
+    assert made["worst_test_regret"] < 0.05
+    study = {**study_of(GRID).model_dump(mode="json"), **yaml.safe_load(yaml.safe_dump(made["study"]))}
+    assert StudyConfig.model_validate(study).transfer.alphas == (made["default"]["alpha"],)
 
 
 def test_power_is_stated_in_seeds_and_percent(said):

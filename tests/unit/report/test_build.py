@@ -33,12 +33,12 @@ def test_a_whole_study(tmp_path):
 def test_every_figure_says_its_unit_direction_n_and_band(tmp_path):
     page = build(write(tmp_path, SMALL)).read_text()
     captions = [re.sub(r"<[^>]+>", "", c) for c in re.findall(r'<p class="caption">(.*?)</p>', page, re.S)]
-    assert len(captions) == 6
+    assert len(captions) >= 6
     for caption in captions:
         assert "better" in caption or "closer" in caption
         assert "NDCG@10" in caption
-    gains, parts, alpha, _importance, training, _references = captions
-    for caption in (gains, parts, alpha):
+    (training,) = (caption for caption in captions if "transfer loss" in caption)
+    for caption in captions[:3]:  # gains, attribution, alpha
         assert "n = 60 users, 3 seeds" in caption
         assert "95 % interval" in caption
         assert "conditional on one split" in caption

@@ -57,8 +57,8 @@ def test_every_figure_is_written_as_svg_and_pdf(folder):
 
 def test_the_default_is_yaml_with_its_regret(folder):
     found = yaml.safe_load((folder / "default.yaml").read_text())
-    assert set(found["over datasets"]["test_regret_left_out"]) == {"ml-100k", "ml-1m"}
-    assert "alpha" in found["over models"]["config"]
+    assert {one["left_out"] for one in found["leaving_out_a_dataset"]} == {"ml-100k", "ml-1m"}
+    assert found["study"]["transfer"]["alphas"] == [found["default"]["alpha"]]
 
 
 def test_a_pdf_is_what_its_own_table_says():

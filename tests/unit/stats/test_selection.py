@@ -45,11 +45,39 @@ def test_what_cannot_be_shown_to_be_safe_is_not_in_the_range():
     assert safe_range(_alphas({0.3: 0.0, 0.5: 0.0, 0.7: 0.0}, noise=0.5), 0.5) == (0.5,)
 
 
+GAINS = {
+    ("A", "m"): {"low": 0.05, "high": 0.01},
+    ("B", "m"): {"low": 0.04, "high": 0.0},
+    ("C", "m"): {"low": -0.02, "high": 0.06, "own": 0.08},
+}
+
+
+def _gains(gains):
+    return pd.DataFrame(
+        {"dataset": d, "model": m, "config": k, "valid": g, "test": g} for (d, m), configs in gains.items() for k, g in configs.items()
+    )
+
+
 def test_a_default_is_judged_where_it_was_not_chosen():
-    gains = {"A": {"low": 0.05, "high": 0.01}, "B": {"low": 0.04, "high": 0.0}, "C": {"low": -0.02, "high": 0.06}}
-    rows = [{"context": c, "config": k, "valid": g, "test": g} for c, configs in gains.items() for k, g in configs.items()]
-    found = recommended_default(pd.DataFrame(rows))
-    assert found.left_out["C"] == "low"
-    assert found.regret["C"] == pytest.approx(0.08 / 1.06)
-    assert found.left_out["A"] == "high"  # without A, B and C together prefer high
-    assert recommended_default(pd.DataFrame(rows).query("context == 'A'")) is None
+    found = recommended_default(_gains(GAINS))
+    by = {one.what: one for one in found.by_dataset}
+    assert (by["C"].chosen, by["C"].own) == ("low", "own")  # A and B prefer low; C's own choice need not be shared
+    assert by["C"].regret == pytest.approx(0.10 / 1.08)
+    assert by["A"].chosen == "high"  # without A, B and C together prefer high
+    assert found.worst.what == "C"
+    assert found.by_model == ()  # there is one model only
+    assert (found.contexts, found.shared) == (3, 2)
+
+
+def test_a_default_is_judged_by_leaving_out_a_dataset_and_then_a_model():
+    gains = {(d, m): {"low": 0.05 if m == "m" else -0.02, "high": 0.02} for d in "AB" for m in "mn"}
+    found = recommended_default(_gains(gains))
+    assert found.config == "high"
+    assert {(one.what, one.dataset, one.model) for one in found.by_dataset} == {(d, d, m) for d in "AB" for m in "mn"}
+    assert {(one.what, one.chosen, one.own) for one in found.by_model} == {("m", "high", "low"), ("n", "low", "high")}
+    assert max(one.regret for one in found.by_model) == pytest.approx(0.04 / 1.02)
+
+
+def test_no_default_without_two_contexts_or_a_shared_configuration():
+    assert recommended_default(_gains({("A", "m"): GAINS["A", "m"]})) is None
+    assert recommended_default(_gains({("A", "m"): {"x": 0.1}, ("B", "m"): {"y": 0.1}})) is None

@@ -1,0 +1,168 @@
+"""Levels of a factor: cells that agree in everything else, averaged per level, so that what is left is the factor.
+
+Everything is at the prespecified alpha. A level is compared with its own alpha0 (its gain), and with the level that validation
+prefers (the paired difference of the treated trials themselves).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmkt_ray.report.cells import CELL, Cell, Runs
+from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.load import Results
+from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
+from llmkt_ray.stats.corrections import benjamini_hochberg
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "layer": ("layer",),
+    "reducer": ("reduction",),
+    "size": ("dims",),
+    "sparsity": ("train_share",),
+    "schedule": ("schedule", "switch", "handover", "optimizer", "alpha_schedule"),
+    "profiles": ("llm",),
+    "encoder": ("encoder",),
+    "loss": ("loss", "projection", "balance"),
+    "training": ("epochs", "batch_size", "learning_rate", "weight_decay", "hyperparameters"),
+}
+"""Factor to the columns that make it up: columns that a study varies together are one factor."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a factor in one dataset and model.
+
+    Attributes:
+        values: of the factor's columns that vary.
+        cells: how many cells were averaged.
+        valid, test: mean of treated.
+        gain: treated over alpha0 of the same level; None where there is no alpha0.
+        to_best: treated of this level against treated of the level that is best on validation; None for that level itself and where
+            the two share no seed.
+        p_to_best: p of `to_best`, Benjamini-Hochberg over the levels of the factor in this dataset and model; NaN without one.
+    """
+
+    values: tuple[object, ...]
+    cells: int
+    valid: float
+    test: float
+    gain: Contrast | None
+    to_best: Contrast | None
+    p_to_best: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A factor in one dataset and model.
+
+    Attributes:
+        dataset, model: where.
+        columns: those of the factor that vary.
+        levels: in the order of the study's cells.
+        best: place of the level with the highest mean validation value.
+    """
+
+    dataset: str
+    model: str
+    columns: tuple[str, ...]
+    levels: tuple[Level, ...]
+    best: int
+
+    @property
+    def title(self) -> str:
+        """Model and dataset."""
+        return f"{self.model} on {self.dataset}"
+
+
+def compared(results: Results, findings: Sequence[Finding], family: str) -> list[Compared]:
+    """Returns a factor's levels in every dataset and model where it has at least two; empty where the study does not vary it.
+
+    Levels are averaged over the combinations of the other factors in which every level finished.
+    """
+    made = []
+    for (dataset, model), cells in by_context([f.cell for f in findings]).items():
+        columns = tuple(c for c in FAMILIES[family] if len({cell.factors[c] for cell in cells}) > 1)
+        # The width follows the layer where the study says `dims: layer`: then it belongs to the layer's level.
+        tied = {"dims"} if family == "layer" and follows(cells, "dims", "layer") else set()
+        others = [c for c in CELL if c not in columns and c not in tied]
+        blocks: dict[tuple[object, ...], dict[tuple[object, ...], Cell]] = {}
+        for cell in cells if columns else ():
+            if cell.claim_alpha in cell.treated:
+                at = tuple(cell.factors[c] for c in others)
+                blocks.setdefault(at, {})[tuple(cell.factors[c] for c in columns)] = cell
+        most = max((len(levels) for levels in blocks.values()), default=0)
+        whole = [levels for levels in blocks.values() if len(levels) == most]
+        names = [name for name in whole[0] if all(name in levels for levels in whole)] if most > 1 else []
+        if len(names) > 1:
+            made.append(_compared(results, dataset, model, columns, {name: [levels[name] for levels in whole] for name in names}))
+    return made
+
+
+def by_context(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
+    """Returns (dataset, model) to its cells."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((str(cell.factors["dataset"]), str(cell.factors["model"])), []).append(cell)
+    return found
+
+
+def averaged(results: Results, pairs: Sequence[tuple[Runs, Runs]], metric: str) -> Contrast | None:
+    """Returns the contrast of the mean of some arms with the mean of their controls, on the splits, seeds and users that all share."""
+    if not pairs:
+        return None
+    values, keys = results.user_values(metric), results.keys
+    shared = sorted(set.intersection(*(set(a.rows) & set(b.rows) for a, b in pairs)))
+    parts = []
+    for split in sorted({r for r, _ in shared}):
+        rows = [at for at in shared if at[0] == split]
+        sides = []
+        for side in (0, 1):
+            found = [[values.get(str(keys[pair[side].rows[at]])) for pair in pairs] for at in rows]
+            sides.append(found)
+        users = next((v[0] for side in sides for row in side for v in row if v is not None), None)
+        kept = [
+            place for place in range(len(rows))
+            if all(v is not None and users is not None and np.array_equal(v[0], users) for side in sides for v in side[place])
+        ]  # fmt: skip
+        if kept and users is not None and len(users) >= 2:
+            one, other = (
+                np.stack([np.mean([v[1] for v in side[place] if v is not None], axis=0, dtype=np.float64) for place in kept])
+                for side in sides
+            )
+            parts.append(contrast(one, other))
+    return over_splits(parts) if parts else None
+
+
+def _compared(
+    results: Results, dataset: str, model: str, columns: tuple[str, ...], levels: dict[tuple[object, ...], list[Cell]]
+) -> Compared:
+    valid, test = (results.trials[f"{part}_{results.metric}"] for part in ("valid", "test"))
+    runs = {name: [cell.treated[cell.claim_alpha] for cell in cells] for name, cells in levels.items()}
+    rows = {name: [row for one in of_level for row in one.rows.values()] for name, of_level in runs.items()}
+    means = {name: float(valid.iloc[mine].mean()) for name, mine in rows.items()}
+    names = list(levels)
+    best = max(range(len(names)), key=lambda place: means[names[place]] if np.isfinite(means[names[place]]) else -np.inf)
+    to_best = {
+        name: averaged(results, list(zip(runs[name], runs[names[best]], strict=True)), results.metric)
+        for place, name in enumerate(names) if place != best
+    }  # fmt: skip
+    known = [name for name, found in to_best.items() if found is not None]
+    adjusted = dict(zip(known, benjamini_hochberg([c.difference.p for c in to_best.values() if c is not None]), strict=True))
+    made = []
+    for name, cells in levels.items():
+        pairs = [(run, cell.controls["alpha0"]) for run, cell in zip(runs[name], cells, strict=True) if "alpha0" in cell.controls]
+        gain = averaged(results, pairs, results.metric) if len(pairs) == len(cells) else None
+        level = Level(
+            name, len(cells), means[name], float(test.iloc[rows[name]].mean()), gain, to_best.get(name), float(adjusted.get(name, np.nan))
+        )
+        made.append(level)
+    return Compared(dataset, model, columns, tuple(made), best)
+
+
+def follows(cells: Sequence[Cell], column: str, leader: str) -> bool:
+    """Says whether a column takes one value for each value of another."""
+    found: dict[object, set[object]] = {}
+    for cell in cells:
+        found.setdefault(cell.factors[leader], set()).add(cell.factors[column])
+    return all(len(values) == 1 for values in found.values())

@@ -1,0 +1,155 @@
+"""One section for each factor that a study varies: its levels side by side, and whether the best one can be told from the rest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llmkt_ray.report.cells import SHOWN
+from llmkt_ray.report.figures import charts
+from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.levels import Compared, Level, compared
+from llmkt_ray.report.load import Results
+from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, over, sample
+from llmkt_ray.report.text import count, listed, p_value, plain
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of METHOD.md, section 7, that a factor answers."""
+
+    key: str
+    title: str
+    short: str
+    lead: str
+
+
+QUESTIONS: dict[str, Question] = {
+    "reducer": Question("reducers", "Which reducer", "Reducers", "Q1: how the profile's embedding becomes the target of the layer."),
+    "layer": Question("layers", "Which layer", "Layers", "Where in the model the knowledge comes in, at the prespecified alpha."),
+    "schedule": Question(
+        "schedules", "Schedule and switch", "Schedule",
+        "Q3: when the transfer loss is on, when it is switched off, and what is handed over then.",
+    ),
+    "profiles": Question("llms", "Which LLM, which prompt", "LLM", "Q4: who wrote the profiles. A template without an LLM is one of them."),
+    "encoder": Question("encoders", "Which text encoder", "Encoder", "Q4: what turns the text into a vector."),
+    "loss": Question("losses", "Which transfer loss", "Loss", "How the reconstruction is measured, projected and weighed."),
+    "training": Question("settings", "Training settings", "Settings", "Whether the gain depends on how the model is trained."),
+}  # fmt: skip
+
+
+def factor_sections(results: Results, findings: Sequence[Finding]) -> list[Section]:
+    """Returns one section for each factor that at least one dataset and model varies."""
+    sections = [_section(results, family, question, compared(results, findings, family)) for family, question in QUESTIONS.items()]
+    return [section for section in sections if section is not None]
+
+
+def _section(results: Results, family: str, question: Question, found: Sequence[Compared]) -> Section | None:
+    drawn = [c for c in found if any(level.gain is not None and level.gain.relative is not None for level in c.levels)]
+    if not found:
+        return None
+    every = [level.gain for c in drawn for level in c.levels if level.gain is not None]
+    reach = charts.reach_of([c.relative for c in every if c.relative is not None], 2 * results.smallest_effect, 1.8)
+    figures = []
+    for one in drawn[:MOST_PANELS]:
+        rows = [
+            charts.Bar(charts.short(level_name(one, level), 16), "treated", level.gain.relative, f"{level_name(one, level)}: {_tip(level)}")
+            for level in one.levels if level.gain is not None and level.gain.relative is not None
+        ]  # fmt: skip
+        canvas = charts.intervals(
+            f"{one.title}: gain over alpha0 by {_columns(one)}",
+            f"% of alpha0's {results.metric}; right is better",
+            rows,
+            reach,
+            results.smallest_effect,
+            as_percent=True,
+        )
+        figures.append(Figure(f"{question.key}-{one.model}-{one.dataset}", one.title, f"by {_columns(one)}", canvas))
+    caption = (
+        f"Gain in test {results.metric} of treated at alpha {results.claim_alpha:g} over the alpha0 of the same level, in % of alpha0; "
+        "right of 0 is better. Marker: mean over seeds, users and the other factors. Line: 95 % interval. Grey: smaller than the smallest "
+        f"effect of interest ({results.smallest_effect:.0%}). {sample(every)}"
+        + (f" {MOST_PANELS} of {len(drawn)} are drawn; the table holds all." if len(drawn) > MOST_PANELS else "")
+    )
+    return Section(
+        key=question.key,
+        title=question.title,
+        short=question.short,
+        lead=question.lead,
+        caption=caption,
+        figures=tuple(figures),
+        items=tuple(item for one in found[:MOST_PANELS] if (item := sentence(results, one)) is not None),
+        tables=(_table(results, found),),
+    )
+
+
+def sentence(results: Results, one: Compared) -> tuple[str, str, str] | None:
+    """Returns (question, answer, evidence) for one dataset and model: which level is best, and from which it can be told apart."""
+    best = one.levels[one.best]
+    others = [(level, level.to_best) for place, level in enumerate(one.levels) if place != one.best and level.to_best is not None]
+    if not others:
+        return None
+    worse = [level_name(one, level) for level, c in others if level.p_to_best < 0.05 and c.difference.estimate < 0]
+    better = [level_name(one, level) for level, c in others if level.p_to_best < 0.05 and c.difference.estimate > 0]
+    name = level_name(one, best)
+    if better:
+        said = f"{name} on validation, but on test {listed(better)} is better: choose between them on other data."
+    elif len(worse) == len(others):
+        said = f"{name}: {['the other is', 'both others are'][len(worse) - 1] if len(worse) < 3 else f'all {len(worse)} others are'} worse."
+    elif worse:
+        said = f"{name}, inconclusive: worse is only {listed(worse)}; the rest cannot be told apart from it."
+    else:
+        said = f"Inconclusive: {name} is best on validation, but no other {_columns(one)} can be told apart from it."
+    seeds = min(c.difference.n_seeds for _, c in others)
+    conditions = dict.fromkeys(condition for _, c in others for condition in c.conditions)
+    evidence = (
+        f"Validation {results.metric} {plain(best.valid)} against "
+        + ", ".join(f"{level_name(one, level)} {plain(level.valid)}" for level, _ in others[:6])
+        + f"; paired on test, {count(seeds, 'seed')}, Benjamini-Hochberg over {count(len(others), 'comparison')}"
+        + (f"; {listed(list(conditions))}" if conditions else "")
+        + "."
+    )
+    return f"Which {_columns(one)} for {one.title}?", said, evidence
+
+
+def level_name(one: Compared, level: Level) -> str:
+    """Returns a level in words: values, named where several columns vary."""
+    values = dict(zip(one.columns, level.values, strict=True))
+    return words_of(values)
+
+
+def words_of(values: Mapping[str, object]) -> str:
+    """Returns the values of a factor's columns in words."""
+    plain_values = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    if set(values) <= {"schedule", "switch", "handover", "optimizer", "alpha_schedule"} and "schedule" in values:
+        parts = [plain_values.pop("schedule").replace("_", "-")]
+        if "switch" in plain_values and parts != ["joint"]:
+            parts.append(f"at {plain_values['switch']}")
+        defaults = {"handover": "last", "optimizer": "reset", "alpha_schedule": "constant"}
+        parts += [plain_values[name].replace("_", " ") for name in defaults if plain_values.get(name, defaults[name]) != defaults[name]]
+        return " ".join(parts)
+    if len(plain_values) == 1:
+        return next(iter(plain_values.values()))
+    return ", ".join(f"{SHOWN[name]} {value}" for name, value in plain_values.items())
+
+
+def _columns(one: Compared) -> str:
+    return "schedule" if "schedule" in one.columns else listed([SHOWN[name] for name in one.columns])
+
+
+def _tip(level: Level) -> str:
+    return f"treated {plain(level.test)}, over alpha0 {over(level.gain)}, {count(level.cells, 'cell')}"
+
+
+def _table(results: Results, found: Sequence[Compared]) -> Table:
+    rows = [
+        (
+            one.title, level_name(one, level), plain(level.valid), plain(level.test),
+            over(level.gain), "best on validation" if place == one.best else over(level.to_best),
+            p_value(level.p_to_best), str(level.gain.difference.n_seeds if level.gain is not None else "n/a"), str(level.cells),
+        )
+        for one in found for place, level in enumerate(one.levels)
+    ]  # fmt: skip
+    columns = (
+        "where", "level", f"valid {results.metric}", f"test {results.metric}", "over its alpha0 [95 %]", "against the best level [95 %]",
+        "p (Benjamini-Hochberg)", "seeds", "cells",
+    )  # fmt: skip
+    return Table("Every level", columns, (False, False, True, True, True, True, True, True, True), tuple(rows))

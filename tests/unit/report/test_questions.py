@@ -1,0 +1,160 @@
+"""The questions of METHOD.md, section 7: each section appears when the study holds the data, finds what is planted, and only then."""
+
+import json
+
+import pytest
+
+from llmkt_ray.report import build
+from llmkt_ray.report.context import Context
+from llmkt_ray.report.findings import find
+from llmkt_ray.report.levels import compared
+from llmkt_ray.report.load import load
+from llmkt_ray.report.sections.cost import pareto
+from llmkt_ray.report.sections.factors import words_of
+from llmkt_ray.report.sections.questions import question_sections
+from llmkt_ray.report.sections.sources import source_parts
+from tests.unit.report.synthetic import World, write
+
+BASE = {"models": {"MultiVAE": 0.2}, "alphas": (0.5,), "seeds": 3, "n_users": 150, "epochs": 4, "seed_sd": 0.0005}
+FLAT = {"treated": lambda model, alpha, layer: 0.05}
+
+
+def _sections(folder, **more):
+    results = load(write(folder, World(**{**BASE, **FLAT, **more})))
+    findings = find(results)
+    return {s.key: s for s in question_sections(Context(results), findings) if s is not None}, results, findings
+
+
+def test_a_study_of_one_cell_has_none_of_them_but_cost(tmp_path):
+    assert set(_sections(tmp_path)[0]) == {"cost"}
+
+
+def test_the_better_reducer_is_found(tmp_path):
+    gain = {"pca": 0.06, "umap": 0.0, "random_projection": 0.0}
+    sections, *_ = _sections(tmp_path, reductions=tuple(gain), moved=lambda spec: gain[spec.factors["reduction"]])
+    ((question, answer, evidence),) = sections["reducers"].items
+    assert question == "Which reducer for MultiVAE on ml-1m?"
+    assert answer == "pca: both others are worse."
+    assert "conditional on one split" in evidence
+
+
+def test_reducers_that_do_equally_well_are_inconclusive(tmp_path):
+    sections, *_ = _sections(tmp_path, reductions=("pca", "umap"))
+    assert sections["reducers"].items[0][1].startswith("Inconclusive: ")
+
+
+def test_levels_are_compared_where_all_else_is_equal(tmp_path):
+    """Of two layers and two reducers, one combination has not run: its layer says nothing about the reducers."""
+    world = World(**{**BASE, **FLAT, "layers": ("a", "b"), "reductions": ("pca", "umap")})
+    results = load(write(tmp_path, world, keep=lambda spec: (spec.layer, spec.factors.get("reduction")) != ("b", "umap")))
+    (found,) = compared(results, find(results), "reducer")
+    assert [level.cells for level in found.levels] == [1, 1]
+
+
+def test_schedule_and_switch_are_one_factor(tmp_path):
+    schedules = ({}, {"switch": 0.25}, {"kind": "joint"}, {"handover": "best_valid"})
+    sections, *_ = _sections(tmp_path, schedules=schedules)
+    names = {row[1] for row in sections["schedules"].tables[0].rows}
+    assert names == {"two-phase at 0.5", "two-phase at 0.25", "joint", "two-phase at 0.5 best valid"}
+    assert words_of({"schedule": "pretrain", "switch": 0.5, "alpha_schedule": "constant"}) == "pretrain at 0.5"
+
+
+def test_sparsity_is_the_achieved_one_with_the_papers_marked(tmp_path):
+    sections, *_ = _sections(
+        tmp_path, train_shares=(1.0, 0.25, 0.05), moved=lambda spec: 0.3 * (1 - float(spec.factors["train_share"])), seeds=4
+    )  # fmt: skip
+    section = sections["sparsity"]
+    assert "more where data are sparser" in section.lead
+    assert [row[2] for row in section.tables[0].rows] == ["95.50%", "98.88%", "99.78%"]  # of the card, not of the share
+    texts = [mark.text for figure in section.figures for mark in figure.canvas.marks if hasattr(mark, "text")]
+    assert texts.count("99.45 %") == len(section.figures) == 2
+
+
+def test_embedding_size_against_fidelity_and_ranking(tmp_path):
+    extra = {"reduction": [{"method": "umap", "dims": dims} for dims in (8, 32, 128)]}
+    sections, *_ = _sections(tmp_path, dims=(8, 32, 128), extra=extra)
+    fidelity, ranking = sections["size"].tables
+    assert [row[3:5] for row in fidelity.rows] == [("8", "0.667"), ("32", "0.889"), ("128", "0.970")]
+    assert [row[1] for row in ranking.rows] == ["8", "32", "128"]
+    assert [figure.name for figure in sections["size"].figures] == ["fidelity-umap-gpt-4o-mini-ml-1m", "size-MultiVAE-ml-1m"]
+
+
+def test_shares_of_llm_prompt_generation_and_encoder(tmp_path):
+    profiles = [
+        {"llm": "vllm", "model": model, "name": f"{model}-{prompt}-{generation}", "generation": generation, "prompt": prompt}
+        for model in ("llama", "qwen") for prompt in (None, "short.j2") for generation in (0, 1)
+    ]  # fmt: skip
+    sections, results, _ = _sections(
+        tmp_path, engine="vllm", llms=tuple(p["name"] for p in profiles), encoders=("mini", "ada"), extra={"profiles": profiles},
+        moved=lambda spec: 0.05 * str(spec.factors["llm"]).startswith("qwen") + 0.01 * (spec.factors["encoder"] == "ada"),
+    )  # fmt: skip
+    rows = {row[1]: float(row[2].rstrip("%")) for row in sections["sources"].tables[0].rows}
+    assert set(rows) == {"LLM", "prompt version", "generation seed", "encoder", "seed", "rest"}
+    assert rows["LLM"] > 60
+    assert rows["encoder"] > max(rows["prompt version"], rows["generation seed"])
+    assert source_parts(results.study)["qwen-short.j2-1"] == {"LLM": "qwen", "prompt version": "short.j2", "generation seed": "1"}
+
+
+def test_factors_that_work_only_together_are_named(tmp_path):
+    sections, *_ = _sections(
+        tmp_path, layers=("a", "b"), reductions=("pca", "umap"),
+        moved=lambda spec: 0.1 * ((spec.layer == "a") == (spec.factors["reduction"] == "pca")),
+    )  # fmt: skip
+    assert sections["interactions"].lead == "The best level of one depends on the other: layer \u00d7 reducer."
+
+
+def test_breadth_counts_models_that_gain_lose_and_neither(tmp_path):
+    gain = {"A": 0.1, "B": 0.1, "C": -0.1, "D": 0.0}
+    sections, *_ = _sections(tmp_path, models=dict.fromkeys(gain, 0.2), treated=lambda model, alpha, layer: gain[model], seeds=5)
+    assert "over alpha0, 2 of 4 models gain, 1 loses, 1 cannot be told" in sections["breadth"].lead
+
+
+def test_the_default_stands_with_its_regret(tmp_path):
+    sections, *_ = _sections(
+        tmp_path, datasets=("a", "b"), models={"A": 0.2, "B": 0.2}, alphas=(0.3, 0.5, 0.7),
+        treated=lambda model, alpha, layer: {0.3: 0.0, 0.5: 0.1, 0.7: 0.02}[alpha],
+    )  # fmt: skip
+    section = sections["default"]
+    assert section.lead.startswith("N3: alpha 0.5.")
+    assert [figure.title for figure in section.figures] == ["Each dataset left out", "Each model left out"]
+    assert "alphas: [0.5]" in section.items[0][2]
+
+
+def test_the_pareto_front_holds_what_nothing_beats_at_both():
+    assert pareto([1, 2, 3, 4, 2], [0.1, 0.3, 0.2, 0.4, 0.3]) <= {0, 1, 3, 4}
+    assert pareto([1, 2, 3, 4], [0.1, 0.3, 0.2, 0.4]) == {0, 1, 3}
+    assert pareto([2, 1], [0.1, 0.2]) == {1}
+
+
+def test_cost_is_on_the_front_where_it_buys_something(tmp_path):
+    sections, *_ = _sections(
+        tmp_path, wall=lambda spec: {"treated": 100.0, "template": 50.0}.get(spec.arm, 20.0), references={"Pop": 0.1},
+        effects={"baseline": 0.0, "alpha0": 0.0, "shuffled": 0.0, "template": 0.1}, treated=lambda model, alpha, layer: 0.2)  # fmt: skip
+    rows = {row[1]: row[5] for row in sections["cost"].tables[0].rows}
+    assert rows["MultiVAE on ml-1m, treated, alpha 0.5"] == "yes"  # dearest and best
+    assert rows["MultiVAE on ml-1m, template"] == "yes"
+
+
+def test_every_section_says_units_direction_n_and_what_the_band_means(tmp_path):
+    folder = tmp_path / "all"
+    sections, *_ = _sections(
+        folder, models={"A": 0.2, "B": 0.2, "C": 0.19}, datasets=("a", "b"), llms=("x", "y"), reductions=("pca", "umap"), dims=(8, 64),
+        train_shares=(1.0, 0.1), layers=("l1", "l2"), seeds=2, n_users=20, extra={"reduction": [{"method": "pca", "dims": 8}]},
+    )  # fmt: skip
+    assert {"reducers", "layers", "llms", "sparsity", "size", "sources", "interactions", "breadth", "default", "cost"} <= set(sections)
+    for section in sections.values():
+        assert section.figures
+        assert "better" in section.caption, section.key
+        assert "n = " in section.caption, section.key
+        assert any(word in section.caption for word in ("interval", "No interval")), section.key
+    page = build(folder).read_text()
+    assert 'id="reducers"' in page
+    assert json.loads((folder / "verdict.json").read_text())["answers"]
+    assert (folder / "default.yaml").exists()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_are_conditional(tmp_path, seeds):
+    sections, *_ = _sections(tmp_path, reductions=("pca", "umap"), seeds=seeds)
+    assert "conditional on these seeds" in sections["reducers"].caption
+    assert "conditional on these seeds" in sections["reducers"].items[0][2]
