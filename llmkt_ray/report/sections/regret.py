@@ -51,8 +51,8 @@ def regret_section(results: Results, findings: Sequence[Finding]) -> Section | N
         caption=(
             f"Regret in test {results.metric}: how far the default chosen without this dataset (or model) stays below the context's own "
             "choice there, in % of it; left is better, 0 is as good, below 0 better than its own choice. One point a dataset and "
-            f"model, mean over seeds, no interval. n = {default.contexts} datasets \u00d7 models, {default.shared} configurations that ran in "
-            "all. Choices are made on validation."
+            f"model, mean over seeds, no interval. n = {default.contexts} datasets \u00d7 models, {default.shared} configurations that "
+            "ran in all. Choices are made on validation."
         ),
         figures=tuple(figures[:MOST_PANELS]),
         items=(("As a study file", f"{default.config}", yaml_of(fragment(results, findings, settings))),),
