@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmkt_ray.report.cells import Cell, paired_tables
+from llmkt_ray.report.cells import SHOWN, Cell, Runs
 from llmkt_ray.report.default import default_of
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.frames import factor_rows, gain_rows
+from llmkt_ray.report.levels import averaged, compared, sentence
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.text import count, listed, percent, percent_interval
 from llmkt_ray.stats.importance import SEED, importance
-from llmkt_ray.stats.interval import MIXED_FROM, USERS_ONLY
 from llmkt_ray.stats.power import seeds_needed, smallest_detectable
 from llmkt_ray.stats.selection import largest_gain, safe_range
 
@@ -102,20 +102,18 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         best, cell = best_alpha(results, finding.cell), finding.cell
         if best is None or len(cell.treated) < 2:
             continue
-        tables: dict[float, np.ndarray] = {}
-        for alpha, runs in cell.treated.items():
-            pairs = paired_tables(results, runs, cell.treated[best], results.metric)
-            if pairs and len(runs.rows) == len(cell.treated[best].rows):
-                tables[alpha] = np.concatenate([one for one, _ in pairs[:1]])
-        if best not in tables or len(tables) < 2:
+        found = {
+            alpha: c for alpha, runs in cell.treated.items() if alpha != best
+            and (c := averaged(results, [(runs, cell.treated[best])], results.metric)) is not None and c.relative is not None
+        }  # fmt: skip
+        if not found:
             continue
-        safe = safe_range(tables, best, SAFE)
-        seeds = len(tables[best])
-        condition = f"; {count(seeds, 'seed')}: {USERS_ONLY}" if seeds < MIXED_FROM else ""
+        safe = safe_range({alpha: c.relative for alpha, c in found.items() if c.relative is not None}, best, SAFE)
+        conditions = dict.fromkeys(condition for c in found.values() for condition in c.conditions)
         said = (
             f"{safe[0]:g} to {safe[-1]:g}"
             if len(safe) > 1
-            else f"only {best:g} itself: no neighbour is shown to be within {SAFE:.0%} of it"
+            else f"inconclusive: only {best:g} itself, no neighbour is shown to be within {SAFE:.0%} of it"
         )
         made.append(
             Answer(
@@ -124,7 +122,12 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
                 f"Which alphas are safe for {cell.label}?",
                 f"{said[0].upper()}{said[1:]}.",
                 f"Lower 95 % bound of the paired test difference to alpha {best:g} (the best on validation) is at least "
-                f"{percent(-SAFE, 0)}; alphas tried: {listed([f'{a:g}' for a in sorted(tables)])}{condition}.",
+                f"{percent(-SAFE, 0)}; to it: "
+                + ", ".join(
+                    f"alpha {alpha:g} {percent_interval(c.relative)}" for alpha, c in sorted(found.items()) if c.relative is not None
+                )
+                + (f"; {listed(list(conditions))}" if conditions else "")
+                + ".",
             )
         )
     return made
@@ -132,27 +135,13 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
 
 def _layer(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     made = []
-    for (dataset, model), cells in _by_context(findings).items():
-        layers = {f.cell.factors["layer"] for f in cells}
-        if len(layers) < 2:
-            continue
-        rows = gain_rows(results, cells)
-        names = {f.cell.number: f.cell.factors["layer"] for f in cells}
-        means = rows.assign(layer=rows["cell"].map(names)).groupby("layer")[["valid", "test"]].mean()
-        if len(means) < 2:
-            continue
-        best = means["valid"].idxmax()
-        spread = means["test"].max() - means["test"].min()
-        made.append(
-            Answer(
-                "Best layer",
-                f"{model} on {dataset}",
-                f"Which layer of {model} on {dataset}?",
-                f"{best}, on validation; its mean test gain over alpha0 is {percent(means.loc[best, 'test'])}.",
-                f"Means over all alphas and seeds of {count(len(means), 'layer')}; from worst to best layer {percent(spread)} on test. "
-                "No interval: read it with the heat map.",
+    for one in compared(results, findings, "layer"):
+        said = sentence(results, one)
+        if said is not None:
+            question, answer, evidence = said
+            made.append(
+                Answer("Best layer", one.title, question, answer, f"{evidence} At the prespecified alpha; read it with the heat map.")
             )
-        )
     return made
 
 
@@ -185,25 +174,44 @@ def _matters(results: Results, shares: dict[str, float]) -> list[Answer]:
 def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     rows = gain_rows(results, findings)
     cells = {f.cell.number: f.cell for f in findings}
-    names = [f"{cells[c].label}, alpha {a:g}" for c, a in zip(rows["cell"], rows["alpha"], strict=True)]
-    found = largest_gain(rows.assign(config=names).groupby(["config", "seed"], as_index=False)[["valid", "test"]].mean())
+    at = [(int(c), float(a)) for c, a in zip(rows["cell"], rows["alpha"], strict=True)]
+    names = {one: f"{cells[one[0]].label}, alpha {one[1]:g}" for one in at}
+    rows = rows.assign(config=[names[one] for one in at])
+    found = largest_gain(rows.groupby(["config", "seed"], as_index=False)[["valid", "test"]].mean())
     if found is None:
         return []
+    number, alpha = next(one for one in at if names[one] == found.config)
+    cell = cells[number]
     chosen = count(len(found.choosing), "seed")
     if found.honest is None:
         judged = "There are no other seeds to judge it on, so nothing is left to claim."
     else:
-        judged = f"On {count(len(found.judging), 'seed')} that did not choose it: {percent(found.honest)}."
+        rest = averaged(
+            results, [(_only(cell.treated[alpha], found.judging), _only(cell.controls["alpha0"], found.judging))], results.metric
+        )
+        interval = percent_interval(rest.relative) if rest is not None and rest.relative is not None else percent(found.honest)
+        conditions = f", {listed(list(rest.conditions))}" if rest is not None and rest.conditions else ""
+        judged = f"On {count(len(found.judging), 'seed')} that did not choose it: {interval}{conditions}."
+    settings = ", ".join(f"{SHOWN[name]} {_plain(value)}" for name, value in cell.factors.items() if name in SHOWN and value != "-")
     return [
         Answer(
             "Largest gain",
             "all",
             "How large is the largest gain, and does it last?",
             f"{percent(found.apparent)} over alpha0 for {found.config}, on the {chosen} that chose it. {judged}",
-            f"The best on validation of {count(found.searched, 'configuration')} searched; the more are searched, the more the "
-            "first number flatters.",
+            f"The best on validation of {count(found.searched, 'configuration')} searched in {count(len(findings), 'cell')}; the more are "
+            f"searched, the more the first number flatters. Conditions: {settings}.",
         )
     ]
+
+
+def _only(runs: Runs, seeds: Sequence[int]) -> Runs:
+    """Returns the trials of some seed indices."""
+    return Runs(runs.arm, runs.alpha, {at: row for at, row in runs.rows.items() if at[1] in seeds})
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _default(results: Results, findings: Sequence[Finding]) -> list[Answer]:

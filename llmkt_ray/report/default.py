@@ -8,9 +8,8 @@ import numpy as np
 from llmkt_ray.report.cells import SHOWN, Cell
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.frames import gain_rows
-from llmkt_ray.report.levels import FAMILIES, by_context, follows
+from llmkt_ray.report.levels import FAMILIES, by_context, follows, words_of
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.sections.factors import words_of
 from llmkt_ray.stats.selection import Default, LeftOut, recommended_default
 
 NOT_CHOSEN = ("train_share", *FAMILIES["training"])

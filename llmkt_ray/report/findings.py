@@ -26,11 +26,14 @@ class Step:
         name: schedule, regularisation, own profile, LLM, and so on.
         meaning: what it is, in words.
         contrast: None where one of the two has not run.
+        arm, control: what it is the difference of.
     """
 
     name: str
     meaning: str
     contrast: Contrast | None
+    arm: str
+    control: str
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,15 @@ def steps_of(results: Results, cell: Cell) -> tuple[Step, ...]:
         ("regularisation", "any targets of this shape", "shuffled", "alpha0"),
         ("own profile", "the user's own instead of another's", "treated", "shuffled"),
         ("the LLM", "the LLM's text instead of a template's", "treated", "template"),
-        ("direct input", "transfer instead of the profile as input", "treated", "input_init"),
-        ("direct input", "transfer instead of the profile joined to the input", "treated", "input_concat"),
+        ("to input (init)", "transfer instead of the profile as the user table's start", "treated", "input_init"),
+        ("to input (concat)", "transfer instead of the profile joined to the input", "treated", "input_concat"),
+        ("KAR's adaptor", "KAR's hybrid-expert adaptor instead of the profile as it is", "kar", "static_profile"),
+        ("to KAR", "transfer instead of KAR", "treated", "kar"),
+        ("KAR + transfer", "both instead of KAR alone", "kar_treated", "kar"),
         ("in all", "treated instead of the plain model", "treated", "baseline"),
     ]
     found = [
-        Step(name, f"{arm} \u2212 {control}: {meaning}", compare(results, cell, cell.claim_alpha, control, arm=arm))
+        Step(name, f"{arm} \u2212 {control}: {meaning}", compare(results, cell, cell.claim_alpha, control, arm=arm), arm, control)
         for name, meaning, arm, control in wanted
     ]
     return tuple(step for step in found if step.contrast is not None)

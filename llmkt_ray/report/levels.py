@@ -4,14 +4,15 @@ Everything is at the prespecified alpha. A level is compared with its own alpha0
 prefers (the paired difference of the treated trials themselves).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from llmkt_ray.report.cells import CELL, Cell, Runs
+from llmkt_ray.report.cells import CELL, SHOWN, Cell, Runs
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
+from llmkt_ray.report.text import count, listed, plain
 from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
 from llmkt_ray.stats.corrections import benjamini_hochberg
 
@@ -132,6 +133,61 @@ def averaged(results: Results, pairs: Sequence[tuple[Runs, Runs]], metric: str) 
             )
             parts.append(contrast(one, other))
     return over_splits(parts) if parts else None
+
+
+def sentence(results: Results, one: Compared) -> tuple[str, str, str] | None:
+    """Returns (question, answer, evidence) for one dataset and model: which level is best, and from which it can be told apart."""
+    best = one.levels[one.best]
+    others = [(level, level.to_best) for place, level in enumerate(one.levels) if place != one.best and level.to_best is not None]
+    if not others:
+        return None
+    worse = [level_name(one, level) for level, c in others if level.p_to_best < 0.05 and c.difference.estimate < 0]
+    better = [level_name(one, level) for level, c in others if level.p_to_best < 0.05 and c.difference.estimate > 0]
+    name = level_name(one, best)
+    if better:
+        said = f"{name} on validation, but on test {listed(better)} is better: choose between them on other data."
+    elif len(worse) == len(others):
+        said = f"{name}: {['the other is', 'both others are'][len(worse) - 1] if len(worse) < 3 else f'all {len(worse)} others are'} worse."
+    elif worse:
+        said = f"{name}, inconclusive: worse is only {listed(worse)}; the rest cannot be told apart from it."
+    else:
+        said = f"Inconclusive: {name} is best on validation, but no other {columns_of(one)} can be told apart from it."
+    seeds = min(c.difference.n_seeds for _, c in others)
+    conditions = dict.fromkeys(condition for _, c in others for condition in c.conditions)
+    evidence = (
+        f"Validation {results.metric} {plain(best.valid)} against "
+        + ", ".join(f"{level_name(one, level)} {plain(level.valid)}" for level, _ in others[:6])
+        + f"; paired on test, {count(seeds, 'seed')}, Benjamini-Hochberg over {count(len(others), 'comparison')}"
+        + (f"; {listed(list(conditions))}" if conditions else "")
+        + "."
+    )
+    return f"Which {columns_of(one)} for {one.title}?", said, evidence
+
+
+def level_name(one: Compared, level: Level) -> str:
+    """Returns a level in words: values, named where several columns vary."""
+    values = dict(zip(one.columns, level.values, strict=True))
+    return words_of(values)
+
+
+def words_of(values: Mapping[str, object]) -> str:
+    """Returns the values of a factor's columns in words."""
+    plain_values = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    if set(values) <= {"schedule", "switch", "handover", "optimizer", "alpha_schedule"} and "schedule" in values:
+        parts = [plain_values.pop("schedule").replace("_", "-")]
+        if "switch" in plain_values and parts != ["joint"]:
+            parts.append(f"at {plain_values['switch']}")
+        defaults = {"handover": "last", "optimizer": "reset", "alpha_schedule": "constant"}
+        parts += [plain_values[name].replace("_", " ") for name in defaults if plain_values.get(name, defaults[name]) != defaults[name]]
+        return " ".join(parts)
+    if len(plain_values) == 1:
+        return next(iter(plain_values.values()))
+    return ", ".join(f"{SHOWN[name]} {value}" for name, value in plain_values.items())
+
+
+def columns_of(one: Compared) -> str:
+    """Returns what a factor is called."""
+    return "schedule" if "schedule" in one.columns else listed([SHOWN[name] for name in one.columns])
 
 
 def _compared(

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from llmkt_ray.stats.contrast import contrast
+from llmkt_ray.stats.interval import Interval
 
 
 @dataclass(frozen=True)
@@ -50,32 +49,26 @@ def largest_gain(rows: pd.DataFrame) -> Largest | None:
     return Largest(config, int(whole["config"].nunique()), apparent, honest, choosing, judging)
 
 
-def safe_range(tables: Mapping[float, np.ndarray], best: float, tolerance: float = 0.01) -> tuple[float, ...]:
+def safe_range(to_best: Mapping[float, Interval], best: float, tolerance: float = 0.01) -> tuple[float, ...]:
     """Returns the alphas next to each other around `best` that are shown to be within `tolerance` of it, relative; `best` included.
 
     An alpha counts where the lower bound of its paired relative difference to `best` is at least -tolerance.
 
     Args:
-        tables: alpha to test values `(seeds, users)`, rows and columns in the same order.
+        to_best: alpha to the interval of its relative difference to `best`, for every alpha but `best`.
         best: the alpha chosen on validation.
         tolerance: share of the best that may be lost.
 
     Raises:
-        ValueError: `best` has no table.
+        ValueError: `best` is among the alphas that are compared with it.
     """
-    if best not in tables:
-        raise ValueError(f"best must be one of the alphas {sorted(tables)}, but got {best}")
-    order = sorted(tables)
-    at = order.index(best)
-
-    def safe(alpha: float) -> bool:
-        relative = contrast(tables[alpha], tables[best]).relative
-        return relative is not None and relative.low >= -tolerance
-
-    low = high = at
-    while low > 0 and safe(order[low - 1]):
+    if best in to_best:
+        raise ValueError(f"best ({best}) must not be compared with itself, but to_best holds {sorted(to_best)}")
+    order = sorted([*to_best, best])
+    low = high = order.index(best)
+    while low > 0 and to_best[order[low - 1]].low >= -tolerance:
         low -= 1
-    while high + 1 < len(order) and safe(order[high + 1]):
+    while high + 1 < len(order) and to_best[order[high + 1]].low >= -tolerance:
         high += 1
     return tuple(order[low : high + 1])
 

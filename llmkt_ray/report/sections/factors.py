@@ -1,15 +1,14 @@
 """One section for each factor that a study varies: its levels side by side, and whether the best one can be told from the rest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmkt_ray.report.cells import SHOWN
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
-from llmkt_ray.report.levels import Compared, Level, compared
+from llmkt_ray.report.levels import Compared, Level, columns_of, compared, level_name, sentence
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, over, sample
-from llmkt_ray.report.text import count, listed, p_value, plain
+from llmkt_ray.report.text import count, p_value, plain
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,14 @@ def _section(results: Results, family: str, question: Question, found: Sequence[
             for level in one.levels if level.gain is not None and level.gain.relative is not None
         ]  # fmt: skip
         canvas = charts.intervals(
-            f"{one.title}: gain over alpha0 by {_columns(one)}",
+            f"{one.title}: gain over alpha0 by {columns_of(one)}",
             f"% of alpha0's {results.metric}; right is better",
             rows,
             reach,
             results.smallest_effect,
             as_percent=True,
         )
-        figures.append(Figure(f"{question.key}-{one.model}-{one.dataset}", one.title, f"by {_columns(one)}", canvas))
+        figures.append(Figure(f"{question.key}-{one.model}-{one.dataset}", one.title, f"by {columns_of(one)}", canvas))
     caption = (
         f"Gain in test {results.metric} of treated at alpha {results.claim_alpha:g} over the alpha0 of the same level, in % of alpha0; "
         "right of 0 is better. Marker: mean over seeds, users and the other factors. Line: 95 % interval. Grey: smaller than the smallest "
@@ -79,60 +78,6 @@ def _section(results: Results, family: str, question: Question, found: Sequence[
         items=tuple(item for one in found[:MOST_PANELS] if (item := sentence(results, one)) is not None),
         tables=(_table(results, found),),
     )
-
-
-def sentence(results: Results, one: Compared) -> tuple[str, str, str] | None:
-    """Returns (question, answer, evidence) for one dataset and model: which level is best, and from which it can be told apart."""
-    best = one.levels[one.best]
-    others = [(level, level.to_best) for place, level in enumerate(one.levels) if place != one.best and level.to_best is not None]
-    if not others:
-        return None
-    worse = [level_name(one, level) for level, c in others if level.p_to_best < 0.05 and c.difference.estimate < 0]
-    better = [level_name(one, level) for level, c in others if level.p_to_best < 0.05 and c.difference.estimate > 0]
-    name = level_name(one, best)
-    if better:
-        said = f"{name} on validation, but on test {listed(better)} is better: choose between them on other data."
-    elif len(worse) == len(others):
-        said = f"{name}: {['the other is', 'both others are'][len(worse) - 1] if len(worse) < 3 else f'all {len(worse)} others are'} worse."
-    elif worse:
-        said = f"{name}, inconclusive: worse is only {listed(worse)}; the rest cannot be told apart from it."
-    else:
-        said = f"Inconclusive: {name} is best on validation, but no other {_columns(one)} can be told apart from it."
-    seeds = min(c.difference.n_seeds for _, c in others)
-    conditions = dict.fromkeys(condition for _, c in others for condition in c.conditions)
-    evidence = (
-        f"Validation {results.metric} {plain(best.valid)} against "
-        + ", ".join(f"{level_name(one, level)} {plain(level.valid)}" for level, _ in others[:6])
-        + f"; paired on test, {count(seeds, 'seed')}, Benjamini-Hochberg over {count(len(others), 'comparison')}"
-        + (f"; {listed(list(conditions))}" if conditions else "")
-        + "."
-    )
-    return f"Which {_columns(one)} for {one.title}?", said, evidence
-
-
-def level_name(one: Compared, level: Level) -> str:
-    """Returns a level in words: values, named where several columns vary."""
-    values = dict(zip(one.columns, level.values, strict=True))
-    return words_of(values)
-
-
-def words_of(values: Mapping[str, object]) -> str:
-    """Returns the values of a factor's columns in words."""
-    plain_values = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
-    if set(values) <= {"schedule", "switch", "handover", "optimizer", "alpha_schedule"} and "schedule" in values:
-        parts = [plain_values.pop("schedule").replace("_", "-")]
-        if "switch" in plain_values and parts != ["joint"]:
-            parts.append(f"at {plain_values['switch']}")
-        defaults = {"handover": "last", "optimizer": "reset", "alpha_schedule": "constant"}
-        parts += [plain_values[name].replace("_", " ") for name in defaults if plain_values.get(name, defaults[name]) != defaults[name]]
-        return " ".join(parts)
-    if len(plain_values) == 1:
-        return next(iter(plain_values.values()))
-    return ", ".join(f"{SHOWN[name]} {value}" for name, value in plain_values.items())
-
-
-def _columns(one: Compared) -> str:
-    return "schedule" if "schedule" in one.columns else listed([SHOWN[name] for name in one.columns])
 
 
 def _tip(level: Level) -> str:

@@ -1,9 +1,11 @@
 """Gains over each control, and the parts they consist of."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from llmkt_ray.report.figures import charts
-from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.findings import Finding, Step
+from llmkt_ray.report.levels import averaged
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut, sample
 from llmkt_ray.report.text import p_value, percent_interval, plain, value_interval
@@ -71,6 +73,23 @@ def _contrast_table(results: Results, findings: Sequence[Finding]) -> Table:
     return Table(title, columns, (False, False, True, True, True, True, True, True, True, False), tuple(rows))
 
 
+def _together(results: Results, findings: Sequence[Finding]) -> list[tuple[str, list[Finding], tuple[Step, ...]]]:
+    """Returns (dataset, cells, parts) for every dataset with several cells: the parts that all of them have, averaged over them."""
+    found = []
+    for dataset in dict.fromkeys(str(f.cell.factors["dataset"]) for f in findings):
+        cells = [f for f in findings if str(f.cell.factors["dataset"]) == dataset]
+        steps = []
+        for step in cells[0].steps if len(cells) > 1 else ():
+            runs = [(f.cell.runs(step.arm, f.cell.claim_alpha), f.cell.runs(step.control)) for f in cells]
+            pairs = [(one, other) for one, other in runs if one is not None and other is not None]
+            mean = averaged(results, pairs, results.metric) if len(pairs) == len(cells) else None
+            if mean is not None:
+                steps.append(replace(step, contrast=mean))
+        if len(steps) > 1:
+            found.append((dataset, cells, tuple(steps)))
+    return found
+
+
 def attribution(results: Results, findings: Sequence[Finding]) -> Section | None:
     """Returns where the gain comes from: differences of neighbouring arms, which add up."""
     shown = [f for f in findings if len(f.steps) >= 2]
@@ -80,19 +99,18 @@ def attribution(results: Results, findings: Sequence[Finding]) -> Section | None
     reach = charts.reach_of([c.difference for c in every], 0.004, 1.8)
     arms = {"schedule": "alpha0", "regularisation": "shuffled", "own profile": "treated", "the LLM": "template", "in all": "baseline"}
     figures = []
-    for finding in chosen(shown):
+    panels = [
+        (f"all-{dataset}", f"All {len(cells)} cells of {dataset}", "mean", steps, "") for dataset, cells, steps in _together(results, shown)
+    ]
+    panels += [(str(f.cell.number), f.cell.title, f.cell.detail, f.steps, f.cell.trials) for f in chosen(shown)]
+    for key, title, detail, steps, trials in panels:
         rows = [
-            charts.Bar(
-                step.name,
-                arms.get(step.name, "other"),
-                step.contrast.difference,
-                f"{step.meaning}: {value_interval(step.contrast.difference)}",
-            )
-            for step in finding.steps
-            if step.contrast is not None
+            charts.Bar(s.name, arms.get(s.name, "other"), s.contrast.difference, f"{s.meaning}: {value_interval(s.contrast.difference)}")
+            for s in steps
+            if s.contrast is not None
         ]
-        canvas = charts.bars(f"{finding.cell.label}: parts of the gain", f"{results.metric}; right is better", rows, reach)
-        figures.append(Figure(f"attribution-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas, finding.cell.trials))
+        canvas = charts.bars(f"{title} {detail}: parts of the gain".replace("  ", " "), f"{results.metric}; right is better", rows, reach)
+        figures.append(Figure(f"attribution-{key}", title, detail, canvas, trials))
     rows_of_table = tuple(
         (f.cell.label, s.name, s.meaning, value_interval(s.contrast.difference), p_value(s.contrast.difference.p))
         for f in shown

@@ -48,7 +48,16 @@ def test_the_planted_best_is_found(said):
 
 
 def test_the_planted_layer_is_found(said):
-    assert said["Best layer", "SimpleX on ml-1m"].answer.startswith("encoder.1, on validation")
+    found = said["Best layer", "SimpleX on ml-1m"]
+    assert found.answer == "encoder.1: the other is worse."
+    assert "3 seeds" in found.evidence
+
+
+def test_layers_that_do_equally_well_are_inconclusive(tmp_path):
+    world = World(**{**BASE, "layers": ("encoder.0", "encoder.1"), "treated": lambda m, a, la: 0.1, "epochs": 4})
+    results = load(write(tmp_path, world))
+    (found,) = [a for a in answers(results, find(results), {}) if a.topic == "Best layer"]
+    assert found.answer.startswith("Inconclusive: ")
 
 
 def test_alpha_and_layer_matter_more_than_the_seed(shares, said):
@@ -60,7 +69,10 @@ def test_alpha_and_layer_matter_more_than_the_seed(shares, said):
 def test_the_largest_gain_names_its_conditions_and_the_search(said):
     found = said["Largest gain", "all"]
     assert "that did not choose it" in found.answer
-    assert "40 configurations searched" in found.evidence
+    assert "40 configurations searched in 8 cells" in found.evidence
+    assert "Conditions: " in found.evidence
+    assert "layer encoder.1" in found.evidence
+    assert "[" in found.answer  # an interval on the other seeds
 
 
 def test_one_default_judged_by_leaving_out_a_dataset_then_a_model(grid, said):

@@ -7,10 +7,9 @@ import pytest
 from llmkt_ray.report import build
 from llmkt_ray.report.context import Context
 from llmkt_ray.report.findings import find
-from llmkt_ray.report.levels import compared
+from llmkt_ray.report.levels import compared, words_of
 from llmkt_ray.report.load import load
 from llmkt_ray.report.sections.cost import pareto
-from llmkt_ray.report.sections.factors import words_of
 from llmkt_ray.report.sections.questions import question_sections
 from llmkt_ray.report.sections.sources import source_parts
 from tests.unit.report.synthetic import World, write

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from llmkt_ray.stats.contrast import contrast
 from llmkt_ray.stats.selection import largest_gain, recommended_default, safe_range
 
 
@@ -30,19 +31,25 @@ def test_one_seed_judges_nothing():
     assert (found.config, found.apparent, found.honest) == ("b", 0.1, None)  # chosen on validation, not on test
 
 
-def _alphas(losses, noise=0.0002):
+def _to_best(losses, best, noise=0.0002):
     rng = np.random.default_rng(2)
     users = rng.gamma(2, 0.1, (1, 400))
-    return {alpha: users * (1 - loss) + rng.normal(0, noise, (4, 400)) for alpha, loss in losses.items()}
+    tables = {alpha: users * (1 - loss) + rng.normal(0, noise, (4, 400)) for alpha, loss in losses.items()}
+    return {alpha: contrast(table, tables[best]).relative for alpha, table in tables.items() if alpha != best}
 
 
 def test_the_safe_range_ends_where_a_percent_is_lost():
-    tables = _alphas({0.1: 0.0, 0.3: 0.05, 0.5: 0.003, 0.7: 0.0, 0.9: 0.05})
-    assert safe_range(tables, 0.7) == (0.5, 0.7)  # 0.1 is as good, but not next to it
+    to_best = _to_best({0.1: 0.0, 0.3: 0.05, 0.5: 0.003, 0.7: 0.0, 0.9: 0.05}, 0.7)
+    assert safe_range(to_best, 0.7) == (0.5, 0.7)  # 0.1 is as good, but not next to it
+
+
+def test_the_best_is_not_compared_with_itself():
+    with pytest.raises(ValueError, match="must not be compared with itself"):
+        safe_range(_to_best({0.3: 0.0, 0.5: 0.0}, 0.5), 0.3)
 
 
 def test_what_cannot_be_shown_to_be_safe_is_not_in_the_range():
-    assert safe_range(_alphas({0.3: 0.0, 0.5: 0.0, 0.7: 0.0}, noise=0.5), 0.5) == (0.5,)
+    assert safe_range(_to_best({0.3: 0.0, 0.5: 0.0, 0.7: 0.0}, 0.5, noise=0.5), 0.5) == (0.5,)
 
 
 GAINS = {
