@@ -77,6 +77,11 @@ class Cell:
         return ", ".join(f"{SHOWN[name]} {_plain(self.factors[name])}" for name in self.varied)
 
     @property
+    def brief(self) -> str:
+        """The varied factors without their names, for where there is little room."""
+        return ", ".join(_plain(self.factors[name]) for name in self.varied)
+
+    @property
     def label(self) -> str:
         """Title and detail."""
         return f"{self.title} ({self.detail})" if self.detail else self.title
@@ -108,7 +113,7 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
     known = rows[rows["arm"] != "reference"]
     specific = known[~known["arm"].isin([*PLAIN_ARMS, *INPUT_ARMS])]
     groups = [key for key, _ in specific.groupby(CELL, dropna=False, sort=True)]
-    varied = tuple(name for name in SHOWN if len({tuple(g)[CELL.index(name)] for g in groups}) > 1 and not _follows_model(groups, name))
+    varied = tuple(name for name in SHOWN if len({tuple(g)[CELL.index(name)] for g in groups}) > 1 and not _follows(groups, name))
     done = known[known["status"] == "done"]
     by = {
         "baseline": _grouped(done[done["arm"] == "baseline"], [*TRAINING, "window"]),
@@ -220,12 +225,15 @@ def _template_twin(values: Mapping[str, Any], templates: set[str], by: Mapping[t
     return None
 
 
-def _follows_model(groups: list[Any], name: str) -> bool:
-    """Says whether a factor takes one value a model and dataset only: then it is a setting, not an axis."""
-    at, model, dataset = CELL.index(name), CELL.index("model"), CELL.index("dataset")
-    levels: dict[tuple[Any, Any], set[Any]] = {}
+def _follows(groups: list[Any], name: str) -> bool:
+    """Says whether a factor takes one value a model and dataset only: then it is a setting, not an axis.
+
+    The targets' width follows the layer's too, where a study asks for that (`dims: layer`).
+    """
+    by = [CELL.index(other) for other in ("model", "dataset", *(("layer", "reduction") if name == "dims" else ()))]
+    levels: dict[tuple[Any, ...], set[Any]] = {}
     for group in groups:
-        levels.setdefault((group[dataset], group[model]), set()).add(group[at])
+        levels.setdefault(tuple(group[at] for at in by), set()).add(group[CELL.index(name)])
     return all(len(found) == 1 for found in levels.values())
 
 

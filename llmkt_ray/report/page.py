@@ -26,7 +26,9 @@ from llmkt_ray.stats.interval import BOOTSTRAP_FROM, MIXED_FROM
 
 GLYPHS = {"good": "\u2713", "bad": "\u2717", "calm": "\u2248", "blocked": "\u2298"}
 MOST_FLAGS = 8
-TRIAL_COLUMNS = ("trial_key", "cell", "dataset", "model", "arm", "alpha", "layer", "llm", "seed_index", "status")
+MOST_PANELS_OPEN = 6
+"""Panels of a section that are seen at once; more are a click away, so that a phone's reader comes to the end."""
+TRIAL_COLUMNS = ("trial_key", "cell", "dataset", "model", "arm", "alpha", "layer", "llm", "seed_index")
 EXTRA_COLUMNS = (
     "split_key", "split_repetition", "train_share", "encoder", "reduction", "dims", "loss", "projection", "balance", "schedule",
     "switch", "handover", "optimizer", "alpha_schedule", "epochs", "batch_size", "learning_rate", "weight_decay", "hyperparameters",
@@ -45,6 +47,7 @@ def render(results: Results, findings: Sequence[Finding], verdict: Verdict, sect
         verdict=verdict,
         sections=sections,
         glyphs=GLYPHS,
+        most_panels=MOST_PANELS_OPEN,
         keys={arm: _key(arm) for section in sections for arm in section.legend},
         svg=_svg,
         policy=_policy(style, script),
@@ -204,12 +207,13 @@ def _trials(results: Results, findings: Sequence[Finding], users: Drill) -> dict
     trials = trials.sort_values(order, kind="stable") if len(trials) else trials
     columns = [c for c in TRIAL_COLUMNS if c in trials]
     extra = [c for c in EXTRA_COLUMNS if c in trials]
-    numbers = {f"valid {results.metric}": f"valid_{results.metric}", f"test {results.metric}": f"test_{results.metric}"}
+    numbers = {f"test {results.metric}": f"test_{results.metric}", f"valid {results.metric}": f"valid_{results.metric}"}
     numbers |= {name: name for name in ("best_epoch", "wall_s") if name in trials}
     shown = {c: [_cell(v) for v in trials[c]] for c in columns}
     for name, column in numbers.items():
         digits = 4 if column.startswith(("valid_", "test_")) else 0 if column == "best_epoch" else 1
         shown[name] = ["" if pd.isna(v) else plain(float(v), digits) for v in trials[column]]
+    shown["status"] = [_cell(v) for v in trials["status"]] if "status" in trials else []
     details = {c: [_cell(v) for v in trials[c]] for c in extra}
     place = {row: at for at, row in enumerate(trials.index)}
     drilled = users.document()

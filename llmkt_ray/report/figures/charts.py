@@ -10,7 +10,8 @@ from llmkt_ray.report.text import MINUS, percent, plain, signed
 from llmkt_ray.stats.interval import Interval
 
 WIDTH = 360.0
-ROW = 26.0
+ROW, HEADING = 26.0, 20.0
+"""Height of a row, and of a heading above one."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Bar:
         arm: whose colour and marker it has.
         interval: estimate and bounds, in the chart's unit.
         tip: text shown on hover.
+        heading: name of the group of rows that begins here; empty for none.
     """
 
     label: str
     arm: str
     interval: Interval
     tip: str
+    heading: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Axes:
 
 
 def intervals(
-    title: str, axis: str, bars: Sequence[Bar], reach: tuple[float, float], smallest: float | None, *, as_percent: bool
+    title: str, axis: str, bars: Sequence[Bar], reach: tuple[float, float], smallest: float | None, *, as_percent: bool, digits: int = 4
 ) -> Canvas:
     """Draws rows of estimates with their intervals on a shared axis with a line at 0.
 
@@ -90,10 +93,12 @@ def intervals(
         reach: range of the axis; bounds beyond it are cut.
         smallest: smallest effect of interest, shaded around 0; None: no shading.
         as_percent: whether values are shares to be written as percent.
+        digits: of values that are no shares.
     """
-    left, right, top = 104.0, 296.0, 12.0
-    bottom = top + ROW * len(bars)
-    shown = [f"{bar.label} {_number(bar.interval.estimate, as_percent)}" for bar in bars]
+    left, right, top = 104.0, 288.0, 12.0
+    places = [top + ROW * (row + 0.5) + HEADING * sum(bool(b.heading) for b in bars[: row + 1]) for row in range(len(bars))]
+    bottom = places[-1] + ROW / 2
+    shown = [f"{bar.heading} {bar.label} {_number(bar.interval.estimate, as_percent, digits)}".strip() for bar in bars]
     canvas = Canvas(WIDTH, bottom + 42, title, f"{title}: {'; '.join(shown)}.")
     canvas.text((left + right) / 2, bottom + 34, axis, anchor="middle")
     x = Scale(*reach, left, right)
@@ -101,15 +106,11 @@ def intervals(
         canvas.rect(x.clipped(-smallest), top - 4, x.clipped(smallest) - x.clipped(-smallest), bottom - top + 8, "small")
     for tick in x.ticks(6):
         canvas.line((x(tick), top - 4), (x(tick), bottom + 4), style="grid")
-        canvas.text(
-            x(tick),
-            bottom + 18,
-            signed(tick * (100 if as_percent else 1), 0 if as_percent and tick * 100 == round(tick * 100) else 1) if tick else "0",
-            anchor="middle",
-        )
+        canvas.text(x(tick), bottom + 18, _tick(tick * (100 if as_percent else 1)), anchor="middle")
     canvas.line((x(0), top - 4), (x(0), bottom + 4), style="zero")
-    for row, bar in enumerate(bars):
-        y = top + ROW * (row + 0.5)
+    for y, bar in zip(places, bars, strict=True):
+        if bar.heading:
+            canvas.text(8, y - ROW / 2 - 3, bar.heading, "strong")
         colour, shape, _ = series(bar.arm)
         canvas.text(left - 10, y + 4, bar.label, "value", "end")
         low, high = x.clipped(bar.interval.low), x.clipped(bar.interval.high)
@@ -119,7 +120,7 @@ def intervals(
                 canvas.line((end, y - 4), (end, y + 4), style=f"whisker-{colour}")
         if reach[0] <= bar.interval.estimate <= reach[1]:
             canvas.marker(shape, x(bar.interval.estimate), y, f"mark-{colour}", bar.tip, 5)
-        canvas.text(WIDTH - 4, y + 4, _number(bar.interval.estimate, as_percent), "strong", "end")
+        canvas.text(WIDTH - 4, y + 4, _number(bar.interval.estimate, as_percent, digits), "strong", "end")
     return canvas
 
 
@@ -273,13 +274,14 @@ def heat(
         reach: value of the full colour.
         links: (row, column) to words that find its trials in the page's list.
     """
-    left, top, right = 118.0, 10.0, WIDTH - 4
+    letters = min(max(map(len, rows), default=0), 28)
+    left, top, right = min(max(60.0, 12 + 5.9 * letters), WIDTH / 2), 10.0, WIDTH - 4
     width, height = (right - left) / max(len(columns), 1), 28.0
     bottom = top + height * len(rows)
     shown = "; ".join(f"{rows[r]} at {columns[c]} {percent(v)}" for (r, c), (v, _) in sorted(values.items())[:40])
     canvas = Canvas(WIDTH, bottom + 36, title, f"{title}: {shown}.")
     for r, name in enumerate(rows):
-        canvas.text(left - 8, top + height * (r + 0.5) + 4, short(name, 18), "value", "end")
+        canvas.text(left - 8, top + height * (r + 0.5) + 4, short(name, 28), "value", "end")
         for c in range(len(columns)):
             at, found = (left + width * c, top + height * r), values.get((r, c))
             if found is None:
@@ -328,10 +330,16 @@ def _curves_summary(title: str, lines: Sequence[Series], levels: Sequence[Level]
     return f"{title}, {axes.y_name} by {axes.x_name}: {'; '.join(parts)}."
 
 
-def _number(value: float, as_percent: bool) -> str:
-    return percent(value) if as_percent else signed(value)
+def _number(value: float, as_percent: bool, digits: int = 4) -> str:
+    return percent(value) if as_percent else signed(value, digits)
+
+
+def _tick(value: float) -> str:
+    """Returns the name of a tick, with as many digits as it needs."""
+    return f"{value:+g}".replace("-", MINUS) if value else "0"
 
 
 def short(text: str, most: int) -> str:
-    """Returns a text of at most `most` characters: the end of a longer one."""
-    return text if len(text) <= most else "\u2026" + text[-(most - 1) :]
+    """Returns a text of at most `most` characters: both ends of a longer one."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}\u2026{text[half + 1 - most :]}"

@@ -69,16 +69,16 @@ class Section:
     items: tuple[tuple[str, str, str], ...] = ()
 
 
-def chosen(findings: Sequence[Finding]) -> list[Finding]:
+def chosen(findings: Sequence[Finding], most: int = MOST_PANELS) -> list[Finding]:
     """Returns the findings whose panels are drawn: all of them if they are few, else those with the largest effects, in their order."""
-    if len(findings) <= MOST_PANELS:
+    if len(findings) <= most:
         return list(findings)
 
     def size(finding: Finding) -> float:
         gain = finding.contrasts.get("alpha0")
         return abs(gain.relative.estimate) if gain is not None and gain.relative is not None else -1.0
 
-    kept = {f.cell.number for f in sorted(findings, key=size, reverse=True)[:MOST_PANELS]}
+    kept = {f.cell.number for f in sorted(findings, key=size, reverse=True)[:most]}
     return [f for f in findings if f.cell.number in kept]
 
 
@@ -123,8 +123,6 @@ def legend(findings: Sequence[Finding]) -> tuple[str, ...]:
     return ("treated", *(arm for arm in ("alpha0", "baseline", "shuffled", "template") if arm in present))
 
 
-def cut(cells: int) -> str:
+def cut(cells: int, most: int = MOST_PANELS) -> str:
     """Returns the sentence that says that not all panels are drawn, empty where all are."""
-    return (
-        f" {MOST_PANELS} of {cells:,} cells are drawn, those with the largest effects; the tables hold all." if cells > MOST_PANELS else ""
-    )
+    return f" {most} of {cells:,} cells are drawn, those with the largest effects; the tables hold all." if cells > most else ""

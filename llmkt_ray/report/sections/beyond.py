@@ -62,7 +62,8 @@ def beyond_section(context: Context, findings: Sequence[Finding]) -> Section | N
     rows += _reference_rows(context, shown, values)
     if not figures:
         return None
-    reach = charts.reach_of([i for _, drawn in figures for i in drawn.values()], 0.04, 1.8)
+    # Recall in the tail is so small that its relative change would squeeze all others to a point.
+    reach = charts.reach_of([i for _, drawn in figures for name, i in drawn.items() if name != "long-tail recall"], 0.04, 1.8)
     title = "change of treated over alpha0, % of alpha0"
     panels = [
         Figure(
@@ -87,7 +88,8 @@ def beyond_section(context: Context, findings: Sequence[Finding]) -> Section | N
         caption=(
             f"Change of treated at alpha {context.results.claim_alpha:g} over alpha0, in % of alpha0. Better is right for coverage, "
             "diversity and long-tail recall; for novelty and popularity it depends on what is wanted. Marker: mean. Line: 95 % "
-            f"interval. {sample(every)} Long-tail recall: users with a test positive there. Coverage: the items are the units. "
+            f"interval, cut at the panel's edge; the number is the mean. {sample(every)} Long-tail recall: users with a test positive "
+            "there. Coverage: the items are the units. "
             f"Lists ranked for {context.results.metric}. {every_meaning}.{cut(len(findings))}"
         ),
         figures=tuple(panels),

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmkt_ray.data.user_types import THIRDS, demographics, thirds, user_types
+from llmkt_ray.data.user_types import OTHERS, THIRDS, demographics, thirds, user_types
 from llmkt_ray.report.cells import paired_tables
 from llmkt_ray.report.context import Context, Split
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
-from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, chosen, cut, sample
+from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut, sample
 from llmkt_ray.report.text import count, p_value, percent_interval, plain, value_interval
 from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
 from llmkt_ray.stats.corrections import benjamini_hochberg
 
 Divide = Callable[[Split, np.ndarray], Mapping[tuple[str, str], np.ndarray]]
 """From a split and its evaluated users `(n,)` to (kind, group) to who of them belongs to the group, bool `(n,)`."""
+MOST_DRAWN = 4
+"""Cells that are drawn, those with the largest effects: a panel has many rows."""
 FEWEST_USERS = 10
 """Users of a group below which nothing is said about it."""
 
@@ -103,24 +105,21 @@ def _section(
     relative = [g.found.relative for g in groups if g.found.relative is not None]
     reach = charts.reach_of(relative, 2 * context.results.smallest_effect, 1.8)
     figures = []
-    for number in dict.fromkeys(g.finding.cell.number for g in groups):
-        mine = [g for g in groups if g.finding.cell.number == number]
-        cell = mine[0].finding.cell
-        for kind in dict.fromkeys(g.kind for g in mine):
-            rows = [
-                charts.Bar(g.name, "treated", g.found.relative, f"{kind} {_tip(g)}")
-                for g in mine if g.kind == kind and g.found.relative is not None
-            ]  # fmt: skip
-            name = f"gain over alpha0 by {kind}, % of alpha0's {metric}"
-            canvas = charts.intervals(
-                f"{cell.label}: {name}",
-                f"% of alpha0's {metric}; right is better",
-                rows,
-                reach,
-                context.results.smallest_effect,
-                as_percent=True,
-            )
-            figures.append(Figure(f"{key}-{cell.number}-{kind}", kind, cell.label, canvas, cell.trials))
+    for finding in chosen(list({g.finding.cell.number: g.finding for g in groups}.values()), MOST_DRAWN):
+        mine = [g for g in groups if g.finding.cell.number == finding.cell.number]
+        first = {g.kind: g.name for g in reversed(mine)}
+        rows = [
+            charts.Bar(g.name, "treated", g.found.relative, f"{g.kind} {_tip(g)}", g.kind if g.name == first[g.kind] else "")
+            for g in mine if g.found.relative is not None
+        ]  # fmt: skip
+        if not rows:
+            continue
+        name = f"gain over alpha0 by group of users, % of alpha0's {metric}"
+        canvas = charts.intervals(
+            f"{finding.cell.label}: {name}", f"% of alpha0's {metric}; right is better", rows, reach, context.results.smallest_effect,
+            as_percent=True,
+        )  # fmt: skip
+        figures.append(Figure(f"{key}-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas, finding.cell.trials))
     adjusted = benjamini_hochberg([g.found.difference.p for g in groups])
     rows_of_table = tuple(
         (
@@ -142,9 +141,9 @@ def _section(
             "group's alpha0; right of 0 is better. Marker: mean. Line: 95 % interval. Grey: smaller than the smallest effect of interest. "
             f"{defined} "
             f"{sample([g.found for g in groups])} Groups that look different need not be: the intervals are of each group's gain, not of "
-            f"differences between groups.{cut(len(findings))}"
+            f"differences between groups.{cut(len({g.finding.cell.number for g in groups}), MOST_DRAWN)}"
         ),
-        figures=tuple(figures[: 3 * MOST_PANELS]),
+        figures=tuple(figures),
         tables=(Table("Every group", columns, (False, False, False, True, True, True, True, True, True), rows_of_table),),
     )
 
@@ -154,7 +153,7 @@ def _tip(group: Group) -> str:
     return f"{group.name}, {count(group.found.difference.n_users, 'user')}: {gain}"
 
 
-def _natural(name: str) -> tuple[float, str]:
-    """Sorts numbers by value, and texts after them."""
+def _natural(name: str) -> tuple[bool, float, str]:
+    """Sorts numbers by value, texts after them, and what is left last."""
     head = name.split(" ")[0]
-    return (float(head), name) if head.replace(".", "", 1).isdigit() else (float("inf"), name)
+    return name == OTHERS, float(head) if head.replace(".", "", 1).isdigit() else float("inf"), name

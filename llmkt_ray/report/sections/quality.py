@@ -54,7 +54,7 @@ def quality_section(context: Context, findings: Sequence[Finding]) -> Section | 
     for finding, control, rows in drawn:
         bars = [charts.Bar(name, "treated", rho, f"{name} and gain over {control}: rho {value_interval(rho, 2)}") for name, rho in rows]
         title = f"{finding.cell.label}: profile quality and gain over {control}"
-        canvas = charts.intervals(title, "Spearman's rho; right: more of it, more gain", bars, reach, None, as_percent=False)
+        canvas = charts.intervals(title, "Spearman's rho; right: more of it, more gain", bars, reach, None, as_percent=False, digits=2)
         figures.append(Figure(f"quality-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas, finding.cell.trials))
     adjusted = benjamini_hochberg([rho.p for *_, rho, _, _ in entries])
     rows_of_table = tuple(

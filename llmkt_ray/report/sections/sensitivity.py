@@ -33,7 +33,7 @@ def heat_maps(results: Results, findings: Sequence[Finding]) -> Section | None:
             if (c := f.grid.get(alpha)) is not None and c.relative is not None
         }
         links = {(row, column): f"cell:{shown[row].cell.number} alpha:{alphas[column]:g} arm:treated" for row, column in values}
-        labels = [f.cell.detail.removeprefix("layer ") for f in shown]
+        labels = [f.cell.brief for f in shown]
         canvas = charts.heat(f"{model} on {dataset}: gain over alpha0, %", labels, [f"{a:g}" for a in alphas], values, reach, links)
         figures.append(Figure(f"heat-{model}-{dataset}", f"{model} on {dataset}", "gain over alpha0, %", canvas))
     return Section(

@@ -9,7 +9,7 @@ from llmkt_ray.report.sections.base import Section, Table
 from llmkt_ray.report.text import plain, signed
 
 MOST_CELLS, MOST_USERS = 3, 4
-MOST_LETTERS, MOST_ITEMS = 700, 5
+MOST_LETTERS, MOST_ITEMS = 280, 5
 
 
 def users_section(context: Context, findings: tuple[Finding, ...]) -> Section | None:
@@ -34,7 +34,8 @@ def users_section(context: Context, findings: tuple[Finding, ...]) -> Section | 
             f"For the {'cell' if len(tables) == 1 else f'{len(tables)} cells'} with the largest effect: the users whose test "
             f"{results.metric} changed "
             "most from alpha0 to treated (mean over shared seeds), what was written about them, and the items that entered or left their "
-            "list in the first seed. The extremes of many users are mostly chance: read them as examples, not as evidence."
+            "list in the first seed. Any treated trial in the list below leads to its own. The extremes of many users are mostly chance: "
+            "read them as examples, not as evidence."
         ),
         tables=tuple(tables),
     )

@@ -11,6 +11,14 @@
     root.dataset.theme = dark ? "light" : "dark";
   });
 
+  // On paper nothing is a click away.
+  var folded = [];
+  addEventListener("beforeprint", function () {
+    folded = Array.prototype.slice.call(document.querySelectorAll("details.more:not([open])"));
+    folded.forEach(function (part) { part.open = true; });
+  });
+  addEventListener("afterprint", function () { folded.forEach(function (part) { part.open = false; }); });
+
   // Tooltips of figures.
   var tip = byId("tip");
   function show(event) {
@@ -105,7 +113,7 @@
       if (i === opened) { line.className = "opened"; }
       rows[i].forEach(function (value, c) {
         var cell = element(c ? "td" : "th", undefined, data.numeric[c] ? "num" : value === "failed" ? "failed" : "");
-        if (c === 0) { cell.scope = "row"; cell.append(button(value, function (event) { event.stopPropagation(); go(i); })); }
+        if (c === 0) { cell.scope = "row"; cell.append(button(value.slice(0, 10), function (event) { event.stopPropagation(); go(i); })); }
         else { cell.textContent = shown(value, c); }
         line.append(cell);
       });

@@ -51,7 +51,7 @@ def test_an_interval_beyond_the_axis_is_cut_and_has_no_end_mark():
     canvas = charts.intervals("gain", "%", bars, (-0.1, 0.1), 0.02, as_percent=True)
     whiskers = [m for m in canvas.marks if m.style == "whisker-alpha0"]
     assert len(whiskers) == 1
-    assert [p[0] for p in whiskers[0].points] == [104.0, 296.0]
+    assert [p[0] for p in whiskers[0].points] == [104.0, 288.0]
 
 
 def test_points_that_do_not_exist_break_the_line():
