@@ -1,78 +1,25 @@
 """A study as a job on a real local head with token authentication: submitted, attached to, fetched; wrong tokens refused."""
 
 import os
-import secrets
-import shutil
-import socket
+import re
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
+import yaml
 
 from llmkt_ray.errors import StorageError, StudyError
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study_file import load_study
-from llmkt_ray.sweep.jobs import Jobs, pack, stored_for_job, unpack
+from llmkt_ray.sweep.jobs import Job, Jobs, pack, stored_for_job, unpack
+from tests.clusters import Head, free_port
 from tests.tiny import study_text
 
 pytestmark = pytest.mark.ray
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Head:
-    """A Ray head of its own, known by its dashboard's address and its token."""
-
-    def __init__(self, home: Path) -> None:
-        self.token, self.port, self.home = secrets.token_hex(32), free_port(), home
-        self.address = f"http://127.0.0.1:{self.port}"
-        ray = Path(sys.executable).with_name("ray")
-        command = [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", "--include-dashboard=true"]
-        command += [
-            "--dashboard-agent-listen-port=0",  # the default ports are one other Ray's on this machine
-            f"--ray-client-server-port={free_port()}",
-            "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={self.port}",
-            "--disable-usage-stats",
-            f"--temp-dir=/tmp/llmkt-{os.getpid()}",
-        ]
-        self.process = subprocess.Popen(command, env=self.environment(self.token), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def environment(self, token: str | None) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"  # the job's python is the one of this environment
-        kept |= {"OMP_NUM_THREADS": "1", "LLMKT_HOME": str(self.home), "RAY_AUTH_MODE": "token" if token else "disabled"}
-        return kept | ({"RAY_AUTH_TOKEN": token} if token else {})
-
-    def wait(self) -> None:
-        for _ in range(240):
-            assert self.process.poll() is None, "the head did not start"
-            try:
-                request = urllib.request.Request(f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token}"})
-                with urllib.request.urlopen(request, timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        pytest.fail("the dashboard did not answer")
-
-    def end(self) -> None:
-        family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
-        for process in family:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self.process.wait()
-        shutil.rmtree(f"/tmp/llmkt-{os.getpid()}", ignore_errors=True)
+ROOT = Path(__file__).parents[2]
+AS_WRITTEN = "ray job submit --working-dir . -- python -m sweeps.run sweeps/robustness.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +68,67 @@ def test_a_study_runs_as_a_job_and_comes_home(head, study, tmp_path):
     assert fetched.returncode == 0, fetched.stderr
     assert (tmp_path / "here" / "tiny" / "report.html").read_bytes() == (head.home / "results" / "tiny" / "report.html").read_bytes()
     assert len(Ledger(tmp_path / "here" / "tiny").trials()) == 6
+
+
+def test_attached_stopped_and_gone_on_with(head, tmp_path):
+    study, content = tmp_path / "long.yaml", yaml.safe_load(study_text(tmp_path))
+    content["models"][0] |= {"epochs": 1500}
+    content |= {"name": "long", "storage": "results", "training": {"evaluate_every": 500}}
+    study.write_text(yaml.safe_dump(content))
+    key, folder = load_study(study).key, head.home / "results" / "long"
+    assert f"submitted long-{key}-1" in llmkt(head, "submit", study, "--no-follow").stdout
+    assert f"running already, attached to long-{key}-1" in llmkt(head, "submit", study, "--no-follow").stdout
+    for _ in range(1200):
+        if len(before := rows_on_disk(folder)) >= 2:
+            break
+        time.sleep(0.1)
+    assert 2 <= len(before) < 6, "stopped too late or never started"
+    assert f"long-{key}-1: RUNNING" in llmkt(head, "status", study).stdout
+    assert f"stopped long-{key}-1" in llmkt(head, "stop", study).stdout
+    jobs = attempts(head, study)
+    for _ in range(300):
+        if jobs()[-1].ended:
+            break
+        time.sleep(0.2)
+    assert [job.status for job in jobs()] == ["STOPPED"]
+    before = rows_on_disk(folder)
+    again = llmkt(head, "submit", study)
+    assert f"submitted long-{key}-2" in again.stdout
+    assert f"{6 - len(before)} trials run now, 6 done and 0 failed in all" in again.stdout
+    after = rows_on_disk(folder)
+    assert {name: after[name] for name in before} == before, "a finished trial was run again"
+
+
+def rows_on_disk(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "ledger" / "trials").glob("[!.]*.parquet")}
+
+
+def attempts(head: Head, study: Path):
+    """Returns a function that asks for the study's jobs, in a process with the cluster's token."""
+    code = "import sys; from pathlib import Path; from llmkt_ray.sweep.jobs import Jobs\n"
+    code += "for job in Jobs(Path(sys.argv[1]), sys.argv[2]).attempts(): print(job.id, job.status)"
+
+    def ask() -> list[Job]:
+        command = [sys.executable, "-c", code, str(study), head.address]
+        environment = head.environment(head.token) | {"PYTHONPATH": os.getcwd()}
+        said = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True).stdout
+        return [Job(*line.split()) for line in said.splitlines() if line.startswith("long-")]
+
+    return ask
+
+
+def test_the_command_of_the_documents_works_as_it_is_written(head):
+    """The very line, in the repository, with nothing added but that a few trials are enough for a test."""
+    assert (
+        AS_WRITTEN.replace("ray job submit", "ray job submit --address http://127.0.0.1:8265") in (ROOT / "cluster/README.md").read_text()
+    )
+    environment = head.environment(head.token) | {"RAY_ADDRESS": head.address, "RAY_API_SERVER_ADDRESS": head.address}
+    command = [*AS_WRITTEN.split(), "--smoke"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "succeeded" in done.stdout
+    assert re.search(r"[1-4] trials run now, [1-4] done and 0 failed in all", done.stdout), done.stdout[-3000:]
+    assert (head.home / "results" / "robustness-smoke" / "report.html").exists()
 
 
 @pytest.mark.parametrize("token", ["", "f" * 64])
