@@ -85,6 +85,7 @@ def generate(
         "users": len(table),
         "with_profile": with_text,
         "coverage": with_text / len(table),
+        **{name: pc.sum(table.column(name)).as_py() or 0 for name in ("prompt_tokens", "output_tokens") if engine.is_llm},
         "quality": quality(table, data),
     }
     # Before anything is stored: the part files stay, so that texts that were paid for are there when the cause is mended.

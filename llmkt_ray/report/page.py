@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from llmkt_ray import __version__
-from llmkt_ray.report import run_facts
+from llmkt_ray.report import reproducibility, run_facts
 from llmkt_ray.report.drill import Drill
 from llmkt_ray.report.figures.canvas import Canvas
 from llmkt_ray.report.figures.style import css_colours, css_rules, series
@@ -77,10 +77,10 @@ def _page(results: Results, findings: Sequence[Finding], sections: Sequence[Sect
         "run_sentences": run_facts.run_sentences(results, tuple(f.cell for f in findings)),
         "run_tables": run_facts.run_tables(results),
         "failures": failures,
-        "card": run_facts.card_entries(results),
-        "card_tables": run_facts.card_tables(results),
-        "command": results.card.get("command") or "llmkt run STUDY",
-        "study_yaml": run_facts.study_yaml(results),
+        "card": reproducibility.card_entries(results),
+        "card_tables": reproducibility.card_tables(results),
+        "command": reproducibility.commands(results),
+        "study_yaml": reproducibility.study_yaml(results),
         "version": __version__,
         "n_rows": f"{len(results.trials):,}",
     }

@@ -1,17 +1,16 @@
-"""What was run: data, profiles, encoder, models, as sentences and tables; and the reproducibility card."""
+"""What was run: data, profiles, encoder, models, as sentences and tables."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from llmkt_ray.report.cells import Cell
 from llmkt_ray.report.findings import certificate
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import Table
-from llmkt_ray.report.text import count, gibibytes, listed, plain, seconds
+from llmkt_ray.report.text import count, listed, plain
 
 
 def run_sentences(results: Results, cells: tuple[Cell, ...]) -> list[str]:
@@ -39,57 +38,6 @@ def run_tables(results: Results) -> list[Table]:
     """Returns the tables of what was run; those without a row are left out."""
     tables = [_datasets(results), _profiles(results), _targets(results), _models(results)]
     return [table for table in tables if table.rows]
-
-
-def card_entries(results: Results) -> list[tuple[str, str]]:
-    """Returns the entries of the reproducibility card."""
-    card, trials = results.card, results.trials
-    hardware = card.get("hardware") or {}
-    entries = [
-        ("study key", str(card.get("key", "unknown"))),
-        ("seed of the study", str(results.study.get("seed", "unknown"))),
-        ("started", str(card.get("started", "unknown"))),
-        ("finished", str(card.get("finished") or "not yet")),
-        (
-            "driver",
-            f"{hardware.get('platform', 'unknown')}, {count(hardware.get('cpus') or 0, 'CPU')}, "
-            f"{gibibytes(hardware.get('memory_bytes') or 0)}",
-        ),
-    ]
-    if len(trials):
-        hosts, devices = sorted({str(h) for h in trials["host"].dropna()}), sorted({str(d) for d in trials["device"].dropna()})
-        entries += [
-            (
-                "trials ran on",
-                f"{listed(hosts[:4]) or 'unknown'}{' and others' if len(hosts) > 4 else ''} ({listed(devices) or 'unknown'})",
-            ),
-            ("time of all trials", f"{seconds(trials['wall_s'].sum())} wall, {seconds(trials['cpu_s'].sum())} CPU"),
-            ("largest memory of a trial", gibibytes(float(trials["peak_rss_bytes"].max()))),
-        ]
-    tokens = [_tokens(p.get("notes") or {}) for p in card.get("profiles", [])]
-    if sum(tokens):
-        entries.append(("tokens of all profiles", f"{sum(tokens):,}"))
-    return entries
-
-
-def card_tables(results: Results) -> list[Table]:
-    """Returns keys and versions as tables."""
-    keys = [
-        (kind, _text(entry.get("dataset") or entry.get("name")), _text(entry.get("llm")), str(entry.get("key") or entry.get("split_key")))
-        for kind, name in (("split", "datasets"), ("profiles", "profiles"), ("embeddings", "embeddings"), ("targets", "targets"))
-        for entry in results.card.get(name, [])
-    ]
-    versions = [(str(name), str(version)) for name, version in sorted((results.card.get("versions") or {}).items())]
-    tables = [
-        Table("Artifact keys", ("artifact", "dataset", "profiles", "key"), (False,) * 4, tuple(keys)),
-        Table("Versions", ("package", "version"), (False, False), tuple(versions)),
-    ]
-    return [table for table in tables if table.rows]
-
-
-def study_yaml(results: Results) -> str:
-    """Returns the study file, complete with defaults."""
-    return yaml.safe_dump(results.study, sort_keys=False, allow_unicode=True) if results.study else "The study file is not in the card."
 
 
 def _datasets(results: Results) -> Table:
@@ -180,10 +128,6 @@ def _models(results: Results) -> Table:
         )  # fmt: skip
     columns = ("model", "dataset", "tapped layers", "epochs", "batch size", "learning rate", "weight decay", "hyper-parameters")
     return Table("Models", columns, (False, False, False, True, True, True, True, False), tuple(sorted(rows)))
-
-
-def _tokens(notes: Mapping[str, Any]) -> int:
-    return sum(int(notes[name]) for name in ("prompt_tokens", "output_tokens") if isinstance(notes.get(name), int))
 
 
 def _once(entries: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

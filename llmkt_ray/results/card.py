@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -44,6 +45,12 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def command() -> str:
+    """Returns the command that runs in this process, as it would be typed."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["llmkt" if name in ("llmkt", "cli.py", "__main__.py") else name, *sys.argv[1:]])
+
+
 def write_card(folder: str | Path, study: StudyConfig, facts: dict[str, Any]) -> None:
     """Writes or renews the card; `started` stays that of the first run, `finished` is null until `finish_card`.
 
@@ -58,7 +65,7 @@ def write_card(folder: str | Path, study: StudyConfig, facts: dict[str, Any]) ->
         "key": study.key,
         "versions": package_versions(),
         "hardware": hardware(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "started": before.get("started", _now()),
         "finished": before.get("finished"),
         **facts,

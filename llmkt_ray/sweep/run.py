@@ -334,7 +334,8 @@ def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
     def made(nodes: Sequence[NodeT]) -> Iterator[tuple[NodeT, dict[str, Any]]]:
         for node in nodes:
             if store.files.exists(f"{node.kind}/{node.key}/{MANIFEST}"):
-                yield node, store.manifest(node.kind, node.key).notes
+                manifest = store.manifest(node.kind, node.key)
+                yield node, {**manifest.notes, "wall_s": manifest.wall_s}
 
     def source(node: ProfileNode | EmbeddingNode | ItemMeanNode) -> dict[str, Any]:
         return {"dataset": node.split.config.name, "split_key": node.split.key, "llm": node.source}
@@ -356,7 +357,8 @@ def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
         for node, notes in made(plan.profiles)
     ]
     embeddings = [
-        {**source(node), "encoder": node.config.encoder, "key": node.key, "identity": node.identity} for node, _ in made(plan.embeddings)
+        {**source(node), "encoder": node.config.encoder, "key": node.key, "identity": node.identity, "notes": notes}
+        for node, notes in made(plan.embeddings)
     ]
     targets = [
         {

@@ -108,6 +108,13 @@ def test_every_user_is_asked_once(server: Server, data: PreparedData, store: Art
     assert "estimated" in profiles.notes["warnings"][0]
 
 
+def test_the_tokens_of_all_answers_are_in_the_notes(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    profiles = _run(server, data, store)
+    for name in ("prompt_tokens", "output_tokens"):
+        total = sum(profiles.table.column(name).to_pylist())
+        assert profiles.notes[name] == total > 0
+
+
 def test_key_is_nowhere_on_disk(server: Server, data: PreparedData, store: ArtifactStore) -> None:
     _run(server, data, store)
     for name in store.files.list("", recursive=True):
