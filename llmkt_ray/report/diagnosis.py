@@ -1,20 +1,22 @@
 """The three failure signatures, per cell, each from stated evidence and with its remedy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
-from llmkt_ray.report.cells import Runs
+from llmkt_ray.report.evidence import GOAL, Evidence, evidence_of
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.text import count, percent, percent_interval
+from llmkt_ray.stats.contrast import Contrast
 
 WEAK_RATIO, STRONG_RATIO = 0.05, 2.0
 """Gradient norm of the transfer relative to the model's at the tap: below, it cannot move the layer; above, it runs the phase."""
 POOR_OVERLAP = 0.2
 """Share of the nearest neighbours of the profile embedding that the target keeps."""
+DUPLICATES, FLAGGED, POOR_RECALL = 0.3, 0.2, 0.2
+"""Shares of near-duplicate and of flagged profiles above which, and genre recall below which, profiles cannot tell users apart."""
 DIP = 0.1
 """Relative loss of validation at the end of phase 1 against alpha0."""
 SLOW = 1.25
@@ -42,117 +44,102 @@ class Diagnosis:
 
 def diagnose(results: Results, findings: Sequence[Finding]) -> tuple[Diagnosis, ...]:
     """Returns the signatures that the rows show, at the prespecified alpha."""
-    column = f"valid_{results.metric}"
-    if column not in results.epochs:
-        return ()
-    by_trial = results.epochs_by_trial
     made: list[Diagnosis] = []
     for finding in findings:
-        treated = finding.cell.treated.get(finding.cell.claim_alpha)
-        alpha0 = finding.cell.controls.get("alpha0")
-        if treated is None or alpha0 is None:
-            continue
-        curves = {"treated": _mean_curve(results, by_trial, treated, column), "alpha0": _mean_curve(results, by_trial, alpha0, column)}
-        if any(curve.empty for curve in curves.values()):
-            continue
-        ratio = _mean_ratio(results, by_trial, treated)
-        made += _signatures(results, finding, curves, ratio, _phase1_end(results, by_trial, treated))
+        found = evidence_of(results, finding.cell)
+        if found is not None:
+            made += _signatures(finding, found, results.smallest_effect)
     return tuple(made)
 
 
-def _signatures(results: Results, finding: Finding, curves: Mapping[str, pd.Series], ratio: float, switch: float | None) -> list[Diagnosis]:
-    label, found = finding.cell.label, []
-    gain = finding.contrasts.get("alpha0")
-    dip = _dip(curves, switch)
-    slow, epochs = _slowness(curves)
-    overlap = _overlap(results, finding)
-    known = [f"gradient ratio {ratio:.2g}" if np.isfinite(ratio) else "", f"kNN overlap {overlap:.2f}" if np.isfinite(overlap) else ""]
-    shared = "; ".join(words for words in known if words)
-    if gain is not None and gain.relative is not None and gain.difference.high < 0:
-        cause, remedy = "the evidence names none", "try a smaller alpha, another layer, and best_valid as hand-over"
-        if np.isfinite(ratio) and ratio > STRONG_RATIO:
-            cause = "overfitting to the pretext task: the transfer's gradient outweighs the model's"
-            remedy = "a smaller alpha, balance: initial, or an earlier switch"
-        elif dip < -DIP:
-            cause = "overfitting to the pretext task: phase 1 leaves the model worse than without transfer"
-            remedy = "a smaller alpha, an earlier switch, or hand-over of the best validated weights"
-        evidence = f"{percent_interval(gain.relative)} over alpha0; end of phase 1 {percent(dip)} against alpha0; {shared}"
-        found.append(Diagnosis(label, "degraded baseline", evidence, cause, remedy))
-    elif gain is not None and gain.relative is not None and gain.relative.low <= 0:
-        cause, remedy = (
-            "the evidence names none: the profiles may hold nothing that the interactions do not",
-            "other profiles, another layer, more seeds",
+def _signatures(finding: Finding, found: Evidence, smallest: float) -> list[Diagnosis]:
+    label, gain, made = finding.cell.label, finding.contrasts.get("alpha0"), []
+    if gain is not None and gain.relative is not None:
+        said = f"{percent_interval(gain.relative)} over alpha0"
+        if gain.difference.high < 0:
+            cause, remedy = _why_degraded(found)
+            dip = f"; end of phase 1 {percent(found.dip)} against alpha0" if np.isfinite(found.dip) else ""
+            made.append(Diagnosis(label, "degraded baseline", _joined(said + dip, found), cause, remedy))
+        elif gain.relative.low <= 0:
+            cause, remedy = _why_no_gain(found, finding.contrasts.get("shuffled"), gain, smallest)
+            made.append(Diagnosis(label, "no gain", _joined(said, found), cause, remedy))
+    if found.slowness >= SLOW:
+        cause, remedy = _why_slow(found)
+        speed = {arm: one.words for arm, one in found.speed.items()}
+        said = f"epochs to {GOAL:.0%} of alpha0's best validation value: treated {speed['treated']}, alpha0 {speed['alpha0']}"
+        said += f", shuffled {speed['shuffled']}" if "shuffled" in speed else ""
+        made.append(Diagnosis(label, "slow convergence", _joined(said, found), cause, remedy))
+    return made
+
+
+def _why_degraded(found: Evidence) -> tuple[str, str]:
+    if found.gradient_ratio > STRONG_RATIO:
+        return (
+            "overfitting to the pretext task: the transfer's gradient outweighs the model's",
+            "a smaller alpha, balance: initial, or an earlier switch",
         )
-        own = finding.contrasts.get("shuffled")
-        if np.isfinite(ratio) and ratio < WEAK_RATIO:
-            cause, remedy = "weight: the transfer is too weak to move the layer", "a larger alpha, or balance: initial"
-        elif np.isfinite(overlap) and overlap < POOR_OVERLAP:
-            cause, remedy = "profile quality: the reducer loses who is near whom", "more dims, pca instead of umap, or another encoder"
-        elif own is not None and own.relative is not None and own.relative.low <= 0 <= own.relative.high:
-            cause = "alignment or content: another user's profile does as well"
-            remedy = "look at the profiles' diversity and own-user retrieval; try a user-aligned layer"
-        found.append(Diagnosis(label, "no gain", f"{percent_interval(gain.relative)} over alpha0; {shared}", cause, remedy))
-    if slow is None or slow >= SLOW:
-        reach = "never reaches" if slow is None else f"needs {epochs[0]:g} epochs instead of {epochs[1]:g} to reach"
-        cause, remedy = "noisy or misaligned embeddings", "check the profiles and the kNN overlap; a smaller alpha; more epochs"
-        if np.isfinite(ratio) and ratio > STRONG_RATIO:
-            cause, remedy = "the transfer's gradient outweighs the model's in phase 1", "a smaller alpha or balance: initial"
-        found.append(
-            Diagnosis(label, "slow convergence", f"treated {reach} 95 % of alpha0's best validation value; {shared}", cause, remedy)
+    if found.dip < -DIP:
+        return (
+            "overfitting to the pretext task: phase 1 leaves the model worse than without transfer",
+            "a smaller alpha, an earlier switch, or handover: best_valid",
         )
-    return found
+    return "the evidence names none", "a smaller alpha, another layer, and handover: best_valid"
 
 
-def _mean_curve(results: Results, by_trial: Mapping[str, pd.DataFrame], runs: Runs, column: str) -> pd.Series:
-    frames = [by_trial[key] for key in _keys(results, runs) if key in by_trial]
-    if not frames:
-        return pd.Series(dtype=float)
-    return pd.concat(frames).dropna(subset=[column]).groupby("epoch")[column].mean()
+def _why_no_gain(found: Evidence, own: Contrast | None, gain: Contrast, smallest: float) -> tuple[str, str]:
+    if found.gradient_ratio < WEAK_RATIO:
+        return "weight: the transfer is too weak to move the layer", "a larger alpha, or balance: initial"
+    poor = _poor_profiles(found)
+    if poor:
+        return f"profile quality: {poor}", "another prompt or LLM; look at the texts of a few users"
+    if found.overlap < POOR_OVERLAP:
+        return "profile quality: the reducer loses who is near whom", "more dims, pca instead of umap, or another encoder"
+    if found.alignment and found.alignment != "user":
+        return f"alignment: the tapped layer is not the user's alone ({found.alignment})", "a user-aligned layer: llmkt layers MODEL"
+    if gain.relative is not None and gain.relative.high > smallest:
+        return (
+            f"not known yet: the interval also holds gains above {smallest:.0%}, so the study is too small to say that there is none",
+            "more seeds (see the power statement) before anything else",
+        )
+    if own is not None and own.relative is not None and own.relative.low <= 0 <= own.relative.high:
+        return (
+            "alignment or content: another user's profile does as well",
+            "look at the profiles' diversity and own-user retrieval; try another layer",
+        )
+    return "the evidence names none: the profiles may hold nothing that the interactions do not", "other profiles, or another layer"
 
 
-def _mean_ratio(results: Results, by_trial: Mapping[str, pd.DataFrame], runs: Runs) -> float:
-    values = [by_trial[key]["gradient_ratio"] for key in _keys(results, runs) if key in by_trial and "gradient_ratio" in by_trial[key]]
-    return float(pd.concat(values).mean()) if values else float("nan")
+def _why_slow(found: Evidence) -> tuple[str, str]:
+    if found.gradient_ratio > STRONG_RATIO:
+        return "weight: the transfer's gradient outweighs the model's in phase 1", "a smaller alpha or balance: initial"
+    poor = _poor_profiles(found)
+    if poor:
+        return f"noisy embeddings: {poor}", "another prompt or LLM; a smaller alpha"
+    if found.overlap < POOR_OVERLAP:
+        return "noisy embeddings: the reducer loses who is near whom", "more dims, pca instead of umap, or another encoder"
+    if found.alignment and found.alignment != "user":
+        return f"misaligned: the tapped layer is not the user's alone ({found.alignment})", "a user-aligned layer: llmkt layers MODEL"
+    if found.relative_speed("shuffled") >= SLOW:
+        return (
+            "noisy or misaligned embeddings: another user's profile slows it as much",
+            "a smaller alpha; check the join of users and texts",
+        )
+    return "noisy or misaligned embeddings", "check the profiles and the kNN overlap; a smaller alpha; more epochs"
 
 
-def _phase1_end(results: Results, by_trial: Mapping[str, pd.DataFrame], runs: Runs) -> float | None:
-    for key in _keys(results, runs):
-        frame = by_trial.get(key)
-        if frame is not None and frame["phase"].iloc[0] == 1 and (frame["phase"] == 2).any():
-            return float(frame.loc[frame["phase"] == 1, "epoch"].max())
-    return None
+def _poor_profiles(found: Evidence) -> str:
+    """Returns what is wrong with the profiles, empty where nothing is."""
+    if found.duplicates > DUPLICATES:
+        return f"{found.duplicates:.0%} of the profiles are near-duplicates"
+    if found.flagged > FLAGGED:
+        return f"{found.flagged:.0%} of the profiles are flagged (refused, truncated, echoed)"
+    if found.recall < POOR_RECALL:
+        return f"profiles name {found.recall:.0%} of what their users watch most"
+    return ""
 
 
-def _dip(curves: Mapping[str, pd.Series], switch: float | None) -> float:
-    """Returns treated against alpha0 at the end of phase 1, relative; NaN where there is no such epoch."""
-    if switch is None:
-        return float("nan")
-    both = [curve[curve.index <= switch] for curve in (curves["treated"], curves["alpha0"])]
-    if any(curve.empty for curve in both) or both[1].iloc[-1] <= 0:
-        return float("nan")
-    return float(both[0].iloc[-1] / both[1].iloc[-1] - 1)
-
-
-def _slowness(curves: Mapping[str, pd.Series]) -> tuple[float | None, tuple[float, float]]:
-    """Returns epochs to 95 % of alpha0's best, treated relative to alpha0 (None: never), and both numbers."""
-    goal = 0.95 * curves["alpha0"].max()
-    first = {arm: curve[curve >= goal].index.min() for arm, curve in curves.items()}
-    if pd.isna(first["treated"]):
-        return None, (float("nan"), float(first["alpha0"]))
-    return float(first["treated"] / first["alpha0"]), (float(first["treated"]), float(first["alpha0"]))
-
-
-def _overlap(results: Results, finding: Finding) -> float:
-    """Returns the mean kNN overlap of the targets that a cell was treated with, NaN where it was not measured."""
-    runs = finding.cell.treated[finding.cell.claim_alpha]
-    keys = set(results.trials["targets_key"].iloc[list(runs.rows.values())])
-    values = [(t.get("notes") or {}).get("knn_overlap") for t in results.card.get("targets", []) if t.get("key") in keys]
-    known = [float(value) for value in values if isinstance(value, float | int)]
-    return float(np.mean(known)) if known else float("nan")
-
-
-def _keys(results: Results, runs: Runs) -> list[str]:
-    return [str(results.keys[row]) for row in runs.rows.values()]
+def _joined(said: str, found: Evidence) -> str:
+    return f"{said}; {found.words}" if found.words else said
 
 
 def summary(found: Sequence[Diagnosis], cells: int) -> str:

@@ -233,16 +233,17 @@ def dots(
     line: float | None,
     *,
     as_percent: bool = False,
+    digits: int = 4,
 ) -> Canvas:
     """Draws one value a row: (label, arm, value, tip); `line` is a value to be marked through all rows, for example EASE's."""
     left, right, top, row_height = 104.0, 306.0, 10.0, 21.0
     bottom = top + row_height * len(rows)
-    shown = "; ".join(f"{label} {plain(value)}" for label, _, value, _ in rows)
+    shown = "; ".join(f"{label} {_number(value, True) if as_percent else plain(value, digits)}" for label, _, value, _ in rows)
     canvas = Canvas(WIDTH, bottom + 30, title, f"{title}: {shown}.")
     x = Scale(*reach, left, right)
     for tick in x.ticks(4):
         canvas.line((x(tick), top), (x(tick), bottom), style="grid")
-        name = f"{tick * 100:g}".replace("-", MINUS) if as_percent else f"{tick:.2f}".removeprefix("0")
+        name = f"{tick * 100:g}".replace("-", MINUS) if as_percent else f"{tick:.2f}".removeprefix("0") if digits > 1 else f"{tick:g}"
         canvas.text(x(tick), bottom + 15, name if tick else "0", anchor="middle")
     if line is not None and reach[0] <= line <= reach[1]:
         canvas.line((x(line), top), (x(line), bottom), style="thin-reference")
@@ -252,7 +253,7 @@ def dots(
         canvas.text(left - 10, y + 4, label, "value", "end")
         canvas.line((x.clipped(0.0), y), (x.clipped(value), y), style=f"thin-{colour}")
         canvas.marker(shape, x.clipped(value), y, f"mark-{colour}", tip, 5)
-        canvas.text(WIDTH - 4, y + 4, _number(value, as_percent) if as_percent else plain(value), "strong", "end")
+        canvas.text(WIDTH - 4, y + 4, _number(value, True) if as_percent else plain(value, digits), "strong", "end")
     return canvas
 
 

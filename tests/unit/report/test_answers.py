@@ -137,8 +137,29 @@ def test_no_gain_from_targets_that_lost_the_neighbours(tmp_path):
 
 def test_no_gain_because_any_profile_does(tmp_path):
     effects = {"baseline": 0.0, "alpha0": 0.0, "shuffled": 0.0, "template": 0.0}
-    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.0, effects=effects)
+    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.0, effects=effects, n_users=2000, seed_sd=0.0005)
     assert found.cause.startswith("alignment or content")
+
+
+def test_no_gain_in_a_study_that_is_too_small_is_not_known_yet(tmp_path):
+    effects = {"baseline": 0.0, "alpha0": 0.0, "shuffled": 0.0, "template": 0.0}
+    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.0, effects=effects, n_users=30, seed_sd=0.05)
+    assert found.cause.startswith("not known yet")
+    assert "more seeds" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("quality", "words"),
+    [
+        ({"near_duplicates": 0.6}, "60% of the profiles are near-duplicates"),
+        ({"flagged": 0.4}, "40% of the profiles are flagged"),
+        ({"kinds": {"precision": 0.9, "recall": 0.1, "f1": 0.2}}, "profiles name 10% of what their users watch most"),
+    ],
+)
+def test_no_gain_from_profiles_that_cannot_tell_users_apart(tmp_path, quality, words):
+    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.0, profile_notes={"quality": quality})
+    assert found.cause == f"profile quality: {words}" or found.cause.startswith(f"profile quality: {words} (")
+    assert "look at the texts" in found.remedy
 
 
 def test_a_degraded_baseline_from_overfitting_to_the_pretext_task(tmp_path):
@@ -155,12 +176,22 @@ def _dip(spec, epoch, value):
 def test_slow_convergence(tmp_path):
     (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.1, curve=_slow)
     assert found.signature == "slow convergence"
-    assert "epochs instead of" in found.evidence
+    assert "treated 19, alpha0 8" in found.evidence
     assert found.cause == "noisy or misaligned embeddings"
 
 
-def _slow(spec, epoch, value):
-    return 0.2 * epoch / 20 if spec.arm == "treated" else 0.2 * min(epoch / 8, 1)
+def test_slow_convergence_whoever_the_profile_is_of(tmp_path):
+    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.1, curve=lambda s, e, v: _slow(s, e, v, ("treated", "shuffled")))
+    assert found.cause == "noisy or misaligned embeddings: another user's profile slows it as much"
+
+
+def test_slow_convergence_from_a_transfer_that_outweighs_the_model(tmp_path):
+    (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.1, curve=_slow, gradient_ratio=5.0)
+    assert found.cause.startswith("weight: ")
+
+
+def _slow(spec, epoch, value, arms=("treated",)):
+    return 0.2 * epoch / 20 if spec.arm in arms else 0.2 * min(epoch / 8, 1)
 
 
 def test_a_healthy_cell_has_no_signature(tmp_path):

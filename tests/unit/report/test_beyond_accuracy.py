@@ -10,6 +10,7 @@ from llmkt_ray.report.load import load
 from llmkt_ray.report.sections.beyond import beyond_section
 from llmkt_ray.report.sections.groups import demographics_section, user_types_section
 from llmkt_ray.report.sections.quality import quality_section
+from llmkt_ray.report.sections.types import profile_types_section
 from tests.unit.report.synthetic import World, write, write_artifacts
 
 N = 120
@@ -88,6 +89,18 @@ def test_better_profiles_go_with_larger_gains_where_they_do(study):
     assert set(rows) == {"length", "distinctiveness", "genre precision", "genre recall"}
     low = float(rows["genre recall"]["Spearman's rho [95 %]"].split("[")[1].split(",")[0].replace("\u2212", "-"))
     assert low > 0.3
+
+
+def test_profiles_are_described_by_type_of_user(study):
+    """The first half of the users are the more active ones, and their texts name more of their genres."""
+    section = profile_types_section(*study)
+    rows = {(row["measure"], row["by"], row["third"]): row["against all users [95 %]"] for row in rows_of(section, "Every type")}
+    assert {by for _, by, _ in rows} == {"activity", "popularity affinity", "genre entropy", "recency"}
+    assert {measure for measure, _, _ in rows} == {"length", "distinctiveness", "genre precision", "genre recall"}
+    assert rows["genre recall", "recency", "low"].startswith("+")
+    assert rows["genre recall", "recency", "high"].startswith("\u2212")
+    assert "N1: " in section.lead
+    assert "n = " in section.caption
 
 
 def test_profiles_that_say_nothing_about_the_gain_are_not_credited(tmp_path):
