@@ -25,9 +25,9 @@ class Drill:
     """What the page's script reads; small numbers in place of repeated texts.
 
     Attributes:
-        moves: row of the trials table to its users, each [user, text, after, before, entered, left]: user and text are places in the
-            lists below (text -1: none), after and before the user's metric in 1/10,000, entered and left lists of 2 * title + (1
-            where the user liked the item in test).
+        moves: row of the trials table to its users, each [user, text, after, before, entered, left, kept]: user and text are places
+            in the lists below (text -1: none), after and before the user's metric in 1/10,000, entered and left lists of 2 * title + (1
+            where the user liked the item in test), kept lists of [the same, rank before, rank after] of liked items in both lists.
         users: [raw id, train rows] of each user named.
         texts: profile texts.
         titles: titles of the items named.
@@ -105,8 +105,20 @@ def _moves(
         at = -1 if text is None else made.place("text", text, made.texts, text)
         new, old = now[1][place], before[1][place]
         entered, left = (_items(made, split, user, these, others) for these, others in ((new, old), (old, new)))
-        made_moves.append([known, at, round(float(after[place]) * 1e4), round(float(without[place]) * 1e4), entered, left])
+        kept = _kept(made, split, user, new, old)
+        made_moves.append([known, at, round(float(after[place]) * 1e4), round(float(without[place]) * 1e4), entered, left, kept])
     return made_moves
+
+
+def _kept(made: Drill, split: Split, user: int, new: np.ndarray, old: np.ndarray) -> list[list[int]]:
+    """Returns the items that the user liked in test and that are in both lists, with their ranks (from 1) before and after."""
+    ranks = {int(item): rank for rank, item in enumerate(old.tolist(), 1)}
+    liked = split.liked_in_test(user)
+    return [
+        [2 * made.place("title", (split.data.key, item), made.titles, str(split.titles[item])) + 1, ranks[item], rank]
+        for rank, item in enumerate(new.tolist(), 1)
+        if item in liked and item in ranks
+    ][:MOST_ITEMS]
 
 
 def _items(made: Drill, split: Split, user: int, these: np.ndarray, others: np.ndarray) -> list[int]:

@@ -9,7 +9,7 @@ from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut
-from llmkt_ray.report.text import listed, percent_interval, plain
+from llmkt_ray.report.text import count, listed, percent_interval, plain
 
 
 def references(results: Results, findings: Sequence[Finding]) -> Section | None:
@@ -42,10 +42,20 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
         caption=(
             f"Mean test {results.metric}, higher is better; treated and its controls at alpha {results.claim_alpha:g}, means over "
             "seeds and users. "
-            f"Dotted line: EASE. References have one deterministic run a split; no intervals are drawn here.{cut(len(shown))}"
+            "Marker: the mean. Dotted line: EASE. References have one deterministic run a split; no intervals are drawn here. "
+            f"{_counted(results, shown)}{cut(len(shown))}"
         ),
         figures=tuple(figures),
     )
+
+
+def _counted(results: Results, findings: Sequence[Finding]) -> str:
+    """Returns n in words: evaluated users and seeds of the arms that are drawn."""
+    runs = [r for f in findings for r in (*f.cell.controls.values(), *f.cell.treated.values()) if r.rows]
+    values = results.user_values(results.metric)
+    users = [len(found[0]) for r in runs for row in list(r.rows.values())[:1] if (found := values.get(str(results.keys[row]))) is not None]
+    seeds = max((r.seeds for r in runs), default=0)
+    return f"n = {min(users):,}{f' to {max(users):,}' if max(users) > min(users) else ''} users, {count(seeds, 'seed')}." if users else ""
 
 
 def other_metrics(results: Results, findings: Sequence[Finding]) -> Section | None:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table
-from llmkt_ray.report.text import percent, percent_interval
+from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, sample
+from llmkt_ray.report.text import count, percent, percent_interval
 from llmkt_ray.stats.importance import SEED
 
 MOST_ROWS, MOST_COLUMNS = 12, 12
@@ -20,7 +20,8 @@ def heat_maps(results: Results, findings: Sequence[Finding]) -> Section | None:
     maps = {at: cells for at, cells in groups.items() if len(cells) > 1 and any(len(f.grid) > 1 for f in cells)}
     if not maps:
         return None
-    gains = [abs(c.relative.estimate) for cells in maps.values() for f in cells for c in f.grid.values() if c.relative is not None]
+    every = [c for cells in maps.values() for f in cells for c in f.grid.values()]
+    gains = [abs(c.relative.estimate) for c in every if c.relative is not None]
     reach = max([*gains, 0.01])
     figures = []
     for (dataset, model), cells in list(maps.items())[:MOST_PANELS]:
@@ -44,7 +45,7 @@ def heat_maps(results: Results, findings: Sequence[Finding]) -> Section | None:
         caption=(
             f"Mean gain in test {results.metric} of treated over alpha0, in %; higher is better. Blue: gain, orange: loss, the "
             f"stronger the larger (full colour: {percent(reach)[1:]}). Means over seeds and users; the intervals are in the tips and "
-            "in the table of alphas. A square leads to its trials, and from there to users."
+            f"in the table of alphas. {sample(every)} A square leads to its trials, and from there to users."
         ),
         figures=tuple(figures),
     )
@@ -59,6 +60,7 @@ def importance_section(results: Results, fanova: Mapping[str, float], ped: Mappi
         (name.replace("_", " "), "reference" if name == SEED else "treated", share, f"{name}: {share:.1%}")
         for name, share in fanova.items()
     ]
+    trials = int(((results.trials["arm"] == "treated") & (results.trials["status"] == "done")).sum())
     canvas = charts.dots("Importance of each factor, fANOVA", rows, (0.0, max(fanova.values()) * 1.06), floor)
     table = Table(
         "Both measures", ("factor", "fANOVA", "PED-ANOVA"), (False, True, True),
@@ -71,8 +73,8 @@ def importance_section(results: Results, fanova: Mapping[str, float], ped: Mappi
         lead="The seed is one of the factors: what is not above it does no more than repeating the study would.",
         caption=(
             f"Share of the variation in validation {results.metric} (relative to its dataset and model) that a factor explains, "
-            "from 0 to 1, treated trials, one row a configuration and seed; neither direction is better. Dotted line: the seed, the "
-            "noise floor."
+            "from 0 to 1, treated trials, one row a configuration and seed; neither direction is better. Marker: the share; its own "
+            f"uncertainty is not drawn. Dotted line: the seed, the noise floor. n = {count(trials, 'treated trial')}."
         ),
         figures=(Figure("importance", "Importance", "fANOVA, share", canvas),),
         tables=(table,),

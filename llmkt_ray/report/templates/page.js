@@ -153,12 +153,14 @@
     draw();
     title.tabIndex = -1;
     box.replaceChildren(title);
-    var list = element("dl", undefined, "card");
+    var list = element("dl", undefined, "card"), all = element("details", undefined, "numbers");
     columns.concat(data.extra_columns).forEach(function (name, c) {
       var coded = data.extra_values[c - columns.length], value = c < columns.length ? rows[i][c] : coded[0][coded[1][i]];
       if (value !== "") { list.append(pair(name, value)); }
     });
-    box.append(list);
+    box.append(element("p", columns.map(function (name, c) { return c && rows[i][c] !== "" ? name + " " + shown(rows[i][c], c) : ""; }).filter(Boolean).join(" \u00b7 ")));
+    all.append(element("summary", "Every setting of this trial"), list);
+    box.append(all);
     if (rows[i].indexOf("done") >= 0) { box.append(element("p", "RecBole weights and config of this trial: llmkt export " + rows[i][0], "muted")); }
     var moves = data.moves[i], focus = title;
     if (moves) { focus = users(box, i, moves, user) || title; }
@@ -177,6 +179,7 @@
     ["user", "change", "with transfer", "without", "train rows", "profile"].forEach(function (name, c) {
       var cell = element("th", name, c > 0 && c < 5 ? "num" : "");
       cell.scope = "col";
+      if (c === 5) { cell.className = "preview"; }
       top.append(cell);
     });
     moves.forEach(function (move) {
@@ -186,7 +189,7 @@
       choose.setAttribute("aria-expanded", String(who[0] === wanted));
       name.append(choose);
       line.append(name, element("td", signed(move[2] - move[3]), "num"), element("td", number(move[2]), "num"), element("td", number(move[3]), "num"), element("td", String(who[1]), "num"));
-      line.append(element("td", text.length > 90 ? text.slice(0, 90) + "\u2026" : text));
+      line.append(element("td", text.length > 90 ? text.slice(0, 90) + "\u2026" : text, "preview"));
       line.addEventListener("click", function () { go(i, who[0]); });
       if (who[0] === wanted) { line.className = "opened"; open = move; }
       inside.append(line);
@@ -203,11 +206,12 @@
     title.tabIndex = -1;
     box.append(title, element("p", "What was written about this user:", "muted"));
     box.append(element("blockquote", move[1] < 0 ? "There is no profile of this user: masked out of the transfer loss." : data.texts[move[1]]));
-    [["Entered the list", move[4]], ["Left the list", move[5]]].forEach(function (side) {
+    [["Entered the list", move[4]], ["Left the list", move[5]], ["Liked in test, and in both lists", move[6]]].forEach(function (side, which) {
       var part = element("div"), list = element("ul");
-      side[1].forEach(function (code) {
-        var line = element("li", data.titles[Math.floor(code / 2)]);
-        if (code % 2) { line.append(element("span", " liked in test", "liked")); }
+      side[1].forEach(function (found) {
+        var code = which < 2 ? found : found[0], line = element("li", data.titles[Math.floor(code / 2)]);
+        if (which === 2) { line.append(element("span", " rank " + found[1] + " \u2192 " + found[2], "muted")); }
+        else if (code % 2) { line.append(element("span", " liked in test", "liked")); }
         list.append(line);
       });
       part.append(element("h5", side[0]), side[1].length ? list : element("p", "nothing", "muted"));

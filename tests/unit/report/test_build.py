@@ -46,6 +46,23 @@ def test_every_figure_says_its_unit_direction_n_and_band(tmp_path):
     assert "from the lowest to the highest seed" in training
 
 
+def test_no_figure_of_a_full_page_lacks_its_unit_direction_n_or_band(tmp_path):
+    world = World(**{**SMALL.__dict__, "layers": ("encoder.0", "encoder.1"), "datasets": ("ml-100k", "ml-1m")})
+    write_artifacts(tmp_path / "artifacts", world, lambda item: f"Film {item}", lambda user: f"Likes drama and {user} films.")
+    page = build(write(tmp_path / "study", world)).read_text()
+    drawn = {}
+    for section in re.findall(r"<section id=.*?</section>", page, re.S):
+        if "<figure>" in section:
+            (caption,) = re.findall(r'<p class="caption">(.*?)</p>', section, re.S)
+            drawn[re.search(r'id="([^"]+)"', section)[1]] = html.unescape(re.sub(r"<[^>]+>", "", caption))
+    assert set(drawn) >= {"gains", "attribution", "alpha", "heat", "training", "references", "beyond", "types", "demographics", "quality"}
+    for section, caption in drawn.items():
+        assert re.search(r"\bn = \d", caption), section
+        assert re.search(r"better|lower is closer|neither direction", caption), section
+        assert re.search(r"%|NDCG@10|from 0 to 1|from \u22121 to 1|seconds", caption), section
+        assert re.search(r"[Mm]arker|[Bb]and|[Bb]ar|[Ll]ine|colour|no interval", caption), section
+
+
 def test_profiles_that_no_llm_wrote_are_said_so_at_the_top(tmp_path):
     text = _text(tmp_path, World(**{**SMALL.__dict__, "is_llm": False, "engine": "template", "llms": ("template",)}))
     assert text.index("No verdict: no LLM wrote these profiles") < text.index("What was run")
