@@ -177,8 +177,15 @@ def fetch(
 
 
 @app.command()
-def report(study: StudyFile) -> None:
-    """Write the report again from the rows that are there."""
+def report(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML), or a results folder.")],
+) -> None:
+    """Write the report again from the rows that are there: page, verdict.json, tables, figures."""
+    if study.is_dir():
+        from llmkt_ray.report import build
+
+        _say(str(build(study)))
+        return
     from llmkt_ray.api import Study
 
     _say(str(Study.from_yaml(study).report()))

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmkt_ray.artifacts import FileStore
+from llmkt_ray.artifacts import MANIFEST, FileStore
 from llmkt_ray.errors import StorageError
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.load import load, parquet_files
@@ -92,7 +93,8 @@ def diff(a: Path, b: Path) -> Diff:
 def merge(sources: Sequence[Path], target: Path) -> int:
     """Makes one results folder of several parts of one study, and returns the number of its trials.
 
-    A trial that finished in one part and failed in another counts as finished. Nothing is written if there is a conflict.
+    A trial that finished in one part and failed in another counts as finished. Nothing is written if there is a conflict. Splits and
+    profiles that lie beside a part come along.
 
     Raises:
         StorageError: the parts belong to different studies, a trial has other numbers in two of them, the target is not
@@ -131,9 +133,28 @@ def merge(sources: Sequence[Path], target: Path) -> int:
     owner = FileStore(sources[0]).read_bytes(OWNER)
     if owner is not None:
         target_files.write_bytes(OWNER, owner)
-    target_files.write_bytes(CARD, json.dumps(_merged_card([card or {} for card in cards], sources), indent=1, sort_keys=True).encode())
+    merged = _merged_card([card or {} for card in cards], sources)
+    target_files.write_bytes(CARD, json.dumps(merged, indent=1, sort_keys=True).encode())
+    _bring_artifacts(sources, target, merged)
     Ledger(target).compact()
     return len(rows)
+
+
+def _bring_artifacts(sources: Sequence[Path], target: Path, card: dict[str, Any]) -> None:
+    """Copies splits and profiles from beside the parts to beside the whole, where they are not there: the page names users and items."""
+    stores = [FileStore(folder.absolute().parent / "artifacts") for folder in (target, *sources)]
+    wanted = [("split", entry.get("split_key")) for entry in card.get("datasets", [])]
+    wanted += [("profiles", entry.get("key")) for entry in card.get("profiles", [])]
+    for kind, key in dict.fromkeys(wanted):
+        name = f"{kind}/{key}"
+        if not re.fullmatch(r"[0-9a-f]{8,64}", str(key)) or stores[0].exists(f"{name}/{MANIFEST}"):
+            continue
+        source = next((store for store in stores[1:] if store.exists(f"{name}/{MANIFEST}")), None)
+        files = sorted(source.list(name, recursive=True), key=lambda file: file.endswith(MANIFEST)) if source is not None else []
+        for file in files:  # the manifest last: it is what makes an artifact whole
+            data = source.read_bytes(file) if source is not None else None
+            if data is not None:
+                stores[0].write_bytes(file, data)
 
 
 def _merged_card(cards: Sequence[dict[str, Any]], sources: Sequence[Path]) -> dict[str, Any]:

@@ -45,6 +45,13 @@ def test_two_parts_of_a_study_are_compared_and_merged(tmp_path: Path, llmkt: Llm
     assert (code, "6 trials in" in out) == (0, True)
     assert Ledger(tmp_path / "merged").done() == Ledger(whole).done()
     assert (tmp_path / "merged" / "report.html").exists()
+    shutil.move(tmp_path / "results" / "artifacts", tmp_path / "artifacts")  # a part's own, as on its cluster
+    assert llmkt("merge", first, second, "--into", tmp_path / "elsewhere" / "whole")[0] == 0
+    page = tmp_path / "elsewhere" / "whole" / "report.html"
+    assert "Title i" in page.read_text()  # splits came along, so that items have names
+    page.unlink()
+    assert llmkt("report", page.parent) == (0, f"{page}\n", "")  # a folder alone is enough
+    assert "Title i" in page.read_text()
     code, _, err = llmkt("merge", first, second, "--into", tmp_path / "merged")
     assert code == 2
     assert "is not empty" in err

@@ -78,7 +78,6 @@ def beyond_section(context: Context, findings: Sequence[Finding]) -> Section | N
         for f, drawn in figures
     ]  # fmt: skip
     k = next(iter(values.values()))["k"].item()
-    every_meaning = "; ".join(f"{m.name}: {m.meaning}" for m in MEASURES)
     return Section(
         key="beyond",
         title="Beyond accuracy",
@@ -90,10 +89,11 @@ def beyond_section(context: Context, findings: Sequence[Finding]) -> Section | N
             "diversity and long-tail recall; for novelty and popularity it depends on what is wanted. Marker: mean. Line: 95 % "
             f"interval, cut at the panel's edge; the number is the mean. {sample(every)} Long-tail recall: users with a test positive "
             "there. Coverage: the items are the units. "
-            f"Lists ranked for {context.results.metric}. {every_meaning}.{cut(len(findings))}"
+            f"Lists ranked for {context.results.metric}.{cut(len(findings))}"
         ),
         figures=tuple(panels),
         tables=(
+            Table("What is measured", ("measure", "what it is"), (False, False), tuple((m.name, m.meaning) for m in MEASURES)),
             Table(
                 "Arm by arm", ("cell", "arm", *(m.name for m in MEASURES)), (False, False, *(True,) * len(MEASURES)), tuple(rows)
             ),

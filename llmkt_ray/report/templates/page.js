@@ -14,7 +14,7 @@
   // On paper nothing is a click away.
   var folded = [];
   addEventListener("beforeprint", function () {
-    folded = Array.prototype.slice.call(document.querySelectorAll("details.more:not([open])"));
+    folded = Array.prototype.slice.call(document.querySelectorAll("details.more:not([open]), #card details:not([open])"));
     folded.forEach(function (part) { part.open = true; });
   });
   addEventListener("afterprint", function () { folded.forEach(function (part) { part.open = false; }); });
