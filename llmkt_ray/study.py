@@ -5,6 +5,7 @@ metrics, encoders) and the data are checked afterwards by the stages that own th
 """
 
 import math
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
@@ -379,6 +380,14 @@ class TrackingConfig(Section):
     mlflow: str | None = None
     """An MLflow tracking URI (http://host:5000, sqlite:///file.db): each trial becomes a run of the experiment named after the study.
     Needs the package mlflow-skinny or mlflow; credentials belong in the environment (MLFLOW_TRACKING_TOKEN...)."""
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Self:
+        if self.mlflow and re.search(r"://[^/?@]*:[^/?@]*@", self.mlflow):
+            raise ValueError(
+                "tracking.mlflow carries a password, which would end up in results; give MLFLOW_TRACKING_PASSWORD to the environment"
+            )
+        return self
 
 
 NOT_IN_KEY = ("storage", "resources", "budget", "tracking", "description")

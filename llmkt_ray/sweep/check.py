@@ -4,6 +4,7 @@ The schema has been read by `load_study`; here come the names (models, layers, m
 datasets and profiles, the machine, and the storage, in this order.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -140,6 +141,8 @@ def _name_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
         for name in study.transfer.layers:
             if name not in {model.name for model in study.models}:
                 yield unknown_name("transfer.layers: model", name, [model.name for model in study.models])
+    if study.tracking.mlflow and importlib.util.find_spec("mlflow") is None:
+        yield 'tracking.mlflow needs the package mlflow-skinny (or mlflow); install it with: pip install "llmkt_ray[mlflow]"'
     if study.name == "artifacts":
         yield "a study cannot be named 'artifacts': that folder holds the artifacts of all studies; choose another `name`"
 

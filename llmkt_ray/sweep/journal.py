@@ -22,6 +22,7 @@ REMOTE_INTERVAL_S = 30.0
 """Seconds between two pieces of the log on an object store, where a file cannot grow."""
 SNAPSHOT_INTERVAL_S = 2.0
 logger = logging.getLogger("llmkt_ray.trial")
+logging.getLogger("llmkt_ray").addHandler(logging.NullHandler())  # a library is silent unless somebody listens
 _current: dict[str, str] = {}
 """The trial that this process runs now: its key and its readable name."""
 

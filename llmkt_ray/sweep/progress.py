@@ -104,6 +104,11 @@ class Progress:
         self.console.print(f"Ray's dashboard: {dashboard} (sign in with the cluster's token)", highlight=False, soft_wrap=True)
         self._log("dashboard", url=dashboard)
 
+    def warn(self, sentence: str) -> None:
+        """Shows a sentence about something that does not end the run."""
+        self.console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self._log("warning", "warning", message=sentence)
+
     def artifact_made(self, label: str) -> None:
         """Counts an artifact."""
         with self._lock:

@@ -24,6 +24,7 @@ from llmkt_ray.sweep.check import refuse_impossible_targets
 from llmkt_ray.sweep.execute import LoadArtifacts, RunTrial, Workplace, load_artifacts
 from llmkt_ray.sweep.journal import Journal, here
 from llmkt_ray.sweep.loop import LoopExecutor
+from llmkt_ray.sweep.mlflow_mirror import mirrored
 from llmkt_ray.sweep.pilot import Meter, telling_first
 from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, Node, ProfileNode, SplitNode, TargetNode, split_nodes
 from llmkt_ray.sweep.plan import Plan, make_plan
@@ -129,7 +130,8 @@ def run_study(
         load=load,
         tensorboard=study.tracking.tensorboard,
     )
-    with locked(folder), _logged(study, progress):
+    mirror = mirrored(folder, study.name, study.tracking.mlflow, progress.warn)
+    with locked(folder), _logged(study, progress), mirror:
         claim(study)
         ledger = Ledger(folder)
         refuse_other_device(ledger, place.device)
