@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -142,6 +143,42 @@ class Head:
         command = [str(ray), "start", "--block", "--disable-usage-stats", *options]
         log = open(f"{self.folder}/start.log", "ab")  # noqa: SIM115 - the process keeps it
         return subprocess.Popen(command, env=self.environment(self.token) | more, stdout=log, stderr=log)
+
+
+class Watch:
+    """Keeps the nodes of a cluster over time: (seconds, CPU nodes, GPU nodes), one entry a change."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, int, int]] = []
+        self._stop, self._started = threading.Event(), time.monotonic()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def now(self) -> tuple[int, int]:
+        import ray  # here: it reads its authentication mode when it is imported
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum("GPU" in node for node in nodes)
+        return sum("CPU" in node for node in nodes) - gpus, gpus
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.2):
+            found = self.now()
+            if not self.seen or self.seen[-1][1:] != found:
+                self.seen.append((time.monotonic() - self._started, *found))
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def until(self, wanted: tuple[int, int], seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while self.now() != wanted:
+            assert time.monotonic() < end, f"never {wanted}: {self.seen}"
+            time.sleep(0.2)
 
 
 def autoscaling(node_types: dict[str, dict[str, int]], max_nodes: int, idle_s: float, gcs_address: str) -> dict[str, Any]:

@@ -96,14 +96,10 @@ def main() -> int:
             head.end()
         said, ledger = journal(folder), Ledger(to / name)
         trials = ledger.trials()
-        starts: dict[str, int] = {}
-        for line in said:
-            if line["event"] == "trial_started":
-                starts[line["trial"]] = starts.get(line["trial"], 0) + 1
-        again = [line["name"] for line in said if line["event"] == "trial_ended" and starts[line["trial"]] > 1]
+        interrupted = [line["name"] for line in said if line["event"] == "trial_interrupted"]
         failed, different = int((trials["status"] == "failed").sum()), trials["trial_key"].nunique()
         print(f"\nrows {len(trials)} of {planned} planned, {different} different, {failed} failed")
-        print(f"started a second time after the kill: {', '.join(again) or 'none'}")
+        print(f"interrupted by the kill and gone on with: {', '.join(interrupted) or 'none'}")
         print(f"report: {to / name / 'report.html'}, {(to / name / 'report.html').stat().st_size / 1e6:.2f} MB")
         print("stages: " + ", ".join(f"{line['stage']} {line['seconds']:.0f} s" for line in said if line["event"] == "stage_ended"))
         whole = len(trials) == planned == trials["trial_key"].nunique() and not (trials["status"] == "failed").any()

@@ -140,9 +140,10 @@ class Jobs:
             return target
         name = f"{self.study.name}-{self.study.key}-fetch-{int(time.time())}"
         self._start(name, "python -m llmkt_ray.sweep.jobs study.yaml")
-        log: list[str] = []
-        ended = self.follow(Job(name, JobStatus.PENDING.value), log.append)
-        text = "".join(log)
+        while not (ended := self.status(name)).ended:  # its log is the results: it is read once, at the end
+            time.sleep(POLL_S)
+        with _explained(self.address):
+            text = self._client.get_job_logs(name)
         if ended.status != JobStatus.SUCCEEDED.value or _BEGIN not in text:
             raise StorageError(f"the cluster has no results of {self.study.name!r}: {text.strip()[-500:] or ended.status}")
         unpack(text.split(_BEGIN, 1)[1].split(_END, 1)[0], target)

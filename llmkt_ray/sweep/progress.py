@@ -131,6 +131,15 @@ class Progress:
         self._snapshot()
         self._show()
 
+    def trial_interrupted(self, spec: TrialSpec) -> None:
+        """Counts a trial whose worker was lost as waiting again."""
+        self.meter.ended(spec.key)
+        with self._lock:
+            self._running.pop(spec.key, None)
+            self._names.pop(spec.key, None)
+        self._log("trial_interrupted", "warning", trial=spec.key, name=describe(spec))
+        self._show()
+
     def trial_ended(self, spec: TrialSpec, result: TrialResult | None) -> None:
         """Counts a trial as done or failed; None: its worker was lost for good."""
         self.meter.ended(spec.key)

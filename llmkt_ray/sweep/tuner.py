@@ -279,6 +279,10 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         """Counts a trial as running."""
         self._progress.trial_started(_spec(trial.config))
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Notes that a trial's worker or node is gone: it waits until it can go on elsewhere."""
+        self._progress.trial_interrupted(_spec(trial.config))
+
 
 class _StopAll(tune.Stopper):  # type: ignore[misc]
     """Ends the Tuner at once when the sweep cannot go on."""

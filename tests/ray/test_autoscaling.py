@@ -4,6 +4,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
 from llmkt_ray.sweep.autoscaling import can_grow
 from llmkt_ray.sweep.cluster import cluster
 from llmkt_ray.sweep.run import run_study
-from tests.clusters import Head, kill_tree
+from tests.clusters import Head, Watch, kill_tree
 from tests.tiny import tiny_study
 
 pytestmark = pytest.mark.ray
@@ -43,40 +44,6 @@ def grown(tmp_path_factory) -> Iterator[Head]:
                 yield head
     finally:
         head.end()
-
-
-class Watch:
-    """Keeps the nodes of a cluster over time: (seconds, CPU nodes, GPU nodes), one entry a change."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[float, int, int]] = []
-        self._stop, self._started = threading.Event(), time.monotonic()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def now(self) -> tuple[int, int]:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = sum("GPU" in node for node in nodes)
-        return sum("CPU" in node for node in nodes) - gpus, gpus
-
-    def _look(self) -> None:
-        while not self._stop.wait(0.2):
-            found = self.now()
-            if not self.seen or self.seen[-1][1:] != found:
-                self.seen.append((time.monotonic() - self._started, *found))
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def until(self, wanted: tuple[int, int], seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while self.now() != wanted:
-            assert time.monotonic() < end, f"never {wanted}: {self.seen}"
-            time.sleep(0.2)
 
 
 class OnGpu(TemplateEngine):
@@ -132,6 +99,8 @@ def test_from_nothing_and_back_with_a_node_taken_in_the_middle(grown, tmp_path, 
     print("nodes over time (s, cpu, gpu):", watch.seen)
     assert (summary.ran, summary.failed) == (11, 0)
     assert taken, "no node was taken"
+    log = "".join(path.read_text() for path in Path(study_folder(study), "logs").glob("*.jsonl"))
+    assert '"event": "trial_interrupted"' in log
     pd.testing.assert_frame_equal(numbers(study), numbers(plain), check_exact=True)
     counts = [(cpus, gpus) for _, cpus, gpus in watch.seen]
     assert max(gpus for _, gpus in counts) == 1, "profiles asked for one GPU, and trials that need none start no GPU node"

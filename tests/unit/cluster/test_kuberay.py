@@ -8,7 +8,10 @@ import jsonschema
 import pytest
 import yaml
 
+from llmkt_ray.sweep.autoscaling import NOT_A_GPU_NODE
+
 ROOT = Path(__file__).parents[3]
+GPU_LABEL = {name: value.removeprefix("!") for name, value in NOT_A_GPU_NODE.items()}
 KUBERAY = ROOT / "cluster" / "kuberay"
 CRDS = ROOT.parent / "shared" / "schemas"
 FILES = {"raycluster.yaml": "ray.io_rayclusters.yaml", "rayjob.yaml": "ray.io_rayjobs.yaml"}
@@ -146,6 +149,8 @@ def test_gpus_and_cpus_scale_from_nothing_and_back(name: str) -> None:
         for name, group in groups.items()
     }
     assert asks == {"cpu": [None], "gpu": ["1"]}
+    assert groups["gpu"]["labels"] == GPU_LABEL, "or trials that need CPUs alone would start GPU nodes"
+    assert "labels" not in groups["cpu"]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -11,6 +11,8 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from llmkt_ray.sweep.autoscaling import NOT_A_GPU_NODE
+
 ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "cluster" / "launcher"
 NAMES = ("aws.yaml", "gcp.yaml", "onpremise.yaml")
@@ -52,6 +54,8 @@ def test_workers_start_from_nothing_on_capacity_that_may_be_taken_away(name: str
         assert types[kind]["min_workers"] == 0 < types[kind]["max_workers"] <= config["max_workers"]
         assert re.search("spot|preemptible", str(types[kind]["node_config"]))
     assert not re.search("spot|preemptible", str(types[head]["node_config"]))
+    assert types["gpu"]["labels"] == {name: value.removeprefix("!") for name, value in NOT_A_GPU_NODE.items()}
+    assert not types["cpu"].get("labels")
     assert config["idle_timeout_minutes"] <= 10
 
 
