@@ -1,9 +1,9 @@
-"""What a phase-1 epoch costs over the same epoch without transfer, on ml-100k.
+"""What a phase-1 epoch costs over the same epoch without transfer, and whether memory grows with epochs.
 
-    python -m benchmarks.transfer.phase1_cost [--pairs 9] [--models BPR NeuMF ...] [--batch-size 2048]
+    python -m benchmarks.transfer.phase1_cost [--pairs 9] [--models BPR NeuMF ...] [--batch-size 2048] [--dataset ml-1m --path FOLDER]
 
 Both arms run in one process, on one thread, alternating epoch by epoch from equal weights; the figure is the median of
-the paired ratios of process CPU time. Target: at most 1.15.
+the paired ratios of process CPU time. Target: at most 1.15. Memory: resident size after the last epoch minus that after a third of them.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from llmkt_ray.artifacts import ArtifactStore
@@ -78,29 +79,36 @@ def main() -> None:
     """Prints one line a model: layer, CPU seconds an epoch without and with transfer, ratio, met or not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--models", nargs="+", default=["BPR", "NeuMF", "SimpleX", "MultiVAE", "LightGCN"])
+    parser.add_argument("--models", nargs="+", default=["BPR", "NeuMF", "SimpleX", "MultiVAE", "LightGCN", "DeepFM"])
     parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--loss", default="mse")
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--path", default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        config = DatasetConfig(name="ml-100k", positive=PositiveRule(rating_at_least=4))
+        config = DatasetConfig(name=arguments.dataset, path=arguments.path, positive=PositiveRule(rating_at_least=4))
         data = prepare(config, study_seed=1, store=ArtifactStore(folder))
-        print(f"{'model':10} {'layer':28} {'batch':>6} {'plain s':>8} {'phase 1 s':>9} {'ratio':>6}  target <= {TARGET}")
+        print(f"{'model':10} {'layer':28} {'batch':>6} {'plain s':>8} {'phase 1 s':>9} {'ratio':>6} {'grown MB':>8}  target <= {TARGET}")
         for name in arguments.models:
             size = BATCH_SIZES.get(name, arguments.batch_size)
             plain, treated = (make_arm(name, data, size, loss) for loss in (None, arguments.loss))
-            times = []
+            times, resident = [], []
             for epoch in range(1, arguments.pairs + 2):
                 pair = {}
                 for arm in (plain, treated) if epoch % 2 else (treated, plain):
                     pair[arm is treated] = arm.epoch_cpu_s(epoch)
                 times.append((pair[False], pair[True]))
+                resident.append(psutil.Process().memory_info().rss / 1e6)
             times = times[1:]  # the first pair warms up
             ratio = statistics.median(b / a for a, b in times)
             medians = [statistics.median(column) for column in zip(*times, strict=True)]
+            grown = resident[-1] - resident[len(resident) // 3]
             verdict = "met" if ratio <= TARGET else "NOT met"
-            print(f"{name:10} {treated.layer:28} {size:6d} {medians[0]:8.3f} {medians[1]:9.3f} {ratio:6.3f}  {verdict}", flush=True)
+            print(
+                f"{name:10} {treated.layer:28} {size:6d} {medians[0]:8.3f} {medians[1]:9.3f} {ratio:6.3f} {grown:8.1f}  {verdict}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -201,27 +201,43 @@ def one_row_each(h: Tensor, users: Tensor, weight: Tensor) -> tuple[Tensor, Tens
     return mean[keep], distinct[keep], total[keep] * (kept / len(users))
 
 
-class GatheredSquares(torch.autograd.Function):
-    """The weighted mean squared error of rows to rows of a table, in as few passes over memory as it takes.
+class WeightedSquares(torch.autograd.Function):
+    """The weighted mean squared error of rows to targets, in as few passes over memory as it takes.
 
-    Equal to `mse(h, table[users], weight)`, whose chain of small operations costs a light model (BPR) half an epoch.
-    The buffer of differences is made here, becomes the gradient in place, and serves one backward pass only.
+    Equal to `mse(h, targets, weight)`, whose chain of small operations costs a light model (BPR) half an epoch. The differences
+    and their weighted copy lie in buffers that outlive the step, because fresh memory costs as much as the arithmetic in it: their dot
+    product is the loss, the copy becomes the gradient in place. One backward pass follows each forward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, table: Tensor, users: Tensor, weight: Tensor) -> Tensor:
-        """Returns the loss, a scalar, of h `(m, d)`, table `(n, d)`, users `(m,)` and weight `(m,)`."""
-        difference = table.index_select(0, users)
-        torch.sub(h, difference, out=difference)
-        ctx.difference, ctx.share = difference, weight / difference.numel()
-        return torch.dot(torch.linalg.vecdot(difference, difference), ctx.share)
+    def forward(ctx: Any, h: Tensor, table: Tensor, users: Tensor | None, weight: Tensor, rows: int, buffers: Tensor) -> Tensor:
+        """Returns the loss, a scalar.
+
+        Args:
+            ctx: the node's memory.
+            h: `(m, d)`.
+            table: the targets `(n, d)`; row `users[i]` belongs to row i of h, row i where users is None.
+            users: int64 `(m,)` or None.
+            weight: of the rows `(m,)`.
+            rows: what the weighted sum is divided by, with d.
+            buffers: `(2, m, d)`, overwritten.
+        """
+        difference, ctx.gradient = buffers[0], buffers[1]
+        if users is None:
+            torch.sub(h, table, out=difference)
+        else:
+            torch.index_select(table, 0, users, out=difference)
+            torch.sub(h, difference, out=difference)
+        ctx.scale = 1 / (rows * h.shape[1])
+        torch.mul(difference, weight.unsqueeze(1), out=ctx.gradient)
+        return torch.dot(difference.view(-1), ctx.gradient.view(-1)).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         """Returns the gradient at h."""
-        difference, ctx.difference = ctx.difference, None
-        return difference.mul_((ctx.share * (2 * gradient)).unsqueeze(1)), None, None, None
+        found, ctx.gradient = ctx.gradient, None
+        return found.mul_(gradient * (2 * ctx.scale)), None, None, None, None, None
 
 
 _FROM_SQUARES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -248,6 +264,7 @@ class LossManager:
         self._targets = targets.detach()
         self._weights = weights.detach()
         self.beta = 1.0
+        self._buffers: Tensor | None = None
 
     def transfer(self, h: Tensor, users: Tensor, targets: Tensor | None = None) -> Tensor:
         """Returns the transfer loss L_rec of rows h `(m, d)` that belong to `users` `(m,)`; a scalar.
@@ -255,16 +272,39 @@ class LossManager:
         `targets` replaces the trial's own (the balance of a control is measured against the treated arm's).
         """
         table = self._targets if targets is None else targets.detach()
-        weight = self._weights.index_select(0, users)
-        if self._plain_root and not bool(weight.any()):
-            return h.sum() * 0  # the NaN of the plain root is for an exact match, not for a batch of users without a profile
         if self._from_squares is not None:
-            return self._from_squares(cast(Tensor, GatheredSquares.apply(h, table, users, weight)))  # type: ignore[no-untyped-call]
+            if self._plain_root and not bool(self._weights[users].any()):
+                return h.sum() * 0  # the NaN of the plain root is for an exact match, not for a batch of users without a profile
+            return self._squares(h, table, users, self._weights.index_select(0, users), len(users))
+        weight = self._weights.index_select(0, users)
         if self._loss.between_users:
             h, users, weight = one_row_each(h, users, weight)
             if len(users) < 2:
                 return h.sum() * 0
         return self._loss.function(h, table.index_select(0, users), weight)
+
+    def reads_tables(self, rows: int) -> bool:
+        """Says whether `transfer_table` gives this loss, and is cheaper than `transfer` for a batch of so many rows."""
+        return self._from_squares is not None and not self._plain_root and len(self._targets) <= 2 * rows
+
+    def transfer_table(self, table: Tensor, users: Tensor) -> Tensor:
+        """Returns the transfer loss of the rows `users` `(m,)` of a user table `(n_users, d)`, without gathering them.
+
+        A user's rows are equal, so that their squares are the user's squares times their number.
+        """
+        counts = torch.bincount(users, minlength=len(table))
+        return self._squares(table, self._targets, None, counts * self._weights, len(users))
+
+    def _squares(self, h: Tensor, table: Tensor, users: Tensor | None, weight: Tensor, rows: int) -> Tensor:
+        assert self._from_squares is not None
+        squares = WeightedSquares.apply(h, table, users, weight, rows, self._buffers_for(h))  # type: ignore[no-untyped-call]
+        return self._from_squares(cast(Tensor, squares))
+
+    def _buffers_for(self, h: Tensor) -> Tensor:
+        """Returns memory for two tensors like h `(m, d)`: the same from step to step, but for a last batch that is shorter."""
+        if self._buffers is None or self._buffers.shape[1:] != h.shape or self._buffers.dtype != h.dtype:
+            self._buffers = torch.empty(2, *h.shape, dtype=h.dtype, device=h.device)
+        return self._buffers
 
     def combine(self, loss_model: Tensor, loss_transfer: Tensor, alpha: float) -> Tensor:
         """Returns the loss to descend; at alpha 1 the model's own loss is left out altogether."""

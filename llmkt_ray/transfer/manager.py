@@ -72,6 +72,7 @@ class TransferManager:
         self.transfer_steps = 0
         """Training steps whose transfer loss was computed, over the whole trial."""
         self._setup = setup
+        self._on_table: nn.Embedding | None = None
         self.projection: nn.Module | None = None
         if setup is None:
             return
@@ -83,6 +84,7 @@ class TransferManager:
         self.projection = make_projection(setup.projection, setup.tap.width, dims, generator).to(setup.targets.device)
         self._hook = HookManager(model, setup.tap)
         self._loss = LossManager(setup.loss, setup.targets, setup.weights)
+        self._table = _user_table(model, setup)
 
     @property
     def beta(self) -> float:
@@ -135,6 +137,7 @@ class TransferManager:
         self._sums = [torch.zeros(()), torch.zeros(())]
         self._steps = 0
         self._transferred = self._alpha_now > 0
+        self._on_table = None
         if not self._transferred:
             yield
             return
@@ -158,11 +161,22 @@ class TransferManager:
         self._sums[0] = self._sums[0] + loss_model.detach()
         if self._alpha_now == 0 or self.projection is None:
             return loss_model
-        h, rows = self._hook.take(users, lengths, measure=self._steps == 1)
-        loss_transfer = self._loss.transfer(self.projection(h), rows)
+        if self._on_table is not None and self._steps > 1:
+            self._hook.detach()  # not before: the first step's backward pass is still listened to
+            loss_transfer = self._loss.transfer_table(self._on_table.weight, users)
+        else:
+            h, rows = self._hook.take(users, lengths, measure=self._steps == 1)
+            loss_transfer = self._loss.transfer(self.projection(h), rows)
+            if self._steps == 1 and self._table is not None and self._loss.reads_tables(len(users)):
+                self._use_table(self._table, h, users)
         self._sums[1] = self._sums[1] + loss_transfer.detach()
         self.transfer_steps += 1
         return self._loss.combine(loss_model, loss_transfer, self._alpha_now)
+
+    def _use_table(self, table: nn.Embedding, h: Tensor, users: Tensor) -> None:
+        """Lets the rest of the epoch read the user table itself, once its rows have proven to be what the hook reads."""
+        if torch.equal(h, table.weight[users]):
+            self._on_table = table
 
     def record(self) -> dict[str, float]:
         """Returns the epoch's means: loss_model, loss_transfer and gradient_ratio.
@@ -199,3 +213,16 @@ class TransferManager:
         self.transfer_steps = int(state["transfer_steps"])
         if self._setup is not None:
             self._loss.beta = float(state["beta"])
+
+
+def _user_table(model: nn.Module, setup: TransferSetup) -> nn.Embedding | None:
+    """Returns the embedding whose output is tapped as it is, if it can be the table of users: the first step of each epoch verifies it.
+
+    The loss of its rows is then computed on the table itself where that is smaller: a light model (BPR) has little else to compute.
+    """
+    site = setup.tap.site
+    if setup.tap.alignment != "user_rows" or setup.projection != "none" or site.is_input or site.path or site.position is not None:
+        return None
+    module = dict(model.named_modules()).get(site.module)
+    fits = isinstance(module, nn.Embedding) and module.num_embeddings == len(setup.targets) and module.max_norm is None
+    return module if fits else None  # type: ignore[return-value]

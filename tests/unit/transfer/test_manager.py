@@ -1,4 +1,5 @@
 import copy
+import gc
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from llmkt_ray.errors import LayerError, TrainingError
 from llmkt_ray.study import ScheduleConfig
 from llmkt_ray.transfer.discovery import discover_taps
-from llmkt_ray.transfer.loss import user_weights
+from llmkt_ray.transfer.loss import LossManager, user_weights
 from llmkt_ray.transfer.manager import TransferManager, TransferSetup
 from llmkt_ray.transfer.phases import PhasePlan
 from llmkt_ray.transfer.taps import named_tap
@@ -308,3 +309,55 @@ def test_state_comes_back(toy):
     other.load_state_dict(done["transfer"].state_dict())
     assert other.beta == done["transfer"].beta != 1.0
     assert other.transfer_steps == done["transfer"].transfer_steps
+
+
+@pytest.mark.parametrize("loss", ["mse", "rmse"])
+def test_a_small_user_table_gives_the_loss_and_gradient_of_its_rows(loss):
+    """The shortcut for light models: equal to the rows' loss, whatever users and however often, absent ones without a share."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(9, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    targets = torch.randn(9, 4, dtype=torch.float64, generator=generator)
+    weights = torch.tensor([0, 1.0, 2, 0, 0.5, 1, 1, 3, 1], dtype=torch.float64)
+    users = torch.tensor([1, 1, 7, 3, 8, 1, 4])
+    manager = LossManager(loss, targets, weights)
+    assert manager.reads_tables(len(users))
+    found = []
+    for value in (manager.transfer(table[users], users), manager.transfer_table(table, users)):
+        found.append((value.detach(), torch.autograd.grad(value, table)[0]))
+    torch.testing.assert_close(found[0], found[1])
+    assert not manager.reads_tables(4), "a table that is larger than the batch is not read whole"
+
+
+def test_the_epoch_with_the_shortcut_is_the_epoch_without_it(toy, monkeypatch):
+    trials = []
+    for whole in (True, False):
+        monkeypatch.setattr(LossManager, "reads_tables", lambda self, rows, whole=whole: whole)
+        trials.append(trial(toy, "rows", "user_embedding", balanced=True))
+    one, other = (t["model"].state_dict() for t in trials)
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-5)
+    assert [r["loss_transfer"] for r in trials[0]["rows"]][:2] == pytest.approx(
+        [r["loss_transfer"] for r in trials[1]["rows"]][:2], rel=1e-4
+    )
+    assert not trials[0]["transfer"]._hook.attached
+
+
+@pytest.mark.parametrize(("kind", "name"), [("rows", "user_embedding"), ("encoder", "encoder.1"), ("graph", "layer")])
+def test_no_tensor_is_left_behind_by_an_epoch(toy, kind, name):
+    """Memory does not grow with epochs: as many tensors live after each as after the first; the published hook keeps them all (trap 8)."""
+    model, batch = toy(kind)
+    transfer = TransferManager(
+        model, PhasePlan(ScheduleConfig(kind="joint"), 9), setup_of(model, batch, name, dims=10 if kind == "encoder" else 8)
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+    living = []
+    for epoch in range(1, 6):
+        with transfer.epoch(epoch):
+            for _ in range(BATCHES):
+                optimizer.zero_grad()
+                transfer.step(batch.loss(batch.users, False), batch.users).backward()
+                optimizer.step()
+        transfer.record()
+        gc.collect()
+        living.append(sum(isinstance(value, torch.Tensor) for value in gc.get_objects()))
+    assert living[1:] == [living[1]] * 4
