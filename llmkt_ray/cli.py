@@ -117,9 +117,10 @@ def status(study: StudyFile, address: Dashboard = None) -> None:
     if address is not None:
         from llmkt_ray.sweep.jobs import Jobs
 
-        jobs = Jobs(study, address).attempts()
+        client = Jobs(study, address)
+        jobs = client.attempts()
         for job in jobs:
-            _say(f"{job.id}: {job.status}")
+            _say(f"{job.id}: {job.status}" + ("" if job.ended else f": {client.last_words(job)}"))
         if not jobs:
             _say(f"no job of this study at {address}")
         return

@@ -126,6 +126,12 @@ class Jobs:
         with _explained(self.address):
             return Job(job_id, str(self._client.get_job_status(job_id).value))
 
+    def last_words(self, job: Job) -> str:
+        """Returns the last line of a job's log: while a study runs, its stage, trials done and time left."""
+        with _explained(self.address):
+            lines = [line.strip() for line in self._client.get_job_logs(job.id).splitlines() if line.strip()]
+        return lines[-1] if lines else "nothing said yet"
+
     def fetch(self, to: Path) -> Path:
         """Brings the results and the report here and returns their folder, `<to>/<study name>`.
 

@@ -83,7 +83,7 @@ def test_attached_stopped_and_gone_on_with(head, tmp_path):
             break
         time.sleep(0.1)
     assert 2 <= len(before) < 6, "stopped too late or never started"
-    assert f"long-{key}-1: RUNNING" in llmkt(head, "status", study).stdout
+    assert re.search(rf"long-{key}-1: RUNNING: .*(of 6 done|: \d of \d in )", llmkt(head, "status", study).stdout)
     assert f"stopped long-{key}-1" in llmkt(head, "stop", study).stdout
     jobs = attempts(head, study)
     for _ in range(300):

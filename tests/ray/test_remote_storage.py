@@ -16,6 +16,7 @@ from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
 from llmkt_ray.results.transport import copy_results
 from llmkt_ray.sweep.cluster import cluster
+from llmkt_ray.sweep.journal import read_progress
 from llmkt_ray.sweep.run import run_study, scratch_folder
 from llmkt_ray.sweep.spare import SpareCheckpoint
 from llmkt_ray.training.trial import run_trial
@@ -65,6 +66,9 @@ def test_a_study_runs_there_and_comes_home(bucket, tmp_path, reference, executor
     names = FileStore(folder).list("", recursive=True)
     assert {"card.json", "study.yaml", "report.html", "verdict.json"} <= set(names)
     assert not [name for name in names if name.startswith("checkpoints/")]
+    assert len({name.split("/")[1] for name in names if name.startswith("tensorboard/")}) == 5, "one folder a trained trial"
+    assert any(name.startswith("logs/") for name in names)
+    assert read_progress(folder)["done"] == 6
     now = study.status()
     assert (now.done, now.failed, now.planned, now.holder) == (6, 0, 6, None)
     assert now.report == study.report()
