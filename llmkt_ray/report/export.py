@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -142,6 +143,7 @@ def _contrast(c: Contrast) -> dict[str, Any]:
         "n_users": c.difference.n_users,
         "n_seeds": c.difference.n_seeds,
         "n_splits": c.n_splits,
+        "seed_correlation": c.seed_correlation if math.isfinite(c.seed_correlation) else None,
         "conditions": list(c.conditions),
     }
 

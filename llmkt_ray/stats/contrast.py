@@ -20,6 +20,8 @@ class Contrast:
         mean_arm, mean_control: the two means.
         components: variance components of the relative values (of the differences where `relative` is None).
         n_splits: frozen splits that the contrast was repeated on.
+        seed_correlation: Pearson's correlation of the two arms' means over shared seeds, in [-1, 1]: what pairing seeds is worth. NaN
+            below 3 seeds, or where an arm does not vary; the mean over splits.
     """
 
     difference: Interval
@@ -28,6 +30,7 @@ class Contrast:
     mean_control: float
     components: Components
     n_splits: int = 1
+    seed_correlation: float = math.nan
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -53,12 +56,21 @@ def contrast(arm: np.ndarray, control: np.ndarray, level: float = 0.95) -> Contr
     d = arm - control
     difference = interval(d, level)
     mean_arm, mean_control = float(arm.mean()), float(control.mean())
+    shared = seed_correlation(arm, control)
     if mean_control == 0:
-        return Contrast(difference, None, mean_arm, mean_control, components(d))
+        return Contrast(difference, None, mean_arm, mean_control, components(d), seed_correlation=shared)
     gain = mean_arm / mean_control - 1
     linear = (arm - (1 + gain) * control) / mean_control + gain
     relative = interval(linear, level)
-    return Contrast(difference, replace(relative, p=difference.p), mean_arm, mean_control, components(linear))
+    return Contrast(difference, replace(relative, p=difference.p), mean_arm, mean_control, components(linear), seed_correlation=shared)
+
+
+def seed_correlation(arm: np.ndarray, control: np.ndarray) -> float:
+    """Returns Pearson's correlation of the seeds' means of two tables `(seeds, users)`; NaN below 3 seeds or without variation."""
+    one, other = arm.mean(axis=1), control.mean(axis=1)
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return math.nan
+    return float(stats.pearsonr(one, other).statistic)
 
 
 def over_splits(contrasts: Sequence[Contrast]) -> Contrast:
@@ -83,6 +95,7 @@ def over_splits(contrasts: Sequence[Contrast]) -> Contrast:
         mean_control=float(np.mean([c.mean_control for c in contrasts])),
         components=Components(*np.mean([(p.seed, p.user, p.rest) for p in parts], axis=0).tolist()),
         n_splits=len(contrasts),
+        seed_correlation=float(np.mean([c.seed_correlation for c in contrasts])),
     )
 
 

@@ -61,16 +61,16 @@ def _contrast_table(results: Results, findings: Sequence[Finding]) -> Table:
         (
             f.cell.label, arm, plain(c.mean_arm), plain(c.mean_control), value_interval(c.difference),
             percent_interval(c.relative) if c.relative else "n/a", p_value(c.difference.p), p_value(f.holm.get(arm, float("nan"))),
-            f"{c.difference.n_seeds} \u00d7 {c.difference.n_users:,}", "; ".join(c.conditions) or "\u2013",
+            f"{c.difference.n_seeds} \u00d7 {c.difference.n_users:,}", plain(c.seed_correlation, 2), "; ".join(c.conditions) or "\u2013",
         )
         for f in findings for arm, c in f.contrasts.items()
     ]  # fmt: skip
     columns = (
         "cell", "control", "treated", "control mean", f"difference in {results.metric} [95 %]", "relative [95 %]", "p", "p (Holm)",
-        "seeds \u00d7 users", "conditional on",
+        "seeds \u00d7 users", "correlation of shared seeds", "conditional on",
     )  # fmt: skip
     title = f"All planned contrasts, alpha {results.claim_alpha:g}"
-    return Table(title, columns, (False, False, True, True, True, True, True, True, True, False), tuple(rows))
+    return Table(title, columns, (False, False, *(True,) * 8, False), tuple(rows))
 
 
 def _together(results: Results, findings: Sequence[Finding]) -> list[tuple[str, list[Finding], tuple[Step, ...]]]:

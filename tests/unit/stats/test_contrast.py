@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -31,6 +33,18 @@ def test_pairing_uses_the_correlation_of_users():
     arm = control + 0.05 + rng.normal(0, 0.01, (3, 300))
     assert contrast(arm, control).difference.p < 0.001
     assert stats.ttest_ind(arm.ravel(), control.ravel()).pvalue > 0.5
+
+
+@pytest.mark.parametrize(("shared", "low", "high"), [(1.0, 0.8, 1.0), (0.0, -0.3, 0.3)])
+def test_the_correlation_of_shared_seeds_is_estimated(shared, low, high):
+    """What pairing seeds is worth: arms that start from equal weights go up and down together."""
+    rng = np.random.default_rng(6)
+    users, of_seed = rng.gamma(2, 0.1, (1, 50)), rng.normal(0, 0.02, (200, 1))
+    arm, control = (users + shared * of_seed + rng.normal(0, 0.005 if shared else 0.02, (200, 1)) for _ in range(2))
+    found = contrast(arm, control)
+    assert low < found.seed_correlation <= high
+    assert found.seed_correlation == pytest.approx(np.corrcoef(arm.mean(axis=1), control.mean(axis=1))[0, 1])
+    assert math.isnan(contrast(arm[:2], control[:2]).seed_correlation)
 
 
 def test_a_control_of_zero_has_no_relative_effect():
