@@ -70,7 +70,12 @@ def drill(context: Context, findings: Sequence[Finding]) -> Drill:
     for key, (users, lists) in context.lists(wanted):
         finding, row, twin, split = wanted[key]
         other = str(results.keys[twin])
-        if other in before and np.array_equal(users, before[other][0]) and int(users.max()) < split.data.n_users:
+        if (
+            other in before
+            and np.array_equal(users, before[other][0])
+            and np.array_equal(users, values[key][0])
+            and int(users.max()) < split.data.n_users
+        ):
             after, without = values[key][1], values[other][1]
             made.moves[row] = _moves(context, made, finding, split, (users, lists), before[other], after, without)
     return made

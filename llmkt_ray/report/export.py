@@ -152,10 +152,15 @@ def _safe(value: str) -> str:
     return f"'{value}" if value.startswith(_FORMULA) else value
 
 
+def _one_line(value: str) -> str:
+    """Returns a text without line ends and control characters: a cell is one line."""
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]+", " ", value)
+
+
 def _latex(value: str) -> str:
-    return "".join(_LATEX.get(c, c) for c in value)
+    return "".join(_LATEX.get(c, c) for c in _one_line(value))
 
 
 def _markdown(value: str) -> str:
-    text = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    text = _one_line(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|!])", r"\\\1", text)

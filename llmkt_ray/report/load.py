@@ -19,7 +19,7 @@ from llmkt_ray.results.card import read_card
 from llmkt_ray.results.ledger import Ledger
 
 UserValues = tuple[np.ndarray, np.ndarray]
-"""Indices of the evaluated users int32 `(n,)`, ascending, and their values float32 `(n,)`."""
+"""Indices of the evaluated users who have a value int32 `(n,)`, ascending, and their values float32 `(n,)`."""
 
 
 @dataclass
@@ -155,8 +155,9 @@ def _user_values(ledger: Ledger, metric: str, wanted: set[str] | None) -> Iterat
         for key, users, values in zip(*(table.column(name) for name in columns), strict=True):
             if users.is_valid and values.is_valid and (wanted is None or key.as_py() in wanted) and key.as_py() not in seen:
                 seen.add(key.as_py())
-                index = users.values.to_numpy(zero_copy_only=False)
-                yield key.as_py(), (index, values.values.to_numpy(zero_copy_only=False).astype(np.float32))
+                index, found = (column.values.to_numpy(zero_copy_only=False) for column in (users, values))
+                known = np.isfinite(found)  # AUC is not defined for a user with one kind of test rows: the same users in all trials
+                yield key.as_py(), (index[known], found[known].astype(np.float32))
 
 
 def _epochs(ledger: Ledger) -> pd.DataFrame:

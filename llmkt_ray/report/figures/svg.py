@@ -1,11 +1,21 @@
 """Figures as SVG: inline in the page, styled by its CSS, or as files that carry their own."""
 
-from html import escape
+import re
+from html import escape as html_escape
 
 from llmkt_ray.report.figures.canvas import Canvas, Circle, Line, Mark
 from llmkt_ray.report.figures.style import css_colours, css_rules
 
 FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
+
+
+_NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+"""Characters that no XML document may hold."""
+
+
+def escape(text: str) -> str:
+    """Returns a text as it may stand in XML and HTML, between quotes too."""
+    return html_escape(_NOT_XML.sub("\ufffd", text))
 
 
 def inline_svg(canvas: Canvas) -> str:

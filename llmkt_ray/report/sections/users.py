@@ -57,12 +57,12 @@ def _table(context: Context, finding: Finding) -> Table | None:
     keys = [str(results.keys[runs.rows[shared[0]]]) for runs in (treated, alpha0)]
     users = results.user_values(results.metric)[keys[0]][0]
     found = dict(context.lists(keys))
-    lists = [found[key][1] if key in found else np.empty((0, 0), dtype=np.int32) for key in keys]
+    lists = [dict(zip(found[key][0].tolist(), found[key][1], strict=True)) if key in found else {} for key in keys]
     order = np.argsort(change, kind="stable")
     rows = []
     for place in [*order[::-1][:MOST_USERS], *order[:MOST_USERS]]:
         token = str(split.data.user_tokens[users[place]])
-        now, before = (one_list[place] if len(one_list) > place else np.empty(0, dtype=np.int32) for one_list in lists)
+        now, before = (of_user.get(int(users[place]), np.empty(0, dtype=np.int32)) for of_user in lists)
         rows.append(
             (
                 token,

@@ -65,6 +65,7 @@ class World:
     fails: Callable[[TrialSpec], str | None] = lambda spec: None
     curve: Callable[[TrialSpec, int, float], float] | None = None
     gainers: Callable[[int], bool] = lambda user: True
+    missing: Callable[[int], bool] = lambda user: False
     n_items: int = 10
     k: int = 5
     gradient_ratio: float = 0.4
@@ -152,7 +153,9 @@ def result_of(world: World, spec: TrialSpec) -> TrialResult:
     assert effect is not None
     gains = np.asarray([effect * world.gainers(user) for user in range(world.n_users)])
     users = _user_values(world, spec, level * (1 + gains))
-    test = {metric: float(values.mean()) for metric, values in users.items()}
+    missing = np.asarray([world.missing(user) for user in range(world.n_users)])
+    users = {metric: np.where(missing, np.nan, values) for metric, values in users.items()}
+    test = {metric: float(np.nanmean(values)) for metric, values in users.items()}
     epochs = () if spec.arm == "reference" else _epochs(world, spec, test["NDCG@10"])
     converged = None if spec.arm == "reference" else world.converged(spec.model, spec.arm, spec.seed_index)
     return TrialResult(

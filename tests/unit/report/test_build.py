@@ -58,7 +58,7 @@ def test_no_figure_of_a_full_page_lacks_its_unit_direction_n_or_band(tmp_path):
     assert set(drawn) >= {"gains", "attribution", "alpha", "heat", "training", "references", "beyond", "types", "demographics", "quality"}
     for section, caption in drawn.items():
         assert re.search(r"\bn = \d", caption), section
-        assert re.search(r"better|lower is closer|neither direction", caption), section
+        assert re.search(r"[Bb]etter|lower is closer|neither direction", caption), section
         assert re.search(r"%|NDCG@10|from 0 to 1|from \u22121 to 1|seconds", caption), section
         assert re.search(r"[Mm]arker|[Bb]and|[Bb]ar|[Ll]ine|colour|no interval", caption), section
 
@@ -66,6 +66,28 @@ def test_no_figure_of_a_full_page_lacks_its_unit_direction_n_or_band(tmp_path):
 def test_profiles_that_no_llm_wrote_are_said_so_at_the_top(tmp_path):
     text = _text(tmp_path, World(**{**SMALL.__dict__, "is_llm": False, "engine": "template", "llms": ("template",)}))
     assert text.index("No verdict: no LLM wrote these profiles") < text.index("What was run")
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda s: s.arm != "alpha0", lambda s: s.arm in ("treated", "alpha0") and s.seed_index == 0, lambda s: s.arm == "baseline",
+        lambda s: s.seed_index == 0 or s.arm == "treated", lambda s: s.arm != "treated" or s.alpha == 0.3, lambda s: s.key[0] in "0123456",
+    ],
+)  # fmt: skip
+def test_what_is_missing_of_a_study_never_stops_the_page(tmp_path, keep):
+    world = World(**{**SMALL.__dict__, "layers": ("a", "b"), "fails": lambda s: "killed" if s.key[1] in "01" else None})
+    write_artifacts(tmp_path / "artifacts", world, lambda item: f"Film {item}", lambda user: f"Likes drama and {user} films.")
+    text = _text(tmp_path / "study", world, keep=keep)
+    assert re.search(r"[Nn]o verdict|[Ii]nconclusive|makes no difference|works|does harm", text)
+    assert "planned trials have a row" in text
+
+
+def test_users_without_a_value_are_left_out_on_both_sides(tmp_path):
+    """AUC by user is not defined for users with one kind of rows only."""
+    world = World(**{**SMALL.__dict__, "missing": lambda user: user % 7 == 0})
+    write_artifacts(tmp_path / "artifacts", world, lambda item: f"Film {item}", lambda user: f"Likes drama and {user} films.")
+    assert "n = 51 users, 3 seeds" in _text(tmp_path / "study", world)
 
 
 def test_an_interrupted_study_says_how_much_is_missing(tmp_path):

@@ -11,7 +11,9 @@ from llmkt_ray.report import build
 from llmkt_ray.report.export import as_csv, as_latex, as_markdown, slug
 from llmkt_ray.report.figures.canvas import Canvas
 from llmkt_ray.report.figures.pdf import pdf_file, text_width
+from llmkt_ray.report.figures.svg import inline_svg, svg_file
 from llmkt_ray.report.sections.base import Table
+from tests.report.hostile import HOSTILE as HOSTILE_TEXTS
 from tests.unit.report.synthetic import World, write
 
 HOSTILE = Table("t", ("cell", "value"), (False, True), (("=cmd|' /C calc'!A0 <b>|`x`[y](z)", "\u22120.1"), ("50 % of $x_1$ & {y}", "2")))
@@ -95,6 +97,31 @@ def test_latex_is_escaped():
 def test_markdown_is_escaped():
     line = as_markdown(HOSTILE).splitlines()[2]
     assert line == r"| =cmd\|' /C calc'\!A0 &lt;b&gt;\|\`x\`\[y\](z) | −0.1 |"
+
+
+@pytest.mark.parametrize("payload", HOSTILE_TEXTS)
+def test_a_figure_holds_any_text(payload):
+    """Control characters, markup and brackets: the SVG stays XML with the text as text, the PDF a stream of the length it says."""
+    canvas = Canvas(100, 60, payload, payload)
+    canvas.text(5, 5, payload)
+    canvas.rect(1, 1, 5, 5, "heat-3", payload, "cell:1")
+    root = ET.fromstring(svg_file(canvas).partition("\n")[2])
+    assert not {e.tag.rpartition("}")[2] for e in root.iter()} - {"svg", "desc", "style", "text", "polygon"}
+    ET.fromstring(inline_svg(canvas))
+    data = pdf_file(canvas)
+    assert len(data[data.index(b"stream\n") + 7 : data.index(b"\nendstream")]) == int(re.search(rb"/Length (\d+)", data)[1])
+
+
+@pytest.mark.parametrize("payload", HOSTILE_TEXTS)
+def test_a_table_holds_any_text(payload):
+    table = Table("t", ("cell", payload), (False, False), ((payload, "x"), ("y", payload)))
+    assert as_latex(table).count("\n") == 8
+    assert "\\input" not in as_latex(table)
+    assert as_markdown(table).count("\n") == 4
+    assert not re.search(r"<(?!br)", as_markdown(table))
+    rows = list(csv.reader(io.StringIO(as_csv(table))))
+    assert len(rows) == 3
+    assert not rows[1][0].startswith(("=", "+", "-", "@"))
 
 
 def test_a_file_name_is_plain():
