@@ -6,7 +6,7 @@ PIP    := -m pip --disable-pip-version-check install --quiet --constraint constr
 # One thread a process: trials run side by side, and a thread pool in each would only fight over the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test lint browser clean
+.PHONY: help setup quickstart test lint browser demo-job demo-autoscaling clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -41,6 +41,12 @@ lint: $(TESTS)/installed  ## ruff, the import contract, mypy
 KINDS := unit report cli sweeps ray llm faults
 test: lint browser  ## everything the tests need in an environment of their own, then all tests
 	@for kind in $(KINDS); do $(TESTS)/bin/python -m pytest --durations=25 tests/$$kind || exit 1; done
+
+demo-job: $(TESTS)/installed  ## a study as a job on a local two-node cluster, a node killed in the middle, the report fetched
+	@$(TESTS)/bin/python -m benchmarks.jobs.two_nodes
+
+demo-autoscaling: $(TESTS)/installed  ## a cluster that grows from zero and shrinks back, a node taken: the timeline
+	@$(TESTS)/bin/python -m benchmarks.autoscaling.timeline
 
 clean:  ## remove both environments (results stay)
 	rm -rf $(VENV) $(TESTS)

@@ -91,7 +91,9 @@ class Head:
 
     def add_node(self, num_cpus: int = 2) -> subprocess.Popen[bytes]:
         """Starts a node of this cluster and returns the process at the top of it."""
-        node = self._ray_start([f"--address={self.gcs_address}", f"--node-ip-address={HOST}", f"--num-cpus={num_cpus}"], {})
+        # A folder of its own, as on a machine of its own: a node that starts clears away what jobs left in the folder that it is given.
+        own = f"--temp-dir={self.folder}/node{len(self.nodes) + 1}"
+        node = self._ray_start([f"--address={self.gcs_address}", f"--node-ip-address={HOST}", f"--num-cpus={num_cpus}", own], {})
         self.nodes.append(node)
         return node
 

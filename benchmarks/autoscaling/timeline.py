@@ -41,7 +41,7 @@ ENGINE = {"enforce_eager": True, "dtype": "float32", "max_num_seqs": 8, "kv_cach
 def study_of(root: Path, llama: Path | None) -> StudyConfig:
     more = {}
     if llama is not None:
-        profile = {"llm": "vllm-sync", "model": str(llama), "prompt_budget": 400, "max_tokens": 24, "engine": ENGINE, "min_coverage": 0.1}
+        profile = {"llm": "vllm-sync", "model": str(llama), "prompt_budget": 900, "max_tokens": 24, "engine": ENGINE, "min_coverage": 0.1}
         more = {"profiles": [profile | {"temperature": 1.0}]}
     model = {"name": "BPR", "epochs": EPOCHS, "batch_size": 256, "hyperparameters": {"embedding_size": 8}}
     resources = {"trial": {"cpus": 1}, "profiles": {"cpus": 1, "gpus": 1}}

@@ -92,6 +92,8 @@ def main() -> int:
             time_line.add(f"the job has ended: {ended[0].stdout.strip().splitlines()[-1]}")
             fetched = command(head, "fetch", arguments.study, "--to", str(to))
             time_line.add(f"llmkt fetch: {fetched.stdout.strip()}")
+            if ended[0].returncode:
+                print(ended[0].stdout[-3000:], ended[0].stderr[-1000:], sep="\n")
         finally:
             head.end()
         said, ledger = journal(folder), Ledger(to / name)
