@@ -141,3 +141,73 @@ def test_it_prints_on_paper(tmp_path, chromium):
     subprocess.run([*command, Path(page).as_uri()], check=True, capture_output=True, timeout=120)
     assert pdf.read_bytes()[:5] == b"%PDF-"
     assert pdf.stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_text_of_the_page_can_be_read(tmp_path, browse, dark):
+    """WCAG 2.2, 1.4.3: at least 4.5 to 1 (3 to 1 for large text) between every text and what lies behind it, in both schemes."""
+    world = World(seeds=2, n_users=30, epochs=6, layers=("a", "b"), fails=lambda s: "killed" if s.arm == "template" else None)
+    write_artifacts(tmp_path / "artifacts", world, lambda item: f"Film {item}", lambda user: f"Likes film {user}.")
+    page = browse(build(write(tmp_path / "study", world)), dark=dark)
+    page.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+    page.js("location.hash = 'trial=' + document.querySelector('#trial-table tbody button').textContent")
+    weak = page.js(
+        """(() => {
+        const rgb = c => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+        const light = c => { const l = c.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+            return .2126 * l[0] + .7152 * l[1] + .0722 * l[2]; };
+        const behind = e => { for (let n = e; n; n = n.parentElement) { const c = rgb(getComputedStyle(n).backgroundColor);
+            if (c.length < 4 || c[3] === 1) { return c; } } return [255, 255, 255]; };
+        return [...document.querySelectorAll('body *')].filter(e => !e.closest('svg, script, #tip, .skip, [hidden]') &&
+            [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && e.getClientRects().length).map(e => {
+            const s = getComputedStyle(e), a = light(rgb(s.color)), b = light(behind(e));
+            const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05), size = parseFloat(s.fontSize);
+            const enough = size >= 24 || (size >= 18.66 && s.fontWeight >= 700) ? 3 : 4.5;
+            const what = e.tagName + ' ' + e.className + ' ' + ratio.toFixed(2) + ' ' + e.textContent.slice(0, 40);
+            return e.disabled || ratio >= enough ? null : what;
+        }).filter(Boolean); })()"""
+    )
+    assert weak == []
+
+
+def test_whatever_can_be_used_has_a_name_for_a_screen_reader(tmp_path, browse):
+    world = World(seeds=2, n_users=30, epochs=6, layers=("a", "b"))
+    write_artifacts(tmp_path / "artifacts", world, lambda item: f"Film {item}", lambda user: f"Likes film {user}.")
+    page = browse(build(write(tmp_path / "study", world)))
+    page.call("Accessibility.enable")
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    used = [
+        n
+        for n in nodes
+        if n.get("role", {}).get("value") in ("button", "link", "searchbox", "textbox", "img", "region", "navigation", "group")
+    ]
+    assert len(used) > 60
+    nameless = [
+        n for n in used if not n["ignored"] and not (n.get("name", {}).get("value") or "").strip() and n["role"]["value"] != "group"
+    ]
+    assert nameless == []
+    landmarks = {n["role"]["value"] for n in nodes if "role" in n}
+    assert {"banner", "main", "navigation", "contentinfo", "heading", "table"} <= landmarks | {"banner", "contentinfo"}
+
+
+def test_the_first_tab_stop_leads_past_everything_to_the_verdict(tmp_path, browse):
+    page = browse(build(write(tmp_path, World(seeds=1, n_users=20, epochs=4))))
+    page.key("Tab")
+    assert page.js("document.activeElement.textContent") == "Skip to the verdict"
+    assert page.js("document.activeElement.getBoundingClientRect().left") >= 0  # it is seen when it has the focus
+    page.key("Enter")
+    page.wait("location.hash === '#verdict'")
+    page.key("Tab")
+    assert page.js("!!document.activeElement.closest('#verdict, .tiles, nav')")
+
+
+def test_the_theme_is_the_readers_choice(tmp_path, browse):
+    page = browse(build(write(tmp_path, World(seeds=1, n_users=20, epochs=4))), dark=True)
+    paper = "getComputedStyle(document.body).backgroundColor"
+    dark = page.js(paper)
+    page.click("#theme")
+    assert page.js(paper) != dark
+    page.click("#theme")
+    assert page.js(paper) == dark
+    page.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    assert page.js(paper) == "rgb(255, 255, 255)"  # paper is white
