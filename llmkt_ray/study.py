@@ -336,6 +336,28 @@ class SearchConfig(Section):
         return self
 
 
+class TuningConfig(Section):
+    """Base hyper-parameters tuned once per (dataset, model), on the plain model and validation alone, then frozen for all arms."""
+
+    trials: int = Field(0, ge=0)
+    """Settings that are tried for each dataset and model, the study's own among them; 0: no tuning."""
+    seeds: int = Field(1, ge=1)
+    """Seeds that each of them is tried with; the mean counts."""
+    ranges: dict[str, tuple[float, float]] = {"learning_rate": (1e-4, 1e-2)}
+    """Setting to [low, high]: learning_rate, weight_decay or one of RecBole's; logarithmic where high is ten times low or more."""
+    choices: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)]] = {}
+    """Setting to the values that are tried: epochs, batch_size or one of RecBole's (embedding_size...)."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if self.trials == 1:
+            raise ValueError("tuning.trials 1 tries the study's own settings only: set it to 0, or to 2 or more")
+        for name, (low, high) in self.ranges.items():
+            if not low < high:
+                raise ValueError(f"tuning.ranges.{name} must be [low, high] with low < high, but got {[low, high]}")
+        return self
+
+
 class TaskResources(Section):
     """What one task asks of Ray."""
 
@@ -414,6 +436,7 @@ class StudyConfig(Section):
     seeds: int = Field(2, ge=1, le=1000)
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
+    tuning: TuningConfig = TuningConfig()
     resources: ResourcesConfig = ResourcesConfig()
     budget: BudgetConfig = BudgetConfig()
     tracking: TrackingConfig = TrackingConfig()

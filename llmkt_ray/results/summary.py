@@ -8,10 +8,12 @@ from llmkt_ray.study import INPUT_ARMS
 
 CELL = ["dataset", "train_share", "split_repetition", "model", "layer", "llm", "encoder", "reduction", "dims", "loss", "schedule", "switch"]
 """Columns that tell cells apart."""
+BASE = ["hyperparameters", "epochs", "batch_size", "learning_rate", "weight_decay"]
+"""Settings of the model; trials that tuned them have others than the cells."""
 SHARED_BY = {
-    "baseline": [*CELL[:4], "window"],
-    "alpha0": [*CELL[:4], "schedule", "switch"],
-    **{arm: [*CELL[:4], "schedule", "switch", "llm", "encoder", "reduction"] for arm in INPUT_ARMS},
+    "baseline": [*CELL[:4], *BASE, "window"],
+    "alpha0": [*CELL[:4], *BASE, "schedule", "switch"],
+    **{arm: [*CELL[:4], *BASE, "schedule", "switch", "llm", "encoder", "reduction"] for arm in INPUT_ARMS},
 }
 """The columns that a control trial without a transfer depends on: it is shared by all cells that agree in them."""
 
@@ -55,7 +57,7 @@ def summarise(trials: pd.DataFrame, metric: str, claim_alpha: float) -> tuple[tu
     of_cells = done[done["layer"].notna()]
     for key, rows in of_cells.groupby(CELL, sort=True, dropna=False):
         cell = dict(zip(CELL, key, strict=True))
-        shared_by = {**cell, "window": rows["window"].iloc[0]}
+        shared_by = {**cell, **{name: rows[name].iloc[0] for name in (*BASE, "window")}}
         arms = {arm: _mean(done[(done["arm"] == arm) & _equal(done, shared_by, names)], column) for arm, names in SHARED_BY.items()}
         for alpha, treated in rows[rows["arm"] == "treated"].groupby("alpha", sort=True):
             arms[f"alpha {alpha:g}"] = _mean(treated, column)

@@ -123,8 +123,8 @@ class Plan:
         return 0 if search.kind == "grid" else len({cell.search_key for cell in self.cells}) * search.trials * self.study.seeds
 
 
-def make_plan(study: StudyConfig, store: ArtifactStore) -> Plan:
-    """Returns the plan of a study.
+def make_plan(study: StudyConfig, store: ArtifactStore, tuned: Mapping[tuple[str, str], ModelConfig] | None = None) -> Plan:
+    """Returns the plan of a study; `tuned` replaces the settings of a (dataset, model) once they are known.
 
     Layers are resolved on the study's own split where that is in the store (as it is in a run, which makes the splits
     first), otherwise on a small built-in one.
@@ -150,7 +150,8 @@ def make_plan(study: StudyConfig, store: ArtifactStore) -> Plan:
             if isinstance(node, EmbeddingNode):
                 profiles[node.profiles.key] = node.profiles
         trials.update(_once(reference_specs(study, split)))
-        for model in study.models:
+        for given in study.models:
+            model = (tuned or {}).get((split.config.name, given.name), given)
             at, arms = (split.config.name, model.name), study.controls_of(model)
             if at not in taps_of:
                 data = _load(store, split) if split.key in there else None
@@ -228,17 +229,17 @@ def shared_specs(study: StudyConfig, split: SplitNode, model: ModelConfig) -> It
     for seed in range(study.seeds):
         if "baseline" in study.controls_of(model):
             for schedule in study.transfer.schedule:
-                yield _base(study, split, model, seed, arm="baseline", schedule=selection_window(schedule))
+                yield base_spec(study, split, model, seed, arm="baseline", schedule=selection_window(schedule))
         if "alpha0" in study.controls_of(model):
             for schedule in study.transfer.schedule:
-                yield _base(study, split, model, seed, arm="alpha0", schedule=_untransferred(schedule))
+                yield base_spec(study, split, model, seed, arm="alpha0", schedule=_untransferred(schedule))
 
 
 def input_specs(study: StudyConfig, model: ModelConfig, target: TargetNode) -> Iterable[TrialSpec]:
     """Yields the trials of direct input: alpha0's twins that read the profile instead of learning from it, whatever layer or loss."""
     for arm, seed, schedule in product(study.controls_of(model), range(study.seeds), study.transfer.schedule):
         if arm in INPUT_ARMS:
-            yield _base(
+            yield base_spec(
                 study,
                 target.embedding.split,
                 model,
@@ -275,7 +276,7 @@ def cell_specs(study: StudyConfig, cell: Cell) -> Iterable[TrialSpec]:
 def treated_spec(study: StudyConfig, cell: Cell, seed: int, *, alpha: float, arm: str = "treated") -> TrialSpec:
     """Returns the trial of a cell at one alpha and seed index; a control with targets of its own keeps the cell's labels."""
     twin = cell.twins.get(arm)
-    return _base(
+    return base_spec(
         study,
         cell.split,
         cell.model,
@@ -294,7 +295,8 @@ def treated_spec(study: StudyConfig, cell: Cell, seed: int, *, alpha: float, arm
     )
 
 
-def _base(study: StudyConfig, split: SplitNode, model: ModelConfig, seed: int, **more: Any) -> TrialSpec:
+def base_spec(study: StudyConfig, split: SplitNode, model: ModelConfig, seed: int, **more: Any) -> TrialSpec:
+    """Returns a trial of a model with the study's settings, and `more`."""
     training = study.training
     return TrialSpec(
         **{"factors": split_factors(split), **more},

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Literal, Protocol, TypeVar
@@ -31,6 +32,7 @@ from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.search import mirror, rounds, search_cells, suggestions, told
 from llmkt_ray.sweep.tuner import RayExecutor
+from llmkt_ray.sweep.tuning import first_splits, tuned_models, tuning_specs
 from llmkt_ray.training.spec import TrialSpec
 from llmkt_ray.training.trial import run_trial as train_and_test
 
@@ -218,6 +220,12 @@ class _Work:
     def batches(self) -> Generator[Sequence[TrialSpec]]:
         """Yields the trials known in advance, then the rounds of the searches."""
         is_search = self.study.search.kind == "optuna"
+        if self.study.tuning.trials:
+            yield from self._missing(self._tuning(), "tuning")
+            if self.limit == 0 or self.stopped:
+                return
+            self.plan = make_plan(self.study, self.store, tuned_models(self.study, self.plan.splits, self.ledger.trials()))
+            refuse_impossible_targets(self.plan, self.store)
         # A limited search leaves room for its first suggestion: that is the treated trial at the claim's alpha.
         yield from self._missing(self.plan.trials, "trials", reserve=1 if is_search else 0)
         if is_search:
@@ -242,12 +250,20 @@ class _Work:
             return
         self.ledger.remove_damaged()
         make_targets_for(todo, self.plan, self.store, self.worker, self.progress)
-        write_card(self.place.folder, self.study, card_facts(self.plan, self.store))
+        planned = {spec.key for spec in (*self.plan.trials, *(self._tuning() if self.study.tuning.trials else ()))}
+        facts = card_facts(self.plan, self.store) | {"planned_trials": len(planned) + self.plan.searched_trials}
+        write_card(self.place.folder, self.study, facts)
         self.given |= {spec.key for spec in todo}
         with self.progress.stage(stage, len(todo)):
             self.progress.expect(todo)
             yield todo
         self.stopped = self.progress.meter.spent()
+
+    def _tuning(self) -> list[TrialSpec]:
+        """Returns the trials that choose the base hyper-parameters of every dataset and model."""
+        every = product(first_splits(self.plan.splits), self.study.models)
+        specs = [spec for split, model in every for _, specs in tuning_specs(self.study, split, model) for spec in specs]
+        return list({spec.key: spec for spec in specs}.values())
 
     def _rounds(self) -> Iterator[Sequence[TrialSpec]]:
         """Yields the rounds of all searches of the study, one round of every search at a time."""

@@ -19,6 +19,7 @@ from llmkt_ray.study import (
     StudyConfig,
     TrainingConfig,
     TransferConfig,
+    TuningConfig,
 )
 
 TRIALS = 4
@@ -43,6 +44,9 @@ def smoke_study(study: StudyConfig) -> tuple[StudyConfig, tuple[str, ...]]:
         "search": study.search.model_copy(update={"trials": 1, "round_size": 1, "objectives": ("mean",)}),
         "resources": _resources(study, said),
     }
+    if study.tuning.trials:
+        said.append("no hyper-parameters are tuned: the study's own are used")
+        update["tuning"] = TuningConfig()
     update |= _controls(study, said)
     return study.model_copy(update=update), tuple(said)
 
