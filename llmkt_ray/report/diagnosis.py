@@ -19,6 +19,8 @@ DUPLICATES, FLAGGED, POOR_RECALL = 0.3, 0.2, 0.2
 """Shares of near-duplicate and of flagged profiles above which, and genre recall below which, profiles cannot tell users apart."""
 DIP = 0.1
 """Relative loss of validation at the end of phase 1 against alpha0."""
+NOT_THE_USERS = ("pair", "sequence")
+"""Alignments of a tapped layer whose rows are not one user's alone."""
 SLOW = 1.25
 """Epochs to 95 % of alpha0's best, relative to alpha0's own."""
 
@@ -61,7 +63,7 @@ def _signatures(finding: Finding, found: Evidence, smallest: float) -> list[Diag
             dip = f"; end of phase 1 {percent(found.dip)} against alpha0" if np.isfinite(found.dip) else ""
             made.append(Diagnosis(label, "degraded baseline", _joined(said + dip, found), cause, remedy))
         elif gain.relative.low <= 0:
-            cause, remedy = _why_no_gain(found, finding.contrasts.get("shuffled"), gain, smallest)
+            cause, remedy = why_no_gain(found, finding.contrasts.get("shuffled"), gain, smallest)
             made.append(Diagnosis(label, "no gain", _joined(said, found), cause, remedy))
     if found.slowness >= SLOW:
         cause, remedy = _why_slow(found)
@@ -86,7 +88,15 @@ def _why_degraded(found: Evidence) -> tuple[str, str]:
     return "the evidence names none", "a smaller alpha, another layer, and handover: best_valid"
 
 
-def _why_no_gain(found: Evidence, own: Contrast | None, gain: Contrast, smallest: float) -> tuple[str, str]:
+def why_no_gain(found: Evidence, own: Contrast | None, gain: Contrast, smallest: float) -> tuple[str, str]:
+    """Returns the likeliest cause of a gain that is not there, and its remedy.
+
+    Args:
+        found: the evidence.
+        own: treated against shuffled.
+        gain: treated against alpha0.
+        smallest: smallest effect of interest, relative.
+    """
     if found.gradient_ratio < WEAK_RATIO:
         return "weight: the transfer is too weak to move the layer", "a larger alpha, or balance: initial"
     poor = _poor_profiles(found)
@@ -94,7 +104,7 @@ def _why_no_gain(found: Evidence, own: Contrast | None, gain: Contrast, smallest
         return f"profile quality: {poor}", "another prompt or LLM; look at the texts of a few users"
     if found.overlap < POOR_OVERLAP:
         return "profile quality: the reducer loses who is near whom", "more dims, pca instead of umap, or another encoder"
-    if found.alignment and found.alignment != "user":
+    if found.alignment in NOT_THE_USERS:
         return f"alignment: the tapped layer is not the user's alone ({found.alignment})", "a user-aligned layer: llmkt layers MODEL"
     if gain.relative is not None and gain.relative.high > smallest:
         return (
@@ -117,7 +127,7 @@ def _why_slow(found: Evidence) -> tuple[str, str]:
         return f"noisy embeddings: {poor}", "another prompt or LLM; a smaller alpha"
     if found.overlap < POOR_OVERLAP:
         return "noisy embeddings: the reducer loses who is near whom", "more dims, pca instead of umap, or another encoder"
-    if found.alignment and found.alignment != "user":
+    if found.alignment in NOT_THE_USERS:
         return f"misaligned: the tapped layer is not the user's alone ({found.alignment})", "a user-aligned layer: llmkt layers MODEL"
     if found.relative_speed("shuffled") >= SLOW:
         return (

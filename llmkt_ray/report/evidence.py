@@ -54,7 +54,7 @@ class Evidence:
         duplicates: share of near-duplicate profiles, in [0, 1].
         flagged: share of profiles with a flag (refused, truncated, echo...), in [0, 1].
         recall: mean share of a user's most frequent genres that the profile names, in [0, 1].
-        alignment: of the tapped layer: user, pair, user_item_table or sequence; empty where it is not known.
+        alignment: of the tapped layer, see `llmkt_ray.transfer.taps`; empty where it is not known.
     """
 
     speed: Mapping[str, Speed]

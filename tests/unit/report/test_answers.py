@@ -1,14 +1,19 @@
 """Answers and diagnoses in results whose truth is planted."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import yaml
 
 from llmkt_ray.report.answers import answers, factor_importance
 from llmkt_ray.report.default import default_of, document
-from llmkt_ray.report.diagnosis import diagnose
+from llmkt_ray.report.diagnosis import diagnose, why_no_gain
+from llmkt_ray.report.evidence import Evidence
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.frames import gain_rows
 from llmkt_ray.report.load import load
+from llmkt_ray.stats.contrast import contrast
 from llmkt_ray.study import StudyConfig
 from tests.unit.report.synthetic import World, study_of, write
 
@@ -21,7 +26,7 @@ def _gain(model, alpha, layer):
 
 GRID = World(
     models={"MultiVAE": 0.2, "SimpleX": 0.17}, datasets=("ml-100k", "ml-1m"), layers=("encoder.0", "encoder.1"),
-    alphas=tuple(ALPHA), treated=_gain, seeds=3, n_users=80, epochs=4, seed_sd=0.001,
+    alphas=tuple(ALPHA), treated=_gain, seeds=3, n_users=300, epochs=4, seed_sd=0.001,
 )  # fmt: skip
 
 
@@ -178,6 +183,15 @@ def test_slow_convergence(tmp_path):
     assert found.signature == "slow convergence"
     assert "treated 19, alpha0 8" in found.evidence
     assert found.cause == "noisy or misaligned embeddings"
+
+
+def test_a_pair_level_layer_is_named_and_a_users_own_is_not():
+    nan = float("nan")
+    known = Evidence({}, nan, 0.5, 0.6, 0.6, 0.0, 0.0, 0.6, "pair")
+    gain = contrast(np.ones((3, 9)) + np.eye(3, 9) * 1e-9, np.ones((3, 9)))
+    assert why_no_gain(known, None, gain, 0.02)[0].startswith("alignment: ")
+    for alignment in ("user_rows", "user_table", "user_item_table", ""):
+        assert not why_no_gain(replace(known, alignment=alignment), None, gain, 0.02)[0].startswith("alignment: ")
 
 
 def test_slow_convergence_whoever_the_profile_is_of(tmp_path):
