@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -14,7 +15,7 @@ from llmkt_ray.errors import StorageError, StudyError
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study_file import load_study
 from llmkt_ray.sweep.jobs import Job, Jobs, pack, stored_for_job, unpack
-from tests.clusters import Head, free_port
+from tests.clusters import Head, free_port, kill_tree
 from tests.tiny import study_text
 
 pytestmark = pytest.mark.ray
@@ -97,6 +98,34 @@ def test_attached_stopped_and_gone_on_with(head, tmp_path):
     assert f"{6 - len(before)} trials run now, 6 done and 0 failed in all" in again.stdout
     after = rows_on_disk(folder)
     assert {name: after[name] for name in before} == before, "a finished trial was run again"
+
+
+def test_a_node_is_killed_under_a_job_and_the_report_comes_home_all_the_same(head, tmp_path):
+    """The demonstration of benchmarks/jobs/two_nodes.py in small."""
+    study, content = tmp_path / "nodes.yaml", yaml.safe_load(study_text(tmp_path))
+    content["models"][0] |= {"epochs": 1500}
+    content |= {"name": "nodes", "storage": "results", "training": {"evaluate_every": 500}, "seeds": 2}
+    study.write_text(yaml.safe_dump(content))
+    folder = head.home / "results" / "nodes"
+    second = head.add_node(num_cpus=2)
+    assert "submitted nodes-" in llmkt(head, "submit", study, "--no-follow").stdout
+    for _ in range(1200):
+        if len(rows_on_disk(folder)) >= 2:
+            break
+        time.sleep(0.1)
+    before = rows_on_disk(folder)
+    assert 2 <= len(before) < 11, "too late or never started"
+    kill_tree(psutil.Process(second.pid))
+    followed = llmkt(head, "submit", study)  # attaches
+    assert re.search(r"nodes-\w+-1: SUCCEEDED", followed.stdout), followed.stdout + followed.stderr
+    after = rows_on_disk(folder)
+    assert {name: after[name] for name in before} == before, "a finished trial was run again"
+    assert llmkt(head, "fetch", study, "--to", tmp_path / "here").returncode == 0
+    rows = Ledger(tmp_path / "here" / "nodes").trials()
+    assert (len(rows), set(rows["status"])) == (11, {"done"})
+    assert (tmp_path / "here" / "nodes" / "report.html").exists()
+    log = "".join(path.read_text() for path in (tmp_path / "here" / "nodes" / "logs").glob("*.jsonl"))
+    assert '"event": "trial_interrupted"' in log
 
 
 def rows_on_disk(folder: Path) -> dict[str, int]:
