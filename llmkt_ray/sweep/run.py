@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from llmkt_ray.artifacts import MANIFEST, ArtifactStore
+from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.errors import ResourceError, SweepError
 from llmkt_ray.results.card import finish_card, write_card
 from llmkt_ray.results.folder import artifacts_folder, claim, locked, study_folder
@@ -23,11 +23,12 @@ from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep import cluster
 from llmkt_ray.sweep.check import refuse_impossible_targets
 from llmkt_ray.sweep.execute import LoadArtifacts, RunTrial, Workplace, load_artifacts
+from llmkt_ray.sweep.facts import card_facts
 from llmkt_ray.sweep.journal import Journal, here
 from llmkt_ray.sweep.loop import LoopExecutor
 from llmkt_ray.sweep.mlflow_mirror import mirrored
 from llmkt_ray.sweep.pilot import Meter, telling_first
-from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, Node, ProfileNode, SplitNode, TargetNode, split_nodes
+from llmkt_ray.sweep.pipeline import EmbeddingNode, Node, split_nodes
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.search import mirror, rounds, search_cells, suggestions, told
@@ -37,7 +38,6 @@ from llmkt_ray.training.spec import TrialSpec
 from llmkt_ray.training.trial import run_trial as train_and_test
 
 ExecutorName = Literal["ray", "loop"]
-NodeT = TypeVar("NodeT", SplitNode, ProfileNode, EmbeddingNode | ItemMeanNode, TargetNode)
 COMPACT_AT = 500
 """Single row files that are gathered into one part at a run's end."""
 
@@ -344,59 +344,6 @@ def forget_failed(ledger: Ledger) -> None:
     rows = ledger.trials()
     for key in rows.loc[rows["status"] == "failed", "trial_key"]:
         ledger.remove(key)
-
-
-def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
-    """Returns what the card says about the study's cells and about those of its artifacts that have been made."""
-
-    def made(nodes: Sequence[NodeT]) -> Iterator[tuple[NodeT, dict[str, Any]]]:
-        for node in nodes:
-            if store.files.exists(f"{node.kind}/{node.key}/{MANIFEST}"):
-                manifest = store.manifest(node.kind, node.key)
-                yield node, {**manifest.notes, "wall_s": manifest.wall_s}
-
-    def source(node: ProfileNode | EmbeddingNode | ItemMeanNode) -> dict[str, Any]:
-        return {"dataset": node.split.config.name, "split_key": node.split.key, "llm": node.source}
-
-    datasets = [
-        {
-            "name": node.config.name,
-            "split_key": node.key,
-            "repetition": node.repetition,
-            "train_share": node.train_share,
-            "n_users": notes.get("n_users"),
-            "n_items": notes.get("n_items"),
-            "notes": notes,
-        }
-        for node, notes in made(plan.splits)
-    ]
-    profiles = [
-        {**source(node), "key": node.key, "is_llm": notes.get("is_llm"), "certificate": notes.get("certificate"), "notes": notes}
-        for node, notes in made(plan.profiles)
-    ]
-    embeddings = [
-        {**source(node), "encoder": node.config.encoder, "key": node.key, "identity": node.identity, "notes": notes}
-        for node, notes in made(plan.embeddings)
-    ]
-    targets = [
-        {
-            **source(node.embedding),
-            "encoder": node.embedding.config.encoder,
-            "reduction": node.config.method,
-            "dims": node.dims,
-            "key": node.key,
-            "notes": notes,
-        }
-        for node, notes in made(plan.targets)
-    ]
-    return {
-        "datasets": datasets,
-        "profiles": profiles,
-        "embeddings": embeddings,
-        "targets": targets,
-        "cells": [cell.facts() for cell in plan.cells],
-        "planned_trials": len(plan.trials) + plan.searched_trials,
-    }
 
 
 @contextmanager
