@@ -40,6 +40,7 @@ class RunTrial(Protocol):
         device: str = "cpu",
         threads: int = 1,
         checkpoint_dir: Path | None = None,
+        phase1_dir: Path | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> TrialResult:
         """Trains and tests one trial."""
@@ -79,9 +80,20 @@ class Workplace:
         """The folder of the checkpoints, each named by its trial key: any worker that sees this disk can go on from them."""
         return Path(self.scratch) / "checkpoints"
 
+    @property
+    def phase1(self) -> Path:
+        """The folder of the ends of shared first phases, each named by its phase-1 key; emptied after every batch of trials."""
+        return Path(self.scratch) / "phase1"
 
-def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) -> TrialResult:
+
+def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None, *, shares_phase1: bool = False) -> TrialResult:
     """Runs one trial, writes its row, and returns its result without the arrays a driver does not need.
+
+    Args:
+        spec: the trial.
+        place: where it works.
+        on_epoch: called with each epoch's row.
+        shares_phase1: whether other trials of the batch differ from it in phase 2 alone.
 
     Raises:
         StorageError: the row or a checkpoint cannot be written.
@@ -108,6 +120,7 @@ def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None) 
             device=place.device,
             threads=place.threads,
             checkpoint_dir=place.checkpoints,
+            phase1_dir=place.phase1 if shares_phase1 else None,
             on_epoch=epoch_ended,
         )
         result = replace(result, facts={**result.facts, "device_type": place.device})

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.sweep.execute import Workplace, execute
+from llmkt_ray.sweep.phase1 import SharedPhases
 from llmkt_ray.sweep.pipeline import Node
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.training.spec import TrialSpec
@@ -31,9 +32,10 @@ class LoopExecutor:
             StorageError: a row cannot be written.
         """
         for batch in batches:
+            phases = SharedPhases(batch, place.phase1)
             for place_in_batch, spec in enumerate(batch):
                 if progress.meter.spent():
                     progress.meter.left_out += len(batch) - place_in_batch
                     break
                 progress.trial_started(spec)
-                progress.trial_ended(spec, execute(spec, place))
+                progress.trial_ended(spec, execute(spec, place, shares_phase1=phases.of(spec) is not None))

@@ -1,6 +1,7 @@
 """A study from its file to its rows: what is missing is done, what is there is left alone."""
 
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
@@ -257,6 +258,7 @@ class _Work:
         with self.progress.stage(stage, len(todo)):
             self.progress.expect(todo)
             yield todo
+        shutil.rmtree(self.place.phase1, ignore_errors=True)
         self.stopped = self.progress.meter.spent()
 
     def _tuning(self) -> list[TrialSpec]:

@@ -23,6 +23,7 @@ from llmkt_ray.sweep.cluster import capacity, resources_of
 from llmkt_ray.sweep.execute import Workplace, execute, failed
 from llmkt_ray.sweep.journal import log_as_json
 from llmkt_ray.sweep.names import file_name
+from llmkt_ray.sweep.phase1 import SharedPhases
 from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, Node, ProfileNode
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.training.spec import TrialResult, TrialSpec
@@ -157,7 +158,7 @@ def _train(config: dict[str, Any], place: Workplace) -> None:
         tune.report({"status": "done"})
         return
     try:
-        result = execute(spec, place)
+        result = execute(spec, place, shares_phase1=config["shares_phase1"])
     except StorageError as error:
         tune.report({"status": "storage", "message": str(error)})
         return
@@ -217,6 +218,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         super().__init__()
         self._queue, self._place, self._progress = queue, place, progress
         self._concurrency, self._running = concurrency, dict[str, TrialSpec]()
+        self._phases = SharedPhases(tuple(queue.waiting), place.phase1)
         self.problem: LlmktError | None = None
 
     def __reduce__(self) -> tuple[type[tune.search.Searcher], tuple[()]]:
@@ -235,9 +237,12 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
             return FINISHED
         if not self._queue.waiting or (self._concurrency and len(self._running) >= self._concurrency):
             return None
-        spec = self._queue.waiting.popleft()
+        spec = self._phases.ready(self._queue.waiting, self._running.values())
+        if spec is None:
+            return None
+        self._queue.waiting.remove(spec)
         self._running[trial_id] = spec
-        return {"spec": spec.model_dump_json()}
+        return {"spec": spec.model_dump_json(), "shares_phase1": self._phases.of(spec) is not None}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Notes a storage that cannot be written: a full disk ends the sweep, not one trial."""

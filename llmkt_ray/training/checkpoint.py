@@ -5,6 +5,7 @@ import os
 import pickle
 import time
 import uuid
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,11 @@ class CheckpointFile:
 
         A damaged file counts as none: the trial then starts again, with the same outcome.
         """
+        if not zipfile.is_zipfile(self.path):  # absent, or damaged: torch would read it in its old format, and fail in many ways
+            return None
         try:
             saved = torch.load(self.path, map_location=device, weights_only=True)
-        except FileNotFoundError:
-            return None
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError):
             return None
         if not isinstance(saved, dict) or (saved.get("version"), saved.get("key")) != (VERSION, self._key):
             return None

@@ -46,11 +46,13 @@ class TrainingLoop:
         validate: evaluates the model as it is on validation.
         checkpoint: where to save the state at epoch boundaries; None: nowhere.
         on_epoch: called with each epoch's row.
+        phase1: where the end of phase 1 is kept for trials that differ in phase 2 alone; None: nowhere.
 
     Attributes:
         rows: one mapping an epoch, see `TrialResult.epochs`.
         best_epoch: the selected epoch so far, 0 before the first.
         last_evaluated: the last epoch that was validated.
+        saved_s: seconds that the phase 1 took which another trial had computed; None where it was computed here.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class TrainingLoop:
         validate: Callable[[], Ranking],
         checkpoint: CheckpointFile | None,
         on_epoch: Callable[[dict[str, Any]], None] | None,
+        phase1: CheckpointFile | None = None,
     ) -> None:
         self._spec, self._model, self._batches, self._plan = spec, model, batches, plan
         self._transfer, self._weights, self._evaluate = transfer, weights, validate
-        self._checkpoint, self._on_epoch = checkpoint, on_epoch
+        self._checkpoint, self._on_epoch, self._phase1 = checkpoint, on_epoch, phase1
+        self.saved_s: float | None = None
         self._model_state = ModelState(model.module)
         self.rows: list[EpochRow] = []
         self.best_epoch = 0
@@ -94,6 +98,8 @@ class TrainingLoop:
             row |= self._validate(epoch)
             row["duration_s"] = time.perf_counter() - started
             self.rows.append(row)
+            if self._phase1 is not None and epoch == self._plan.phase1_epochs:
+                self._phase1.save(epoch, self._state)
             if self._checkpoint is not None and epoch < self._plan.epochs:
                 self._checkpoint.save(epoch, self._state)
             if self._on_epoch is not None:
@@ -156,17 +162,30 @@ class TrainingLoop:
         }
 
     def _resume(self) -> int:
-        """Loads the checkpoint if there is one; returns the epoch to go on with."""
-        saved = self._checkpoint.load(self._model.device) if self._checkpoint is not None else None
+        """Goes on from the own checkpoint or the end of a shared phase 1; returns the epoch to go on with."""
+        device = self._model.device
+        saved = self._checkpoint.load(device) if self._checkpoint is not None else None
+        if saved is not None:
+            self._take_over(saved[1])
+            self._weights.load_state_dict(saved[1]["weights"])
+            self._transfer.load_state_dict(saved[1]["transfer"])
+            return saved[0] + 1
+        saved = self._phase1.load(device) if self._phase1 is not None else None
         if saved is None:
             return 1
-        epoch, state = saved
+        self._take_over(saved[1])
+        self._weights.fork(saved[1]["weights"])
+        if self._plan.transfers(saved[0]):
+            self._transfer.load_state_dict(saved[1]["transfer"])
+        self.saved_s = float(sum(row["duration_s"] for row in self.rows))
+        for row in self.rows if self._on_epoch is not None else ():
+            self._on_epoch(dict(row))  # whoever watches this trial sees all of it
+        return saved[0] + 1
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
         self._load(state)
-        self._weights.load_state_dict(state["weights"])
-        self._transfer.load_state_dict(state["transfer"])
         self._best_state, self.best_epoch, self._best_value = state["best"], state["best_epoch"], state["best_value"]
         self.best_valid, self.last_evaluated, self.rows = state["best_valid"], state["last_evaluated"], list(state["rows"])
-        return epoch + 1
 
 
 def make_adam(spec: TrialSpec) -> Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]:

@@ -12,10 +12,14 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.section import Section
 from llmkt_ray.seeds import content_key, training_seed
-from llmkt_ray.study import ScheduleConfig
+from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS, ScheduleConfig
 
 TRIAL_VERSION = 1
 """Part of every trial's key; rises when a change alters a trial's numbers, so that old and new ones do not stand in one table."""
+
+
+_OF_THE_TRANSFER = ("alpha", "layer", "targets_key", "twin_key", "loss", "projection", "balance", "weights")
+"""Fields that matter in transferring epochs only."""
 
 
 class TrialSpec(Section):
@@ -56,6 +60,25 @@ class TrialSpec(Section):
     def key(self) -> str:
         """The trial's content key: of everything but the labels, of our version of a trial, and of the libraries that compute it."""
         return content_key({**self.model_dump(mode="json", exclude={"factors"}), "version": TRIAL_VERSION, "libraries": _libraries()})
+
+    @property
+    def phase1_key(self) -> str | None:
+        """The content key of all that phase 1 depends on; None where there is no switch (`joint`, a reference).
+
+        Trials of equal phase-1 keys differ in phase 2 alone: in hand-over, optimizer, freezing or length. The plain phase 1 of
+        `baseline` and `alpha0` is one, and that of `reversed`, which transfers later, too.
+        """
+        phase1 = self.schedule.phase1_epochs(self.epochs)
+        if self.arm == "reference" or self.schedule.kind == "joint" or not 0 < phase1 < self.epochs:
+            return None
+        values = self.model_dump(mode="json", exclude={"factors", "epochs", "schedule"})
+        frozen = [] if self.arm == "baseline" else sorted(self.schedule.freeze.get("phase1", ()))
+        shape: dict[str, Any] = {"epochs": phase1, "freeze": frozen}
+        if self.arm in PLAIN_ARMS or (self.schedule.kind == "reversed" and self.arm not in INPUT_ARMS):
+            values |= dict.fromkeys(_OF_THE_TRANSFER) | {"arm": "plain"}
+        else:
+            shape |= {"kind": self.schedule.kind, "alpha": self.schedule.alpha}
+        return content_key({**values, "phase1": shape, "version": TRIAL_VERSION, "libraries": _libraries()})
 
     @property
     def seed(self) -> int:

@@ -48,6 +48,7 @@ def run_trial(
     threads: int = 1,
     checkpoint_dir: Path | None = None,
     checkpoint_interval_s: float = INTERVAL_S,
+    phase1_dir: Path | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_tested: Callable[[BuiltModel, dict[str, float]], None] | None = None,
 ) -> TrialResult:
@@ -63,6 +64,8 @@ def run_trial(
         threads: threads that torch may use.
         checkpoint_dir: where `<trial key>.pt` is kept while the trial runs; a checkpoint found there is resumed exactly.
         checkpoint_interval_s: seconds between checkpoints at the least; 0 saves at every epoch boundary.
+        phase1_dir: where `<phase-1 key>.pt` is kept for trials that differ in phase 2 alone; one found there is gone on from, bitwise
+            as if phase 1 had been computed here; None: phase 1 is computed and not kept.
         on_epoch: called with each epoch's row as soon as it is known.
         on_tested: called once with the tested model and its test metrics.
 
@@ -92,7 +95,10 @@ def run_trial(
             outcome = Outcome(valid=_run_reference(spec, model, data, validate))
         else:
             checkpoint = CheckpointFile(checkpoint_dir, spec.key, checkpoint_interval_s) if checkpoint_dir is not None else None
-            outcome = _run_loop(spec, artifacts, model, validate, checkpoint, on_epoch, facts)
+            phase1 = None
+            if phase1_dir is not None and spec.phase1_key is not None:
+                phase1 = CheckpointFile(phase1_dir, spec.phase1_key, 0.0)
+            outcome = _run_loop(spec, artifacts, model, validate, checkpoint, phase1, on_epoch, facts)
         facts["train_wall_s"] = round(measures.wall_s, 3)
         test = open_test(spec, model, data)
         if on_tested is not None:
@@ -169,6 +175,7 @@ def _run_loop(
     model: BuiltModel,
     validate: Callable[[], Ranking],
     checkpoint: CheckpointFile | None,
+    phase1: CheckpointFile | None,
     on_epoch: Callable[[dict[str, Any]], None] | None,
     facts: dict[str, Any],
 ) -> Outcome:
@@ -178,8 +185,8 @@ def _run_loop(
     train = artifacts.data.train if labelled else artifacts.data.train.positives()
     batches = BatchSource(model, train, batch_size=spec.batch_size, seed=spec.seed, labelled=labelled)
     transfer = make_transfer(spec, plan, model, batches, artifacts.data, artifacts)
-    weights = WeightsManager(model.module, plan, make_adam(spec), extra=transfer.parameters)
-    loop = TrainingLoop(spec, model, batches, plan, transfer, weights, validate, checkpoint, on_epoch)
+    weights = WeightsManager(model.module, plan, make_adam(spec), extra=transfer.parameters, shared=phase1 is not None)
+    loop = TrainingLoop(spec, model, batches, plan, transfer, weights, validate, checkpoint, on_epoch, phase1)
     loop.run()
     if checkpoint is not None:
         checkpoint.delete()
@@ -193,6 +200,8 @@ def _run_loop(
         "beta": transfer.beta,
         "transfer_steps": transfer.transfer_steps,
     }
+    if loop.saved_s is not None:
+        facts["phase1_saved_s"] = round(loop.saved_s, 3)
     return Outcome(loop.best_valid, loop.best_epoch, loop.best_epoch < loop.last_evaluated, tuple(loop.rows))
 
 

@@ -28,6 +28,7 @@ class WeightsManager:
         make_optimizer: makes an optimizer from a list of parameters; called at the start and, with
             `optimizer: reset`, at the switch.
         extra: parameters of the student projection, trained in transferring epochs only.
+        shared: other trials go on from this one's phase 1, so its best epoch is remembered whatever the own hand-over.
 
     Raises:
         TrainingError: a freezing pattern of the schedule matches no parameter, or nothing is left to train.
@@ -40,11 +41,13 @@ class WeightsManager:
         make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
         *,
         extra: Sequence[nn.Parameter] = (),
+        shared: bool = False,
     ) -> None:
         self._model = model
         self._plan = plan
         self._make = make_optimizer
         self._extra = list(extra)
+        self._shared = shared
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         freeze = {} if plan.one_phase else plan.schedule.freeze
         self._frozen = {phase: self._matched(phase, patterns) for phase, patterns in freeze.items()}
@@ -76,8 +79,8 @@ class WeightsManager:
 
     def observe(self, epoch: int, value: float) -> None:
         """Takes note of a validation value (higher is better); remembers phase 1's best epoch if it will be needed."""
-        wanted = self._plan.schedule.handover == "best_valid" and self._plan.schedule.kind != "joint" and not self._plan.one_phase
-        if wanted and self._plan.phase(epoch) == 1 and value > self._best_value:
+        wanted = self._shared or self._wants_best
+        if wanted and epoch <= self._plan.phase1_epochs and value > self._best_value:
             self._best_value = value
             self._best = {
                 "epoch": epoch,
@@ -103,6 +106,30 @@ class WeightsManager:
         self._best_value = state["best_value"]
         self.handed_over = state["handed_over"]
         self._load_extra(state["extra"])
+
+    def fork(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the end of a phase 1 that another trial computed, given that trial's `state_dict`.
+
+        Where phase 1 transferred nothing (`reversed`), the own projection stays as it was made: the other trial may have none.
+        """
+        self._load_optimizer(self._with_own_extra(state["optimizer"]))
+        learnt = self._extra and self._plan.transfers(self._plan.phase1_epochs)
+        if learnt:
+            self._load_extra(state["extra"])
+        if self._wants_best and state["best"] is not None:
+            self._best = {**state["best"], "optimizer": self._with_own_extra(state["best"]["optimizer"])}
+            self._best_value = state["best_value"]
+            if not learnt:
+                self._best["extra"] = [parameter.detach().clone() for parameter in self._extra]
+
+    @property
+    def _wants_best(self) -> bool:
+        return self._plan.schedule.handover == "best_valid" and self._plan.schedule.kind != "joint" and not self._plan.one_phase
+
+    def _with_own_extra(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns an optimizer's state for the model's parameters and the own projection's, which may have no moments yet."""
+        (group,) = state["param_groups"]
+        return {"state": state["state"], "param_groups": [{**group, "params": list(range(len(self._trainable) + len(self._extra)))}]}
 
     def _hand_over(self, epoch: int) -> None:
         self.handed_over = epoch - 1

@@ -17,10 +17,12 @@ from rich.console import Console
 
 from llmkt_ray.errors import StorageError
 from llmkt_ray.results.card import read_card
-from llmkt_ray.results.folder import locked, study_folder
+from llmkt_ray.results.folder import artifacts_folder, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
-from llmkt_ray.sweep.run import run_study
+from llmkt_ray.sweep.execute import load_artifacts
+from llmkt_ray.sweep.plan import make_plan
+from llmkt_ray.sweep.run import run_study, store_of
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
 from llmkt_ray.training.trial import run_trial
 from tests.tiny import tiny_study
@@ -177,3 +179,20 @@ def test_actors_are_reused_and_a_trial_sees_nothing_of_the_one_before(tmp_path, 
     pd.testing.assert_frame_equal(numbers(study), numbers(reference), check_exact=True)
     workers = Ledger(study_folder(study)).trials()["host"].value_counts()
     assert workers.max() > 1, "no process ran two trials: reuse was not tested"
+
+
+def test_trials_that_differ_in_phase_2_alone_share_their_phase_1_on_both_executors(tmp_path, executor):
+    """Forked or not, on one worker or two, the numbers are those of trials by themselves; the rows say who forked."""
+    schedules = [{"optimizer": "keep"}, {"optimizer": "reset"}, {"handover": "best_valid"}]
+    study = tiny_study(tmp_path, transfer={"alphas": (0.5,), "schedule": schedules})
+    run(study, executor)
+    rows = Ledger(study_folder(study)).trials()
+    assert set(rows["status"]) == {"done"}
+    forked = rows[[json.loads(timings).get("phase1_saved_s") is not None for timings in rows["timings"]]]
+    trained = rows[rows["arm"] != "reference"]
+    assert len(trained) - len(forked) == 3, "one plain phase 1, one treated, one shuffled"
+    data = load_artifacts(make_plan(study, store_of(study)).trials[0], str(artifacts_folder(study)), str(tmp_path / "scratch")).data
+    spec = next(spec for spec in make_plan(study, store_of(study)).trials if spec.arm == "alpha0" and spec.schedule.optimizer == "keep")
+    alone = run_trial(spec, TrialArtifacts(data))
+    (row,) = rows[rows["trial_key"] == spec.key].to_dict("records")
+    assert {name: row[f"test_{name}"] for name in alone.test} == dict(alone.test)

@@ -54,7 +54,7 @@ def test_a_checkpoint_of_another_trial_or_a_damaged_one_is_not_used(run, data, t
     spec = make_spec(data, "BPR")
     path = tmp_path / f"{spec.key}.pt"
     whole = run("BPR")
-    for content in (b"", b"not a checkpoint", pickle.dumps({"version": VERSION})):
+    for content in (b"", b"not a checkpoint", b"half a file", pickle.dumps({"version": VERSION})):
         path.write_bytes(content)
         same(run("BPR", options={"checkpoint_dir": tmp_path}), whole)
     torch.save({"version": VERSION, "key": "someone else's", "epoch": 2, "state": {}}, path)
