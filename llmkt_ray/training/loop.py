@@ -178,8 +178,9 @@ class TrainingLoop:
         if self._plan.transfers(saved[0]):
             self._transfer.load_state_dict(saved[1]["transfer"])
         self.saved_s = float(sum(row["duration_s"] for row in self.rows))
-        for row in self.rows if self._on_epoch is not None else ():
-            self._on_epoch(dict(row))  # whoever watches this trial sees all of it
+        if self._on_epoch is not None:
+            for row in self.rows:
+                self._on_epoch(dict(row))  # whoever watches this trial sees all of it
         return saved[0] + 1
 
     def _take_over(self, state: Mapping[str, Any]) -> None:
