@@ -105,6 +105,7 @@ def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool
             yield str(error)
     yield from _source_problems(study)
     yield from source_problems(study)
+    yield from _order_problems(study)
     if not names:
         yield from _layer_problems(study)
     yield from _storage_problems(study, store)
@@ -164,6 +165,18 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
         labels.setdefault(key, profiles.label)
     for embedding in study.embedding:
         yield from _raised(partial(encoder_identity, embedding))
+
+
+def _order_problems(study: StudyConfig) -> Iterator[str]:
+    """Yields sequential models on splits that put later rows into train than into test."""
+    for model in study.models:
+        if model.class_path is None and model.name in MODELS and MODELS[model.name].family == "sequential":
+            for dataset in study.datasets:
+                if dataset.split.kind == "random":
+                    yield (
+                        f"model {model.name!r} predicts what comes next, but the split of {dataset.name!r} is random: it would train on "
+                        "rows that come after those it is tested on; set split.kind to leave_one_out or time"
+                    )
 
 
 def _layer_problems(study: StudyConfig) -> Iterator[str]:

@@ -64,6 +64,26 @@ class SampledTask:
         offered = sorted_unique(users.astype(np.int64) * n_items + items)
         self._users, self._items = offered // n_items, torch.from_numpy(offered % n_items)
 
+    def run_pairs(self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Ranking:
+        """Ranks as `run` does, from a function that scores pairs: a fraction of the work for models that can do nothing else.
+
+        Args:
+            score: from user and item indices int64 `(n,)` each to scores `(n,)`.
+
+        Raises:
+            TrainingError: a score is NaN.
+        """
+        values = score(torch.from_numpy(self._users), self._items)
+        n_items = self._ranking.n_items
+
+        def offered_only(users: torch.Tensor) -> torch.Tensor:
+            rows, places = self._places(users.numpy())
+            kept = values.new_full((len(users), n_items), -torch.inf)
+            kept[rows, self._items[places]] = values[places]
+            return kept
+
+        return replace(self._ranking.run(offered_only), recommended=None)
+
     def run(self, score: Callable[[torch.Tensor], torch.Tensor]) -> Ranking:
         """Ranks each user's positives among the drawn items; no list is kept, because nothing is recommended from a sample.
 
@@ -75,16 +95,20 @@ class SampledTask:
         """
 
         def offered_only(users: torch.Tensor) -> torch.Tensor:
-            scores, ids = score(users), users.numpy()
-            first, last = np.searchsorted(self._users, ids, side="left"), np.searchsorted(self._users, ids, side="right")
-            rows = torch.from_numpy(np.repeat(np.arange(len(ids)), last - first)).to(scores.device)
-            places = torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)]))
-            items = self._items[places].to(scores.device)
+            scores = score(users)
+            rows, places = self._places(users.numpy())
+            rows, items = rows.to(scores.device), self._items[places].to(scores.device)
             kept = torch.full_like(scores, -torch.inf)
             kept[rows, items] = scores[rows, items]
             return kept
 
         return replace(self._ranking.run(offered_only), recommended=None)
+
+    def _places(self, users: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns for every offered pair of these users, in order, its row among them and its place among all offered pairs."""
+        first, last = np.searchsorted(self._users, users, side="left"), np.searchsorted(self._users, users, side="right")
+        rows = np.repeat(np.arange(len(users)), last - first)
+        return torch.from_numpy(rows), torch.from_numpy(np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)]))
 
 
 def draw_unused(

@@ -141,6 +141,8 @@ def evaluator(
         draw, part = (UNI100, "test") if held_out is data.test else (POP20, "valid")
         seed = derive_seed(spec.seed, "sampled", part)
         sampled = SampledTask(held_out, known, n_items=data.n_items, metrics=metrics, draw=draw, seed=seed)
+        if model.entry.batches == "pointwise":
+            return lambda: sampled.run_pairs(model.probabilities)
         return lambda: sampled.run(score)
     ranking = RankingTask(held_out, known, n_items=data.n_items, metrics=metrics)
     return lambda: ranking.run(score)

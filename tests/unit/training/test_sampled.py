@@ -40,6 +40,15 @@ def test_metrics_are_those_of_a_ranking_of_the_offered_items_alone(data):
             assert ranking.per_user[name][place] == pytest.approx(METRICS[family](hits, np.array([len(liked)]), int(k))[0])
 
 
+def test_scoring_the_offered_pairs_alone_gives_the_same(data):
+    sampled, scores = task(data, Draw(5, "uniform")), scores_of(data)
+    whole = sampled.run(lambda users: scores[users].clone())
+    pairs = sampled.run_pairs(lambda users, items: scores[users, items])
+    assert whole.means == pairs.means
+    for name in NAMES:
+        np.testing.assert_array_equal(whole.per_user[name], pairs.per_user[name])
+
+
 def test_no_item_that_the_user_knows_is_offered_and_each_positive_brings_its_number(data):
     sampled = task(data, Draw(1, "uniform"))
     known = {(u, i) for part in (data.train_full, data.valid) for u, i in zip(part.user.tolist(), part.item.tolist(), strict=True)}
