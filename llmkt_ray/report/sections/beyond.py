@@ -14,8 +14,6 @@ from llmkt_ray.report.text import percent_interval, plain, value_interval
 from llmkt_ray.stats import beyond
 from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
 
-ARMS = ("baseline", "alpha0", "shuffled", "template")
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -47,7 +45,7 @@ def beyond_section(context: Context, findings: Sequence[Finding]) -> Section | N
     figures, rows, differences, every = [], [], [], []
     for finding in shown:
         arms = {"treated": finding.cell.treated[finding.cell.claim_alpha]}
-        arms |= {arm: finding.cell.controls[arm] for arm in ARMS if arm in finding.cell.controls}
+        arms |= finding.cell.controls
         levels = {arm: _levels(context, runs, values) for arm, runs in arms.items()}
         rows += [(finding.cell.label, arm, *(_shown(found, m) for m in MEASURES)) for arm, found in levels.items() if found]
         contrasts = {m.name: c for m in MEASURES if (c := _contrast(context, arms["treated"], arms["alpha0"], values, m.name)) is not None}
@@ -107,7 +105,7 @@ def beyond_section(context: Context, findings: Sequence[Finding]) -> Section | N
 
 def _measure(context: Context, findings: Sequence[Finding]) -> dict[str, dict[str, np.ndarray]]:
     """Returns for every trial that is needed its measures: one value a user (an item for coverage)."""
-    runs = [r for f in findings for r in (f.cell.treated[f.cell.claim_alpha], *(f.cell.controls[a] for a in ARMS if a in f.cell.controls))]
+    runs = [r for f in findings for r in (f.cell.treated[f.cell.claim_alpha], *f.cell.controls.values())]
     results = context.results
     wanted = {row for r in runs for row in r.rows.values()}
     datasets = {f.cell.factors["dataset"] for f in findings}
