@@ -25,7 +25,6 @@ from llmkt_ray.report.verdict import Verdict
 from llmkt_ray.stats.interval import BOOTSTRAP_FROM, MIXED_FROM
 
 GLYPHS = {"good": "\u2713", "bad": "\u2717", "calm": "\u2248", "blocked": "\u2298"}
-MOST_FLAGS = 8
 MOST_PANELS_OPEN = 6
 """Panels of a section that are seen at once; more are a click away, so that a phone's reader comes to the end."""
 TRIAL_COLUMNS = ("trial_key", "cell", "dataset", "model", "arm", "alpha", "layer", "llm", "seed_index")
@@ -64,7 +63,8 @@ def _page(results: Results, findings: Sequence[Finding], sections: Sequence[Sect
     contents += [(s.key, s.short) for s in sections]
     contents += [("failures", f"Failures ({len(failures)})" if failures else "Failures"), ("trials", "Trials")]
     contents += [("card", "Reproducibility"), ("reading", "How to read")]
-    more = Table("All flags", ("kind", "what"), (False, False), tuple(flags)) if len(flags) > MOST_FLAGS else None
+    brief = brief_flags(flags)
+    more = Table("All flags", ("kind", "what"), (False, False), tuple(flags)) if brief != flags else None
     return {
         "name": results.study.get("name") or results.folder.name,
         "description": results.study.get("description", ""),
@@ -72,7 +72,7 @@ def _page(results: Results, findings: Sequence[Finding], sections: Sequence[Sect
         "claim_alpha": f"{results.claim_alpha:g}",
         "tiles": _tiles(results, findings),
         "contents": contents,
-        "flags": flags[:MOST_FLAGS],
+        "flags": brief,
         "more_flags": more,
         "run_sentences": run_facts.run_sentences(results, tuple(f.cell for f in findings)),
         "run_tables": run_facts.run_tables(results),
@@ -148,6 +148,17 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
     for entry in results.card.get("datasets", []):
         flags += [("data", f"{entry.get('name')}: {warning}") for warning in (entry.get("notes") or {}).get("warnings", [])]
     return list(dict.fromkeys(flags))
+
+
+def brief_flags(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Returns one flag a kind, those of a kind with several counted: what is wrong everywhere is said once."""
+    kinds: dict[str, list[str]] = {}
+    for kind, words in flags:
+        kinds.setdefault(kind, []).append(words)
+    return [
+        (kind, said[0] if len(said) == 1 else f"{said[0]}; and {count(len(said) - 1, 'more', 'more')} of this kind, in the table below")
+        for kind, said in kinds.items()
+    ]
 
 
 def _tiles(results: Results, findings: Sequence[Finding]) -> list[tuple[str, str, str]]:

@@ -30,7 +30,7 @@ def run_sentences(results: Results, cells: tuple[Cell, ...]) -> list[str]:
         who = f"by an LLM ({entry['llm']})" if entry.get("is_llm") else f"without an LLM ({entry['llm']}): no LLM wrote these profiles"
         writers.append(f"{who}, leak certificate {certificate(entry)[0]}")
     if writers:
-        sentences.append(f"Profiles were written {listed(writers)}.")
+        sentences.append(f"Profiles were written {'; '.join(writers)}.")
     return sentences
 
 

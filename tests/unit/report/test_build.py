@@ -8,6 +8,7 @@ import pytest
 
 from llmkt_ray.errors import StorageError
 from llmkt_ray.report import build
+from llmkt_ray.report.page import brief_flags
 from llmkt_ray.results.card import CARD
 from tests.unit.report.synthetic import World, write, write_artifacts
 
@@ -173,3 +174,9 @@ def test_a_card_with_unknown_facts_still_makes_a_page(tmp_path):
     card["hardware"] = None
     (tmp_path / CARD).write_text(json.dumps(card))
     assert build(tmp_path).exists()
+
+
+def test_a_flag_that_holds_everywhere_is_said_once():
+    flags = [("one split", "a"), ("not converged", "x: baseline"), ("not converged", "y: baseline"), ("not converged", "z: alpha0")]
+    assert brief_flags(flags) == [("one split", "a"), ("not converged", "x: baseline; and 2 more of this kind, in the table below")]
+    assert brief_flags(flags[:2]) == flags[:2]
