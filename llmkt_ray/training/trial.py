@@ -91,6 +91,7 @@ def run_trial(
             "n_parameters": sum(parameter.numel() for parameter in model.module.parameters()),
             "n_train_rows": len(data.train) if spec.protocol == "labelled" else int(data.train.positive.sum()),
         }
+        facts["sparsity"] = 1 - facts["n_train_rows"] / (data.n_users * data.n_items)
         if model.entry.is_reference or spec.arm == REFERENCE:
             outcome = Outcome(valid=_run_reference(spec, model, data, validate))
         else:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import StudyError
 from llmkt_ray.profiles.table import Profiles
@@ -18,6 +19,7 @@ from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.summary import summarise
 from llmkt_ray.study import ARMS
 from llmkt_ray.sweep.check import check_study
+from llmkt_ray.sweep.pipeline import split_nodes
 from llmkt_ray.sweep.plan import make_plan
 from llmkt_ray.sweep.run import run_study, store_of
 from tests.tiny import USERS, tiny_study
@@ -183,3 +185,25 @@ def test_a_model_may_have_controls_of_its_own(tmp_path):
 def test_refused_controls_name_what_there_is(tmp_path):
     with pytest.raises(Exception, match="input_concat"):
         tiny_study(tmp_path, controls=["shuffle"])
+
+
+def test_sparsity_is_a_factor_whose_achieved_value_is_in_the_row(tmp_path):
+    """Shares thin what is learnt from, a user keeps at least 3 rows; validation, test and masks are those of the full split."""
+    study = tiny_study(tmp_path, controls=["alpha0"], evaluation={"references": ()}, transfer={"alphas": (0.5,)})
+    dataset = study.datasets[0].model_copy(update={"train_share": (1.0, 0.25, 0.05)})
+    study = study.model_copy(update={"datasets": (dataset,)})
+    run_study(study, executor="loop", console=Console(file=io.StringIO()))
+    rows = Ledger(f"{study.storage}/{study.name}").trials()
+    assert (rows["status"] == "done").all()
+    achieved = {share: {json.loads(facts)["sparsity"] for facts in of["facts"]} for share, of in rows.groupby("train_share")}
+    assert {len(values) for values in achieved.values()} == {1}, "one value for all arms of a share"
+    full, quarter, least = (achieved[share].pop() for share in (1.0, 0.25, 0.05))
+    assert full < quarter <= least
+    splits = [PreparedData.load(store_of(study), node.key) for node in split_nodes(study)]
+    for data in splits:
+        kept = np.bincount(data.train.user, minlength=data.n_users)
+        assert kept[kept > 0].min() >= min(3, np.bincount(data.train_full.user, minlength=data.n_users).min())
+        np.testing.assert_array_equal(data.test.item, splits[0].test.item)
+        np.testing.assert_array_equal(data.valid.item, splits[0].valid.item)
+        np.testing.assert_array_equal(data.train_full.item, splits[0].train_full.item)
+    assert least == 1 - len(splits[2].train.positives()) / (splits[2].n_users * splits[2].n_items)
