@@ -6,7 +6,7 @@ PIP    := -m pip --disable-pip-version-check install --quiet --constraint constr
 # One thread a process: trials run side by side, and a thread pool in each would only fight over the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test lint browser demo-job demo-autoscaling clean
+.PHONY: help setup quickstart test lint browser benchmark demo-job demo-autoscaling clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -47,6 +47,15 @@ demo-job: $(TESTS)/installed  ## a study as a job on a local two-node cluster, a
 
 demo-autoscaling: $(TESTS)/installed  ## a cluster that grows from zero and shrinks back, a node taken: the timeline
 	@$(TESTS)/bin/python -m benchmarks.autoscaling.timeline
+
+BENCHMARK := $(TESTS)/bin/python -m benchmarks.speed.run
+benchmark: $(TESTS)/installed  ## the short set of speed benchmarks: one line a target, a table and a picture (about 20 minutes)
+	@rm -rf benchmarks/speed/results
+	@$(BENCHMARK) --what start epoch evaluation --data ml-100k > /dev/null || true
+	@$(BENCHMARK) --what start epoch evaluation --data 1m --models BPR MultiVAE LightGCN > /dev/null || true
+	@$(BENCHMARK) --what trial --data 1m --models BPR --pairs 1 > /dev/null || true
+	@$(BENCHMARK) --what packing --models BPR > /dev/null || true
+	@$(BENCHMARK) --what sweep memory growth
 
 clean:  ## remove both environments (results stay)
 	rm -rf $(VENV) $(TESTS)
