@@ -56,6 +56,9 @@ class RankingTask:
         self.k = min(max(metric.k for metric in metrics), n_items)
         self.users = sorted_unique(positives.user).astype(np.int32)
         self._keys = sorted_unique(positives.user.astype(np.int64) * n_items + positives.item)
+        # Most recommended items are no positives: a table of hashed keys says so at once, and the few others are looked up exactly.
+        self._sieve = np.zeros(1 << (16 * len(self._keys)).bit_length(), dtype=bool)
+        self._sieve[self._keys & (len(self._sieve) - 1)] = True
         self._n_positives = np.bincount(np.searchsorted(self.users, self._keys // n_items), minlength=len(self.users))
         block = max(1, _SCORES_AT_ONCE // n_items)
         mask_rows, mask_items = self._mask(masked)
@@ -100,8 +103,10 @@ class RankingTask:
             tops.append(top.cpu())
         recommended = torch.cat(tops).numpy()
         keys = self.users.astype(np.int64)[:, None] * self.n_items + recommended
-        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        hits = self._keys[place] == keys
+        hits = self._sieve[keys & (len(self._sieve) - 1)]
+        rows, ranks = np.nonzero(hits)
+        left = keys[rows, ranks]
+        hits[rows, ranks] = self._keys[np.minimum(np.searchsorted(self._keys, left), len(self._keys) - 1)] == left
         if self.k < max(metric.k for metric in self.metrics):  # fewer items than k: ranks below the last item hold no hit
             hits = np.pad(hits, ((0, 0), (0, max(metric.k for metric in self.metrics) - self.k)))
         per_user = {metric.name: METRICS[metric.family](hits, self._n_positives, metric.k) for metric in self.metrics}
