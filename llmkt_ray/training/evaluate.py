@@ -104,9 +104,9 @@ class RankingTask:
         recommended = torch.cat(tops).numpy()
         keys = self.users.astype(np.int64)[:, None] * self.n_items + recommended
         hits = self._sieve[keys & (len(self._sieve) - 1)]
-        rows, ranks = np.nonzero(hits)
-        left = keys[rows, ranks]
-        hits[rows, ranks] = self._keys[np.minimum(np.searchsorted(self._keys, left), len(self._keys) - 1)] == left
+        of_users, ranks = np.nonzero(hits)
+        left = keys[of_users, ranks]
+        hits[of_users, ranks] = self._keys[np.minimum(np.searchsorted(self._keys, left), len(self._keys) - 1)] == left
         if self.k < max(metric.k for metric in self.metrics):  # fewer items than k: ranks below the last item hold no hit
             hits = np.pad(hits, ((0, 0), (0, max(metric.k for metric in self.metrics) - self.k)))
         per_user = {metric.name: METRICS[metric.family](hits, self._n_positives, metric.k) for metric in self.metrics}
