@@ -91,7 +91,18 @@ def _prepared(rows: pd.DataFrame, value: str) -> tuple[pd.DataFrame, list[str]]:
     if len(whole) > MOST_ROWS:
         whole = whole.iloc[np.sort(np.random.default_rng(0).choice(len(whole), MOST_ROWS, replace=False))]
     factors = [name for name in whole.columns if name != value and 1 < whole[name].nunique() <= MOST_LEVELS]
-    return whole.assign(**{name: whole[name].astype(str) for name in factors}), factors
+    # A factor whose level follows from another's (one prompt for each LLM) cannot be told from it: its variance is the other's.
+    kept = [name for name in factors if not any(_determines(whole, other, name) for other in factors if other != name)]
+    return whole.assign(**{name: whole[name].astype(str) for name in kept})[[*kept, value]], kept
+
+
+def _determines(rows: pd.DataFrame, one: str, other: str) -> bool:
+    """Says whether each level of `one` has a single level of `other`; of two that name each other, the one that comes first counts."""
+    if rows.groupby(one)[other].nunique().max() > 1:
+        return False
+    mutual = rows.groupby(other)[one].nunique().max() == 1
+    columns = list(rows.columns)
+    return not mutual or columns.index(one) < columns.index(other)
 
 
 def _anova(rows: pd.DataFrame, value: str, right: str) -> pd.DataFrame:

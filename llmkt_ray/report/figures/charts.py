@@ -10,6 +10,8 @@ from llmkt_ray.report.text import MINUS, percent, plain, signed
 from llmkt_ray.stats.interval import Interval
 
 WIDTH = 360.0
+MOST_LETTERS = 24
+"""Letters of a row's label that there is room for; cut longer ones with `short`."""
 ROW, HEADING = 26.0, 20.0
 """Height of a row, and of a heading above one."""
 
@@ -95,7 +97,7 @@ def intervals(
         as_percent: whether values are shares to be written as percent.
         digits: of values that are no shares.
     """
-    left, right, top = 104.0, 288.0, 12.0
+    left, right, top = _room([bar.label for bar in bars]), 288.0, 12.0
     places = [top + ROW * (row + 0.5) + HEADING * sum(bool(b.heading) for b in bars[: row + 1]) for row in range(len(bars))]
     bottom = places[-1] + ROW / 2
     shown = [f"{bar.heading} {bar.label} {_number(bar.interval.estimate, as_percent, digits)}".strip() for bar in bars]
@@ -236,9 +238,9 @@ def dots(
     digits: int = 4,
 ) -> Canvas:
     """Draws one value a row: (label, arm, value, tip); `line` is a value to be marked through all rows, for example EASE's."""
-    left, right, top, row_height = 104.0, 306.0, 10.0, 21.0
+    left, right, top, row_height = _room([label for label, *_ in rows]), 306.0, 10.0, 21.0
     bottom = top + row_height * len(rows)
-    shown = "; ".join(f"{label} {_number(value, True) if as_percent else plain(value, digits)}" for label, _, value, _ in rows)
+    shown = "; ".join(f"{label} {_share(value) if as_percent else plain(value, digits)}" for label, _, value, _ in rows)
     canvas = Canvas(WIDTH, bottom + 30, title, f"{title}: {shown}.")
     x = Scale(*reach, left, right)
     for tick in x.ticks(4):
@@ -253,7 +255,7 @@ def dots(
         canvas.text(left - 10, y + 4, label, "value", "end")
         canvas.line((x.clipped(0.0), y), (x.clipped(value), y), style=f"thin-{colour}")
         canvas.marker(shape, x.clipped(value), y, f"mark-{colour}", tip, 5)
-        canvas.text(WIDTH - 4, y + 4, _number(value, True) if as_percent else plain(value, digits), "strong", "end")
+        canvas.text(WIDTH - 4, y + 4, _share(value) if as_percent else plain(value, digits), "strong", "end")
     return canvas
 
 
@@ -329,6 +331,16 @@ def _curves_summary(title: str, lines: Sequence[Series], levels: Sequence[Level]
             best = max(finite, key=lambda d: d.y)
             parts.append(f"{one.arm} highest {plain(best.y)} at {axes.x_name} {best.x:g}")
     return f"{title}, {axes.y_name} by {axes.x_name}: {'; '.join(parts)}."
+
+
+def _room(labels: Sequence[str]) -> float:
+    """Returns where the plot begins so that the longest label fits, px; labels are cut by who makes them (`MOST_LETTERS`)."""
+    return min(max(104.0, 6.4 * max((len(label) for label in labels), default=0) + 16.0), 6.4 * MOST_LETTERS + 16.0)
+
+
+def _share(value: float) -> str:
+    """Returns `5.4 %`: percent whose sign is written only where it is a minus."""
+    return percent(value).removeprefix("+")
 
 
 def _number(value: float, as_percent: bool, digits: int = 4) -> str:

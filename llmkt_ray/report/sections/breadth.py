@@ -93,7 +93,7 @@ def _sentence(dataset: str, control: str, gains: dict[str, Contrast], adjusted: 
 def _figure(results: Results, dataset: str, control: str, gains: dict[str, Contrast], reach: tuple[float, float]) -> Figure:
     known = {model: c.relative for model, c in gains.items() if c.relative is not None}
     rows = [
-        charts.Bar(charts.short(model, 16), "treated", relative, f"{model} over {control}: {over(gains[model])}")
+        charts.Bar(charts.short(model, charts.MOST_LETTERS), "treated", relative, f"{model} over {control}: {over(gains[model])}")
         for model, relative in sorted(known.items(), key=lambda pair: -pair[1].estimate)
     ]
     title = f"{dataset}: gain over {control} by model"

@@ -50,8 +50,8 @@ def _section(results: Results, family: str, question: Question, found: Sequence[
     figures = []
     for one in drawn[:MOST_PANELS]:
         rows = [
-            charts.Bar(charts.short(level_name(one, level), 16), "treated", level.gain.relative, f"{level_name(one, level)}: {_tip(level)}")
-            for level in one.levels if level.gain is not None and level.gain.relative is not None
+            charts.Bar(charts.short(name, charts.MOST_LETTERS), "treated", level.gain.relative, f"{name}: {_tip(level)}")
+            for name, level in zip([level_name(one, level) for level in one.levels], one.levels, strict=True) if level.gain is not None and level.gain.relative is not None
         ]  # fmt: skip
         canvas = charts.intervals(
             f"{one.title}: gain over alpha0 by {columns_of(one)}",

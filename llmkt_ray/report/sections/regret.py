@@ -66,12 +66,12 @@ def regret_section(results: Results, findings: Sequence[Finding]) -> Section | N
 
 
 def yaml_of(values: dict[str, object]) -> str:
-    """Returns a part of a study file on one line a key, as the page shows it."""
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=200).strip()
+    """Returns a part of a study file on one line, as the page shows it."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10_000).strip()
 
 
 def _where(one: LeftOut, group: Sequence[LeftOut]) -> str:
     """Names a context by what the group does not share."""
     if len({other.what for other in group}) == len(group):
-        return charts.short(one.what, 16)
-    return charts.short(f"{one.model}, {one.dataset}", 17)
+        return charts.short(one.what, charts.MOST_LETTERS)
+    return charts.short(f"{one.model}, {one.dataset}", charts.MOST_LETTERS)

@@ -63,7 +63,7 @@ def interactions_section(results: Results, findings: Sequence[Finding]) -> Secti
     shares = variance_shares(frame, "value")
     seed = next((share.share for share in shares if share.name == SEED), None)
     named = [(_words(share.name), share) for share in found[:12]]
-    bars = [(charts.short(name, 17), "treated", s.share, f"{name}: {s.share:.1%}, p {p_value(s.p)}") for name, s in named]
+    bars = [(charts.short(name, charts.MOST_LETTERS), "treated", s.share, f"{name}: {s.share:.1%}, p {p_value(s.p)}") for name, s in named]
     reach = (0.0, max(0.02, *(share.share for share in found), seed or 0.0) * 1.06)
     canvas = charts.dots("Interactions: shares of the variance", bars, reach, seed, as_percent=True)
     strong = [name for name, share in named if share.p < 0.05 and share.share > (seed or 0.0)]

@@ -62,7 +62,7 @@ def profile_types_section(context: Context, findings: Sequence[Finding]) -> Sect
         panels.setdefault((group.dataset, group.llm, group.measure), []).append(group)
     figures = []
     for (dataset, llm, measure), mine in list(panels.items())[: 2 * MOST_PANELS]:
-        bars = [charts.Bar(charts.short(f"{g.kind} {g.third}", 16), "treated", g.relative, _tip(g)) for g in mine]
+        bars = [charts.Bar(charts.short(f"{g.kind} {g.third}", charts.MOST_LETTERS), "treated", g.relative, _tip(g)) for g in mine]
         title = f"{llm}, {dataset}: {measure} of profiles by type of user"
         canvas = charts.intervals(title, "% above or below all users", bars, reach, None, as_percent=True)
         figures.append(Figure(f"types-{dataset}-{llm}-{measure}", measure, f"{llm}, {dataset}", canvas))

@@ -43,6 +43,13 @@ def test_a_prompt_that_only_one_llm_has_is_no_trouble():
     assert {s.name for s in variance_shares(rows, "value")} == {"llm", "prompt", "seed", REST}
 
 
+def test_a_factor_that_follows_from_another_is_not_counted_twice():
+    rows = _rows().assign(writer=lambda r: r["llm"].map({"l0": "small", "l1": "small", "l2": "large"}), copy=lambda r: r["llm"] + "x")
+    found = {s.name: s.share for s in variance_shares(rows, "value")}
+    assert set(found) == {"llm", "prompt", "seed", REST}
+    assert sum(found.values()) == pytest.approx(1)
+
+
 def test_two_factors_that_work_only_together_interact():
     found = interactions(_rows(noise=0.5, together=6.0), "value", leave_out=("seed",))
     assert [s.name for s in found] == ["llm \u00d7 prompt"]
