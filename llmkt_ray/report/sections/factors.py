@@ -49,10 +49,12 @@ def _section(results: Results, family: str, question: Question, found: Sequence[
     reach = charts.reach_of([c.relative for c in every if c.relative is not None], 2 * results.smallest_effect, 1.8)
     figures = []
     for one in drawn[:MOST_PANELS]:
+        named = [(level_name(one, level), level, level.gain.relative) for level in one.levels if level.gain is not None]
         rows = [
-            charts.Bar(charts.short(name, charts.MOST_LETTERS), "treated", level.gain.relative, f"{name}: {_tip(level)}")
-            for name, level in zip([level_name(one, level) for level in one.levels], one.levels, strict=True) if level.gain is not None and level.gain.relative is not None
-        ]  # fmt: skip
+            charts.Bar(charts.short(name, charts.MOST_LETTERS), "treated", relative, f"{name}: {_tip(level)}")
+            for name, level, relative in named
+            if relative is not None
+        ]
         canvas = charts.intervals(
             f"{one.title}: gain over alpha0 by {columns_of(one)}",
             f"% of alpha0's {results.metric}; right is better",
