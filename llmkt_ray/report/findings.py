@@ -66,7 +66,12 @@ class Finding:
 def find(results: Results) -> tuple[Finding, ...]:
     """Returns the findings of every cell."""
     cells = find_cells(results)
-    contrasts = [{arm: c for arm in cell.controls if (c := compare(results, cell, cell.claim_alpha, arm)) is not None} for cell in cells]
+    # `leaked` has seen the test rows: it is shown as a level, and takes part in no contrast, correction or verdict (METHOD.md, section 3).
+    honest = [[arm for arm in cell.controls if arm != "leaked"] for cell in cells]
+    contrasts = [
+        {arm: c for arm in arms if (c := compare(results, cell, cell.claim_alpha, arm)) is not None}
+        for cell, arms in zip(cells, honest, strict=True)
+    ]
     grids = [{a: c for a in cell.treated if (c := compare(results, cell, a, "alpha0")) is not None} for cell in cells]
     planned = _adjusted(contrasts, holm)
     searched = _adjusted(grids, benjamini_hochberg)

@@ -14,6 +14,7 @@ from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import StudyError
 from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.report.cells import find_cells
+from llmkt_ray.report.findings import find
 from llmkt_ray.report.load import load
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.summary import summarise
@@ -89,6 +90,12 @@ def test_leaked_profiles_are_written_from_all_ratings_and_certified_so(ran):
     assert certificates["template (leaked)"].status == "leaked"
     assert certificates["template (leaked)"].leaks > 0
     assert not certificates["template (leaked)"].allows_verdict
+
+
+def test_leaked_is_shown_and_takes_part_in_no_contrast_or_verdict(ran):
+    (finding,) = find(load(f"{ran[1].storage}/{ran[1].name}"))
+    assert "leaked" in finding.levels
+    assert set(finding.contrasts) == set(finding.holm) == {"alpha0"}
 
 
 def test_direct_input_transfers_nothing_and_is_alpha0s_twin(ran):
