@@ -167,11 +167,12 @@ def _write_sequences(files: FileStore, model: BuiltModel, data: PreparedData) ->
     write("known", learnt.users[last], learnt.items[last], *before)
     write("test", evaluated, test.item[first], *whole.whole(evaluated))
     known = [np.concatenate([part.user for part in (data.train_full, data.valid)]), np.concatenate([data.train_full.item, data.valid.item])]
-    held: dict[str, dict[str, list[int]]] = {str(user + PADDING): {"known": [], "positives": []} for user in evaluated.tolist()}
-    for name, users, items in (("known", *known), ("positives", test.user, test.item)):
+    held: dict[str, dict[str, list[int]]] = {
+        str(user + PADDING): {"known": [], "positives": [], "history": []} for user in range(data.n_users)
+    }
+    for name, users, items in (("known", *known), ("positives", test.user, test.item), ("history", whole.users, whole.items)):
         for user, item in zip((users + PADDING).tolist(), (items + PADDING).tolist(), strict=True):
-            if str(user) in held:
-                held[str(user)][name].append(item)
+            held[str(user)][name].append(item)
     _write_json(files, "held_out.json", held)
 
 

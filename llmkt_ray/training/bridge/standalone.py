@@ -50,6 +50,8 @@ def compat() -> None:
 def load(folder: Path = HERE, device: str = "cpu") -> tuple[Any, Any, Any]:
     """Returns (config, trainer, test data): RecBole's objects, `trainer.model` with the exported weights.
 
+    `trainer.known` is what was known of each user before the test: RecBole's user id to item ids.
+
     Args:
         folder: the export.
         device: "cpu" or "cuda".
@@ -57,7 +59,7 @@ def load(folder: Path = HERE, device: str = "cpu") -> tuple[Any, Any, Any]:
     compat()
     from recbole.config import Config
     from recbole.data import data_preparation
-    from recbole.utils import get_model, get_trainer, init_logger, init_seed
+    from recbole.utils import get_model, get_trainer, init_seed
 
     about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -71,12 +73,11 @@ def load(folder: Path = HERE, device: str = "cpu") -> tuple[Any, Any, Any]:
         sys.argv = arguments
         os.environ.pop("CUDA_VISIBLE_DEVICES", None) if visible is None else os.environ.update(CUDA_VISIBLE_DEVICES=visible)
     logging.getLogger().setLevel(logging.ERROR)
-    del init_logger  # it would write log files into the working directory
     init_seed(config["seed"], config["reproducibility"])
     config["checkpoint_dir"] = str(folder)  # read only: data_preparation looks for stored loaders there, and finds none
     tokens = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
     dataset = _dataset_class(config)(config, tokens)
-    train, _, test = data_preparation(config, dataset)
+    train, known, test = data_preparation(config, dataset)
     if about["family"] == "sequential":
         test = _with_history(test, folder)
     built = (model if about["class_path"] else get_model(config["model"]))(config, train._dataset).to(config["device"])
@@ -85,6 +86,7 @@ def load(folder: Path = HERE, device: str = "cpu") -> tuple[Any, Any, Any]:
     built.load_state_dict(saved["state_dict"])
     built.load_other_parameter(saved["other_parameter"])
     built.eval()
+    trainer.known = _known(folder, about, (train, known))
     return config, trainer, test
 
 
@@ -105,35 +107,54 @@ def recommend(users: list[str], k: int = 10, folder: Path = HERE, device: str = 
         device: "cpu" or "cuda".
 
     Raises:
-        ValueError: a user is unknown, or has no test row and so no known history in these files.
+        ValueError: a user is unknown.
     """
-    _, trainer, test = load(folder, device)
+    config, trainer, test = load(folder, device)
     dataset = test._dataset
-    wanted = dict.fromkeys(users)
-    unknown = [user for user in wanted if user not in dataset.field2token_id[dataset.uid_field]]
+    ids = dataset.field2token_id[dataset.uid_field]
+    unknown = [user for user in users if user not in ids or user == "[PAD]"]
     if unknown:
         raise ValueError(f"unknown users: {', '.join(map(repr, unknown))}; they are listed in {folder / 'tokens.json'}")
-    ids = {dataset.field2token_id[dataset.uid_field][user]: user for user in wanted}
-    found: dict[str, list[tuple[str, float]]] = {}
-    trainer.model.eval()
     trainer.tot_item_num = dataset.item_num
     trainer.item_tensor = dataset.get_item_feature().to(trainer.device)
-    with torch.no_grad():
-        for batch in test:
-            here = [place for place, user in enumerate(batch[0][dataset.uid_field].tolist()) if user in ids]
-            if not here:
-                continue
-            owners = batch[0][dataset.uid_field].tolist()
-            _, scores, _, _ = trainer._full_sort_batch_eval(batch)
-            for place in here:
-                best = torch.topk(scores[place], min(k, dataset.item_num - 1))
-                names = dataset.field2id_token[dataset.iid_field][best.indices.cpu().numpy()]
-                found[ids[owners[place]]] = [(str(name), float(score)) for name, score in zip(names, best.values, strict=True)]
-    missing = [user for user in wanted if user not in found]
-    if missing:
-        raise ValueError(
-            f"users without a row in the test part: {', '.join(map(repr, missing))}; add one to dataset/{NAME}/{NAME}.test.inter"
-        )
+    found = {}
+    for user in dict.fromkeys(users):
+        batch, known = _asked(config, dataset, ids[user]), trainer.known.get(ids[user], [])
+        seen = (torch.zeros(len(known), dtype=torch.int64), torch.tensor(known, dtype=torch.int64))
+        with torch.no_grad():
+            _, scores, _, _ = trainer._full_sort_batch_eval((batch, seen, None, None))
+        best = torch.topk(scores[0], min(k, dataset.item_num - 1))
+        names = dataset.field2id_token[dataset.iid_field][best.indices.cpu().numpy()]
+        found[user] = [(str(name), float(score)) for name, score in zip(names, best.values, strict=True) if np.isfinite(float(score))]
+    return found
+
+
+def _asked(config: Any, dataset: Any, user: int) -> Any:
+    """Returns a batch of one user, with their features, or their history for a sequential model."""
+    from recbole.data.interaction import Interaction
+    from recbole.utils import ModelType
+
+    asked = {dataset.uid_field: torch.tensor([user])}
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        return dataset.join(Interaction(asked))
+    longest = config["MAX_ITEM_LIST_LENGTH"]
+    recent = dataset.history.get(str(user), [])[-longest:]
+    items = torch.zeros(1, longest, dtype=torch.int64)
+    items[0, : len(recent)] = torch.tensor(recent, dtype=torch.int64)
+    field = dataset.iid_field + config["LIST_SUFFIX"]
+    return Interaction(asked | {field: items, config["ITEM_LIST_LENGTH_FIELD"]: torch.tensor([max(len(recent), 1)])})
+
+
+def _known(folder: Path, about: dict[str, Any], parts: tuple[Any, ...]) -> dict[int, list[int]]:
+    """Returns RecBole's user id to the items that are not recommended to them: everything before the test."""
+    if about["family"] == "sequential":
+        held = json.loads((folder / "held_out.json").read_text(encoding="utf-8"))
+        return {int(user): of_user["known"] for user, of_user in held.items()}
+    found: dict[int, list[int]] = {}
+    for part in parts:
+        rows, data = part._dataset.inter_feat, part._dataset
+        for user, item in zip(rows[data.uid_field].tolist(), rows[data.iid_field].tolist(), strict=True):
+            found.setdefault(user, []).append(item)
     return found
 
 
@@ -185,6 +206,7 @@ def _dataset_class(config: Any) -> Any:
 def _with_history(test: Any, folder: Path) -> Any:
     """Masks what a user knows, and counts all their positives: RecBole does both for other models, but not for sequential ones."""
     held = json.loads((folder / "held_out.json").read_text(encoding="utf-8"))
+    test._dataset.history = {user: of_user["history"] for user, of_user in held.items()}
     collate = test.collate_fn
 
     def masked(index: Any) -> Any:

@@ -26,7 +26,7 @@ for folder in sys.argv[1:]:
     spec = importlib.util.spec_from_file_location("recommend", folder + "/recommend.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    best = module.recommend(["u003"], 5) if "labelled" not in folder else {}
+    best = module.recommend(["u003", "u007"], 5) if "labelled" not in folder else {}
     found[folder] = {"metrics": module.evaluate(), "best": best}
 assert sys.modules["llmkt_ray"] is None and not [m for m in sys.modules if m.startswith("llmkt_ray.")]
 print(json.dumps(found))
@@ -80,6 +80,18 @@ def test_it_recommends_what_the_trial_recommended(exported, name):
     user = int(np.flatnonzero(data.user_tokens == "u003")[0])
     row = result.recommended[np.flatnonzero(result.users["user"] == user)[0]]
     assert [item for item, _ in best["u003"]] == [str(token) for token in data.item_tokens[row[:5]]]
+
+
+@pytest.mark.parametrize("name", [*GENERAL, *CONTEXT, *SEQUENTIAL])
+def test_a_user_without_a_test_row_is_served_too(exported, name):
+    _, _, best, _, data = exported[1][name]
+    user = int(np.flatnonzero(data.user_tokens == "u007")[0])
+    seen = {str(data.item_tokens[i]) for rows in (data.train_full, data.valid) for i in rows.item[rows.user == user]}
+    items = [item for item, _ in best["u007"]]
+    assert len(set(items)) == 5
+    assert not seen & set(items)
+    scores = [score for _, score in best["u007"]]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_the_weights_are_no_pickle_and_the_config_names_no_path(exported):
