@@ -73,8 +73,7 @@ def find(results: Results) -> tuple[Finding, ...]:
         for cell, arms in zip(cells, honest, strict=True)
     ]
     grids = [{a: c for a in cell.treated if (c := compare(results, cell, a, "alpha0")) is not None} for cell in cells]
-    # `leaked` shows what a leak would be worth: no verdict rests on it, and the planned contrasts do not pay for it.
-    planned = _adjusted([{arm: c for arm, c in found.items() if arm != "leaked"} for found in contrasts], holm)
+    planned = _adjusted(contrasts, holm)
     searched = _adjusted(grids, benjamini_hochberg)
     levels = [levels_of(results, cell) for cell in cells]
     return tuple(

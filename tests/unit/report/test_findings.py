@@ -117,15 +117,6 @@ def test_p_values_are_corrected_over_the_whole_study(tmp_path):
     assert any(finding.holm[arm] > c.difference.p for finding in findings for arm, c in finding.contrasts.items())
 
 
-def test_the_leaked_arm_is_shown_and_costs_the_planned_contrasts_nothing(tmp_path):
-    effects = {"baseline": -0.01, "alpha0": 0.0, "shuffled": 0.01, "template": 0.02, "leaked": 0.4}
-    world = World(seeds=3, n_users=60, epochs=4, arms=tuple(effects), effects=effects)
-    _, findings = _found(tmp_path, world)
-    for finding in findings:
-        assert "leaked" in finding.contrasts
-        assert set(finding.holm) == set(finding.contrasts) - {"leaked"}
-
-
 def test_an_arm_that_has_not_run_has_no_contrast(tmp_path):
     results = load(write(tmp_path, STRONG, keep=lambda spec: spec.arm != "alpha0"))
     (cell,) = find_cells(results)

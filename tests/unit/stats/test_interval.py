@@ -82,6 +82,21 @@ def test_coverage_and_false_positives_are_what_they_say(n_seeds, seed_sd):
     assert abs(missed - low) <= 4  # the p-value and the interval say the same
 
 
+def test_small_p_values_are_not_too_small_with_few_seeds():
+    """What Holm and Benjamini-Hochberg live on: without an effect, p < .004 in at most about .4 % of 4,000 studies of three seeds each."""
+    rng = np.random.default_rng(8)
+    small = sum(mixed_interval(_table(rng, 3, 60, seed_sd=2.5)).p < 0.004 for _ in range(4000))
+    assert small <= 28  # 16 are allowed, three standard deviations more; with one bound for all error rates there are 58
+
+
+def test_p_is_the_error_rate_at_which_the_interval_reaches_zero():
+    for seed in range(20):
+        table = _table(np.random.default_rng([9, seed]), 3, 40, mean=1.0)
+        p = mixed_interval(table).p
+        edge = mixed_interval(table, level=1 - p)
+        assert min(abs(edge.low), abs(edge.high)) == pytest.approx(0, abs=1e-6 * (edge.high - edge.low))
+
+
 def test_pooling_users_and_seeds_as_if_independent_would_be_wrong():
     """The peers' mistake, as a test case: thousands of (seed, user) pairs are not thousands of observations."""
     rng = np.random.default_rng(6)
