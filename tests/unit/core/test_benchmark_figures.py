@@ -8,8 +8,8 @@ OPEN = Figure("growth, 1000 users", 0.2, None, True, "s", 1)
 
 
 def test_a_line_says_name_figure_target_and_whether_it_is_met():
-    assert SLOW.line().split("(")[0].split() == "epoch, 1m, BPR 1.300 x at most 1.15 x: NOT MET".split()
-    assert FAST.line().split("(")[0].split() == "trial, 1m, BPR 4.500 x at least 4 x: met".split()
+    assert SLOW.line().split("(")[0].split() == ["epoch,", "1m,", "BPR", "1.300", "x", "at", "most", "1.15", "x:", "NOT", "MET"]
+    assert FAST.line().split("(")[0].split() == ["trial,", "1m,", "BPR", "4.500", "x", "at", "least", "4", "x:", "met"]
     assert (SLOW.met, FAST.met, OPEN.met) == (False, True, None)
 
 
