@@ -108,7 +108,7 @@ class Study:
         Raises:
             StudyError: the study cannot run.
         """
-        self.check()
+        self.check(needs_all=False)  # a plan may be for another machine
         return make_plan(self.config, store_of(self.config))
 
     def prompts(self, users: int = 3) -> Iterator[tuple[str, list[Prompt]]]:

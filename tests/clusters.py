@@ -178,7 +178,8 @@ class Watch:
 
     def until(self, wanted: tuple[int, int], seconds: float = 120) -> None:
         end = time.monotonic() + seconds
-        while self.now() != wanted:
+        # Reached, and seen by the thread that keeps the record: its look may come later than ours.
+        while self.now() != wanted or not self.seen or self.seen[-1][1:] != wanted:
             assert time.monotonic() < end, f"never {wanted}: {self.seen}"
             time.sleep(0.2)
 
