@@ -1,11 +1,9 @@
 """A pool of any size gives the same floats as this process (HOUSE.md, habit 6)."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.embeddings.encode import encode
@@ -16,14 +14,7 @@ from tests.films import film_split
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def test_one_worker_two_workers_and_none_give_equal_bits(cluster: None, tmp_path: Path) -> None:
+def test_one_worker_two_workers_and_none_give_equal_bits(two_workers: None, tmp_path: Path) -> None:
     config = EmbeddingConfig(batch_size=6)
     results, seen = [], []
     for workers in (0, 1, 2):
