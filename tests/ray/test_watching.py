@@ -30,6 +30,10 @@ def study(tmp_path):
     return path
 
 
+RUNNING = re.compile(r"^  toy BPR (.+) seed 0: .* so far \(trial (\w+)\)$", re.MULTILINE)
+"""The line of a trial that runs now."""
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return kept | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "HOME": str(home)} | more
@@ -64,7 +68,10 @@ def test_a_running_study_is_watched_from_another_terminal(study, tmp_path):
                 if progress.exists() and json.loads(progress.read_text())["running"]:
                     break
                 time.sleep(0.1)
-            seen = status(study, tmp_path)
+            for _ in range(20):  # a trial may end while the other terminal starts: looked at again, as a person would
+                seen = status(study, tmp_path)
+                if RUNNING.search(seen):
+                    break
             link = re.search(r"dashboard: (http://127\.0\.0\.1:\d+)", seen)
             assert link, seen
             codes = {name: code_of(link[1], given) for name, given in (("right", token), ("wrong", "f" * 64), ("none", None))}
@@ -76,7 +83,7 @@ def test_a_running_study_is_watched_from_another_terminal(study, tmp_path):
     assert re.search(rf"running: process {process.pid} on ", seen)
     assert re.search(r"stage: trials, \d of 6 done", seen), seen
     keys = set(Ledger(folder).trials()["trial_key"])
-    running = re.findall(r"^  toy BPR (.+) seed 0: .* so far \(trial (\w+)\)$", seen, re.MULTILINE)
+    running = RUNNING.findall(seen)
     assert running, seen
     assert {key for _, key in running} <= keys
     assert codes == {"right": 200, "wrong": 403, "none": 401}
