@@ -255,7 +255,9 @@ def preview(
     for label, prompts in Study.from_yaml(study).prompts(users):
         for prompt in prompts:
             shown += 1
-            _say(f"--- {label}: user {prompt.user_id}, {prompt.tokens} tokens, {len(prompt.items)} of {prompt.history_size} train rows")
+            part = "" if prompt.is_last else f"part {prompt.part[0] + 1} of {prompt.part[1]}, "
+            rows = f"{len(prompt.items)} of {prompt.history_size} train rows"
+            _say(f"--- {label}: user {prompt.user_id}, {part}{prompt.tokens} tokens, {rows}")
             for message in prompt.messages:
                 _say(f"[{message['role']}]\n{message['content']}")
     if not shown:

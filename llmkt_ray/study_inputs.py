@@ -92,7 +92,9 @@ class ProfileConfig(Section):
     prompt: str | None = None
     """A prompt template of one's own (Jinja2 with blocks `system` and `user`); None: the built-in one of the dataset's domain."""
     prompt_budget: int = Field(2048, ge=64)
-    """Most tokens a prompt may have: the most telling part of a history that fits."""
+    """Most tokens a prompt may have."""
+    long_history: Literal["select", "chunks"] = "select"
+    """A history that is too long for one prompt: `select` its most telling rows, or `chunks`: a text about each part, then one of all."""
     demographics: bool = False
     """Whether age, gender and occupation enter the prompt."""
     max_tokens: int = Field(220, ge=1)

@@ -1,6 +1,6 @@
 """The exact prompts of a few users, before any model is asked."""
 
-from itertools import islice
+from itertools import groupby, islice
 
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
@@ -11,7 +11,9 @@ from llmkt_ray.study import ProfileConfig
 
 
 def preview(config: ProfileConfig, data: PreparedData, users: int = 3) -> list[Prompt]:
-    """Returns the prompts of the first `users` users with a history.
+    """Returns the prompts of the first `users` users with a history, all parts of a history that is read in chunks.
+
+    The prompts that merge the texts about parts hold those texts, so they are not known before a model is asked.
 
     Raises:
         ProfileError: this way of writing profiles asks nobody, or the prompts cannot be built.
@@ -19,4 +21,5 @@ def preview(config: ProfileConfig, data: PreparedData, users: int = 3) -> list[P
     engine = engine_of(config)
     if not isinstance(engine, LlmEngine):
         raise ProfileError(f"profiles of {config.label!r} have no prompts: no language model is asked (llm {config.llm!r})")
-    return list(islice(engine.builder(data).build(data), users))
+    by_user = groupby(engine.builder(data).build(data), key=lambda prompt: prompt.user_id)
+    return [prompt for _, prompts in islice(by_user, users) for prompt in prompts]

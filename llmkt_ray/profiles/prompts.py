@@ -67,6 +67,7 @@ class Prompt:
         tokens: tokens of the whole prompt.
         history_size: train rows that the user has.
         items: indices of the items that entered the prompt.
+        part: (index, number) of the parts that the history was dealt out to; (0, 1): the answer is the profile itself.
     """
 
     user_id: str
@@ -74,6 +75,12 @@ class Prompt:
     tokens: int
     history_size: int
     items: tuple[int, ...]
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the answer is the user's profile, and no part of it."""
+        return self.part[1] == 1
 
     @cached_property
     def hash(self) -> str:
@@ -82,7 +89,7 @@ class Prompt:
 
 
 class PromptTemplate:
-    """A template with a block `system` (constant) and a block `user` (one user's history).
+    """A template with a block `system` (constant), a block `user` (one user's history) and maybe a block `merge` (texts about its parts).
 
     Args:
         domain: "movies", "music", "books" or "generic".
@@ -95,25 +102,26 @@ class PromptTemplate:
     def __init__(self, domain: str, path: str | None = None) -> None:
         name = path or f"{domain}.j2"
         try:
-            source = (
-                Path(path).read_text(encoding="utf-8") if path else (files("llmkt_ray.profiles") / "templates" / name).read_text("utf-8")
-            )
+            source = Path(path).read_text(encoding="utf-8") if path else _built_in(name)
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileError(
                 f"prompt template {name!r} cannot be read: {error}; give a UTF-8 file with blocks system and user"
             ) from error
         # Not HTML: escaping would put &amp; into titles. The sandbox is what keeps a file from running code.
         environment = ImmutableSandboxedEnvironment(autoescape=False, undefined=StrictUndefined, trim_blocks=True)
+        merge = _built_in("merge.j2")
         try:
-            self._template: Template = environment.from_string(source)
+            template: Template = environment.from_string(source)
         except TemplateError as error:
             raise ProfileError(f"prompt template {name!r} is not Jinja2: {error}") from error
-        missing = [block for block in _BLOCKS if block not in self._template.blocks]
+        missing = [block for block in _BLOCKS if block not in template.blocks]
         if missing:
             raise ProfileError(
                 f"prompt template {name!r} has no block {', '.join(missing)}; it needs {{% block system %}} and {{% block user %}}"
             )
+        self._templates = {"merge": environment.from_string(merge)} | dict.fromkeys(template.blocks, template)
         self.name = name
+        self.merge_digest = sha256(merge.encode()).hexdigest()
         self.version = (
             f"{Path(path).stem if path else domain}-{sha256(source.encode()).hexdigest()[:8]}" if path else f"{domain}-{PROMPT_VERSION}"
         )
@@ -126,7 +134,8 @@ class PromptTemplate:
             ProfileError: the block uses a name that is not given, or something the sandbox forbids.
         """
         try:
-            text = "".join(self._template.blocks[block](self._template.new_context(values)))
+            template = self._templates[block]
+            text = "".join(template.blocks[block](template.new_context(values)))
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, OverflowError) as error:
             raise ProfileError(f"prompt template {self.name!r}, block {block}: {error}; given are {', '.join(sorted(values))}") from error
         return text.strip()
@@ -142,6 +151,7 @@ class PromptBuilder:
         budget: most tokens a prompt may have.
         demographics: whether age, gender and occupation enter the prompt.
         full_history: from the full train split although the data is thinned.
+        chunks: deal a history that is too long for one prompt out to several, instead of leaving its least telling rows out.
     """
 
     template: PromptTemplate
@@ -149,9 +159,10 @@ class PromptBuilder:
     budget: int
     demographics: bool = False
     full_history: bool = False
+    chunks: bool = False
 
     def build(self, data: PreparedData, only: Callable[[str], bool] = lambda user: True) -> Iterator[Prompt]:
-        """Yields the prompt of every user with a history, in index order.
+        """Yields the prompt of every user with a history, in index order; with `chunks` all parts of a user one after the other.
 
         Args:
             data: the split; only its train rows are read.
@@ -168,20 +179,17 @@ class PromptBuilder:
         lines: dict[tuple[int, float | None], tuple[str, int]] = {}
         for user, (user_id, history) in enumerate(past):
             if history and only(user_id):
-                yield self._prompt(user_id, history, population, about[user], system, common, lines)
+                yield from self._prompts(user_id, history, population, about[user], system, common, lines)
 
     def _common(self, data: PreparedData, population: Population) -> dict[str, Any]:
-        one, many = ITEM_NOUNS[data.domain]
         return {
-            "domain": data.domain,
-            "noun": one,
-            "nouns": many,
+            **nouns_of(data.domain),
             "rated": population.high > population.low,
             "low": f"{population.low:g}",
             "high": f"{population.high:g}",
         }
 
-    def _prompt(
+    def _prompts(
         self,
         user_id: str,
         history: Sequence[Entry],
@@ -190,38 +198,68 @@ class PromptBuilder:
         system: str,
         common: dict[str, Any],
         lines: dict[tuple[int, float | None], tuple[str, int]],
-    ) -> Prompt:
+    ) -> list[Prompt]:
         ordered = most_telling(history, population)
         rated = population.high > population.low
         new = {(e.index, e.rating): line_of(e, rated) for e in ordered if (e.index, e.rating) not in lines}
         if new:
             lines.update(zip(new, zip(new.values(), self.tokens.count(list(new.values())), strict=True), strict=True))
-        chosen = [(entry, *lines[entry.index, entry.rating]) for entry in ordered]
 
-        def messages(count: int) -> tuple[dict[str, str], ...]:
+        def prompt(rows: Sequence[Entry], part: tuple[int, int] = (0, 1)) -> Prompt:
             values = common | {
                 "demographics": about,
-                "shown": count,
+                "shown": len(rows),
                 "total": len(history),
-                "history": [{**_facts(entry), "line": line} for entry, line, _ in chosen[:count]],
+                "history": [{**_facts(entry), "line": lines[entry.index, entry.rating][0]} for entry in rows],
             }
-            return ({"role": "system", "content": system}, {"role": "user", "content": self.template.render("user", values)})
+            messages = ({"role": "system", "content": system}, {"role": "user", "content": self.template.render("user", values)})
+            items = tuple(entry.index for entry in rows)
+            return Prompt(user_id, messages, self.tokens.count_chat(messages), len(history), items, part)
 
-        empty = self.tokens.count_chat(messages(0))
-        # Two tokens a line for the dash and the line break; the exact count below has the last word.
-        running = empty + np.cumsum([tokens + 2 for _, _, tokens in chosen])
-        count = max(1, int(np.searchsorted(running, self.budget, side="right")))
-        asked = messages(count)
-        while (total := self.tokens.count_chat(asked)) > self.budget:
+        empty = prompt([]).tokens
+        # Two tokens a line for the dash and the line break; the exact counts below have the last word.
+        sizes = np.array([lines[entry.index, entry.rating][1] + 2 for entry in ordered])
+        return self._dealt(ordered, sizes, empty, prompt) if self.chunks else [self._cut(ordered, sizes, empty, prompt)]
+
+    def _cut(self, ordered: list[Entry], sizes: np.ndarray, empty: int, prompt: Callable[[Sequence[Entry]], Prompt]) -> Prompt:
+        """Returns the prompt with as many of the most telling rows as fit."""
+        count = max(1, int(np.searchsorted(empty + np.cumsum(sizes), self.budget, side="right")))
+        asked = prompt(ordered[:count])
+        while asked.tokens > self.budget:
             if count == 1:
-                raise ProfileError(
-                    f"a prompt with one item has {total} tokens, but prompt_budget is {self.budget}; raise it, or shorten the template"
-                )
+                raise self._too_long(asked)
             count -= max(1, count // 20)
-            asked = messages(count)
-        while count < len(chosen) and (more := self.tokens.count_chat(longer := messages(count + 1))) <= self.budget:
-            count, asked, total = count + 1, longer, more
-        return Prompt(user_id, asked, total, len(history), tuple(entry.index for entry, _, _ in chosen[:count]))
+            asked = prompt(ordered[:count])
+        while count < len(ordered) and (longer := prompt(ordered[: count + 1])).tokens <= self.budget:
+            count, asked = count + 1, longer
+        return asked
+
+    def _dealt(self, ordered: list[Entry], sizes: np.ndarray, empty: int, prompt: Callable[..., Prompt]) -> list[Prompt]:
+        """Returns as few prompts as hold all rows, dealt out like cards: each part is a fair sample of the whole history."""
+        parts = min(len(ordered), max(1, -(-int(sizes.sum()) // max(1, self.budget - empty))))
+        while True:
+            asked = [prompt(ordered[part::parts], (part, parts)) for part in range(parts)]
+            longest = max(asked, key=lambda each: each.tokens)
+            if longest.tokens <= self.budget:
+                return asked
+            if parts == len(ordered):
+                raise self._too_long(longest)
+            parts = min(len(ordered), parts + max(1, parts // 20))
+
+    def _too_long(self, asked: Prompt) -> ProfileError:
+        return ProfileError(
+            f"a prompt with one item has {asked.tokens} tokens, but prompt_budget is {self.budget}; raise it, or shorten the template"
+        )
+
+
+def nouns_of(domain: str) -> dict[str, str]:
+    """Returns what templates call the items of a domain."""
+    one, many = ITEM_NOUNS[domain]
+    return {"domain": domain, "noun": one, "nouns": many}
+
+
+def _built_in(name: str) -> str:
+    return (files("llmkt_ray.profiles") / "templates" / name).read_text("utf-8")
 
 
 def most_telling(history: Sequence[Entry], population: Population) -> list[Entry]:

@@ -10,6 +10,7 @@ import numpy as np
 from llmkt_ray.data.history import histories
 from llmkt_ray.data.leaks import verify
 from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.profiles.chunks import Merger, in_rounds
 from llmkt_ray.profiles.engines.backend import Answer, Backend, Outcome
 from llmkt_ray.profiles.engines.base import Job, Written
 from llmkt_ray.profiles.prompts import PROMPT_VERSION, Prompt, PromptBuilder, PromptTemplate, Tokens
@@ -55,6 +56,8 @@ class LlmEngine:
                 "budget": config.prompt_budget,
                 "demographics": config.demographics,
                 "full_history": config.full_history,
+                # Named only where it matters: what was paid for without it keeps its key.
+                **({"long_history": "chunks", "merge": PromptTemplate("generic").merge_digest} if config.long_history == "chunks" else {}),
             },
             "sampling": {"max_tokens": config.max_tokens, "temperature": config.temperature, "top_p": config.top_p},
             "generation": config.generation,
@@ -64,7 +67,9 @@ class LlmEngine:
         """Returns what makes the prompts of a split."""
         config = self._config
         template = PromptTemplate(data.domain, config.prompt)
-        return PromptBuilder(template, self._tokens(), config.prompt_budget, config.demographics, config.full_history)
+        return PromptBuilder(
+            template, self._tokens(), config.prompt_budget, config.demographics, config.full_history, config.long_history == "chunks"
+        )
 
     def write(self, data: PreparedData, job: Job) -> Written:
         """Writes one row for every user, going on from the part files of an interrupted run.
@@ -78,14 +83,26 @@ class LlmEngine:
         prompts = list(builder.build(data))
         pairs = [(index[prompt.user_id], item) for prompt in prompts for item in prompt.items]
         certificate = verify(data, *np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
-        rows = {key: row for key, row in job.parts.finished().items() if key in {(p.user_id, p.hash) for p in prompts}}
-        resumed = len(rows)
-        with closing(self._backend), closing(self._complete(prompts, rows, builder.template.version, job)) as ended:
-            for row in ended:
-                rows[row.user_id, row.prompt_hash or ""] = row
-                job.progress(len(rows), data.n_users)
+        finished = job.parts.finished()
+        resumed: set[tuple[str, str]] = set()
+        done = 0
+
+        def ask(prompts: list[Prompt]) -> dict[tuple[str, str], ProfileRow]:
+            nonlocal done
+            asked = {(prompt.user_id, prompt.hash): prompt for prompt in prompts}
+            rows = {key: row for key, row in finished.items() if key in asked}
+            resumed.update(rows)
+            last, before = {key for key, prompt in asked.items() if prompt.is_last}, done
+            with closing(self._complete(prompts, rows, builder.template.version, job)) as ended:
+                for row in ended:
+                    rows[row.user_id, row.prompt_hash or ""] = row
+                    job.progress(before + len(last & rows.keys()), data.n_users)
+            done += len(last)
+            return rows
+
+        with closing(self._backend):
+            by_user = in_rounds(prompts, ask, Merger(builder.template, builder.tokens, builder.budget, data.domain))
         sizes = histories(data, full=self._config.full_history).sizes()
-        by_user = {row.user_id: row for row in rows.values()}
         table = as_table(
             by_user.get(str(user))
             or ProfileRow(
@@ -98,13 +115,15 @@ class LlmEngine:
             )
             for user, size in zip(data.user_tokens, sizes, strict=True)
         )
-        shortened = sum(len(prompt.items) < prompt.history_size for prompt in prompts)
+        shortened = sum(prompt.is_last and len(prompt.items) < prompt.history_size for prompt in prompts)
+        in_parts = len({prompt.user_id for prompt in prompts if not prompt.is_last})
         warnings = (
             [f"{shortened:,} histories did not fit into {builder.budget} tokens; their most telling rows were used"] if shortened else []
         )
         if not builder.tokens.exact:
             warnings.append("prompt tokens are estimated at 4 characters each: the model's tokenizer is not at hand")
-        return Written(table, certificate, {"warnings": warnings, "resumed_rows": resumed, "shortened_histories": shortened})
+        counts = {"resumed_rows": len(resumed), "shortened_histories": shortened, "histories_in_parts": in_parts}
+        return Written(table, certificate, {"warnings": warnings, **counts})
 
     def _complete(self, prompts: list[Prompt], rows: dict[tuple[str, str], ProfileRow], version: str, job: Job) -> Generator[ProfileRow]:
         """Yields a row for every prompt that has none yet or an error worth another attempt, until all have ended."""
