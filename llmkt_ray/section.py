@@ -1,5 +1,6 @@
 """What the sections of a study file have in common: frozen models that know no key but their own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +16,14 @@ def as_tuple(value: Any) -> Any:
 def as_named(value: Any) -> Any:
     """A plain text where a section is expected stands for its `name`."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def told_apart(name: str, section: "Section", fields: Sequence[str]) -> str:
+    """Returns a name with every one of the fields that is not at its default, so that two sections that differ have two names."""
+    kinds = type(section).model_fields
+    values = {field: value for field, value in section.model_dump().items() if field in fields and value != kinds[field].default}
+    said = [f"{field} {str(value).lower() if isinstance(value, bool) else value}" for field, value in values.items()]
+    return f"{name} ({', '.join(said)})" if said else name
 
 
 class Section(BaseModel):

@@ -26,7 +26,7 @@ def plan_tables(plan: Plan, ledger: Ledger) -> Iterator[RenderableType]:
     yield artifacts
     cells = Table("dataset", "model", "layer", "rows of", "profiles", "target", title="cells", title_justify="left", box=None)
     for cell in plan.cells:
-        target = f"{cell.target.config.method} to {cell.target.dims}"
+        target = f"{cell.target.config.label} to {cell.target.dims}"
         cells.add_row(
             escape(cell.split.label), cell.model.name, escape(cell.tap.name), cell.tap.alignment, escape(str(cell.factors["llm"])), target
         )

@@ -82,6 +82,8 @@ class StudyConfig(Section):
             ("datasets", [d.name for d in self.datasets]),
             ("models", [m.name for m in self.models]),
             ("profiles", [p.label for p in self.profiles]),
+            ("embeddings", [e.label for e in self.embedding]),
+            ("reductions", [f"{r.label} to {r.dims}" for r in self.reduction]),
             ("controls", list(self.controls)),
             *((f"controls of model {model.name!r}", [*map(str, model.controls)]) for model in self.models if model.controls is not None),
         ]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from llmkt_ray.section import Section, as_tuple
+from llmkt_ray.section import Section, as_tuple, told_apart
 
 
 class PositiveRule(Section):
@@ -173,6 +173,13 @@ class EmbeddingConfig(Section):
     max_tokens: int | None = Field(None, ge=8)
     """Where texts are cut; None: the model's own limit."""
 
+    @property
+    def label(self) -> str:
+        """The name of this choice in results and reports: the encoder, and what of its settings is not the default and changes vectors."""
+        where = ("base_url",) if self.via == "openai" else ()
+        width = ("dims",) if self.encoder == "tfidf_svd" else ()
+        return told_apart(self.encoder, self, ("via", *where, *width, "revision", "prefix", "max_tokens"))
+
 
 class ReductionConfig(Section):
     """How embeddings become targets."""
@@ -189,3 +196,9 @@ class ReductionConfig(Section):
     min_dist: float = Field(0.1, ge=0, le=1)
     fit_sample: int = Field(20_000, ge=100)
     """Users a reducer is fitted on at the most, a seeded sample of those with a profile; the others are transformed."""
+
+    @property
+    def label(self) -> str:
+        """The name of this choice in results and reports, beside its dims: the method, and what of its settings is not the default."""
+        own = ("n_neighbors", "min_dist") if self.method == "umap" else ()
+        return told_apart(self.method, self, ("standardize", "refit", *own, "fit_sample"))

@@ -138,7 +138,8 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
             frame = by[arm].get(tuple(values[c] for c in [*TRAINING, *SCHEDULE, *INPUT]))
             if frame is not None:
                 same = frame[frame["dims"] == values["dims"]]
-                controls[arm] = _runs(arm, 0.0, same if len(same) else frame)
+                if len(same) or frame["dims"].nunique() == 1:  # of several widths that are not the cell's, none is its twin
+                    controls[arm] = _runs(arm, 0.0, same if len(same) else frame)
         if "template" not in controls and values["llm"] not in templates:
             twin = _template_twin(values, templates, by["rest"], claim_alpha)
             if twin is not None:

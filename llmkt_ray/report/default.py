@@ -11,6 +11,7 @@ from llmkt_ray.report.frames import gain_rows
 from llmkt_ray.report.levels import FAMILIES, by_context, follows, words_of
 from llmkt_ray.report.load import Results
 from llmkt_ray.stats.selection import Default, LeftOut, recommended_default
+from llmkt_ray.study import EmbeddingConfig, ReductionConfig
 
 NOT_CHOSEN = ("train_share", *FAMILIES["training"])
 """What a study varies as a condition, not as something that a default sets."""
@@ -107,12 +108,23 @@ def fragment(results: Results, findings: Sequence[Finding], settings: Mapping[st
         transfer["schedule"] = schedule
     transfer |= {name: settings[name] for name in FAMILIES["loss"] if name in settings}
     made: dict[str, Any] = {"transfer": transfer}
-    reduction = {{"reduction": "method"}.get(name, name): settings[name] for name in ("reduction", "dims") if name in settings}
-    if reduction:
-        made["reduction"] = reduction
+    reduction = _labelled(ReductionConfig, results.study.get("reduction", []), str(settings.get("reduction", "")))
+    if "reduction" in settings or "dims" in settings:
+        width = {"dims": settings["dims"]} if "dims" in settings else {}
+        made["reduction"] = (reduction or {"method": settings["reduction"]}) | width
     if "encoder" in settings:
-        made["embedding"] = {"encoder": settings["encoder"]}
+        embedding = _labelled(EmbeddingConfig, results.study.get("embedding", []), str(settings["encoder"]))
+        made["embedding"] = embedding or {"encoder": settings["encoder"]}
     return made
+
+
+def _labelled(kind: type[ReductionConfig | EmbeddingConfig], sections: Sequence[Mapping[str, Any]], label: str) -> dict[str, Any] | None:
+    """Returns what a study file says of the section with a label, its dims and its defaults left out; None where none has it."""
+    for section in map(kind.model_validate, sections):
+        if section.label == label:
+            name, not_its = ("method", {"dims"}) if isinstance(section, ReductionConfig) else ("encoder", set())
+            return {name: section.model_dump()[name], **section.model_dump(mode="json", exclude_defaults=True, exclude=not_its)}
+    return None
 
 
 def _settings(cell: Cell, alpha: float, places: Mapping[tuple[str, str, str], int], tied: bool) -> dict[str, Any]:

@@ -39,14 +39,14 @@ def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
         for node, notes in made(plan.profiles)
     ]
     embeddings = [
-        {**source(node), "encoder": node.config.encoder, "key": node.key, "identity": node.identity, "notes": notes}
+        {**source(node), "encoder": node.config.label, "key": node.key, "identity": node.identity, "notes": notes}
         for node, notes in made(plan.embeddings)
     ]
     targets = [
         {
             **source(node.embedding),
-            "encoder": node.embedding.config.encoder,
-            "reduction": node.config.method,
+            "encoder": node.embedding.config.label,
+            "reduction": node.config.label,
             "dims": node.dims,
             "key": node.key,
             "notes": notes,

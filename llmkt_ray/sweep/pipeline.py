@@ -90,7 +90,7 @@ class EmbeddingNode:
     @property
     def label(self) -> str:
         """The node in words."""
-        return f"{self.profiles.label}, {self.config.encoder}"
+        return f"{self.profiles.label}, {self.config.label}"
 
     def compute(self, store: ArtifactStore, *, workers: int = 0) -> None:
         """Makes the artifact unless it is there, by a pool of `workers` Ray actors (0: in this process)."""
@@ -117,7 +117,7 @@ class ItemMeanNode:
     @property
     def label(self) -> str:
         """The node in words."""
-        return f"{self.split.label}, item_mean, {self.config.encoder}"
+        return f"{self.split.label}, item_mean, {self.config.label}"
 
     def compute(self, store: ArtifactStore, *, workers: int = 0) -> None:
         """Makes the artifact unless it is there, by a pool of `workers` Ray actors (0: in this process)."""
@@ -141,7 +141,7 @@ class TargetNode:
     def label(self) -> str:
         """The node in words."""
         which = "" if self.draw is None else f", fit {self.draw}"
-        return f"{self.embedding.label}, {self.config.method} to {self.dims}{which}"
+        return f"{self.embedding.label}, {self.config.label} to {self.dims}{which}"
 
     def for_seed(self, seed_index: int) -> "TargetNode":
         """Returns the targets that trials of a seed index read: these, or (`reduction.refit`) another fit of the reducer."""

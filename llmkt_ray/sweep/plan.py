@@ -193,8 +193,8 @@ def target_factors(target: TargetNode) -> dict[str, str | int | float | bool | N
     return {
         **split_factors(target.embedding.split),
         "llm": target.embedding.source,
-        "encoder": target.embedding.config.encoder,
-        "reduction": target.config.method,
+        "encoder": target.embedding.config.label,
+        "reduction": target.config.label,
         "dims": target.dims,
     }
 

@@ -282,6 +282,13 @@ def test_the_key_does_not_depend_on_where_and_on_what_it_runs(changes: dict) -> 
     assert study(**changes).key == study().key
 
 
+def test_two_equal_choices_of_an_encoder_or_a_reduction_are_refused() -> None:
+    (said,) = problems_of(reduction=[{"method": "pca", "dims": 8}, {"method": "pca", "dims": 8, "n_neighbors": 30}])
+    assert said == "study: reductions must have different names, but 'pca to 8' appear more than once"
+    (said,) = problems_of(embedding=[{"encoder": "tfidf_svd"}, {"encoder": "tfidf_svd"}])
+    assert said == "study: embeddings must have different names, but 'tfidf_svd' appear more than once"
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -6,6 +6,7 @@ import pytest
 
 from llmkt_ray.report import build
 from llmkt_ray.report.context import Context
+from llmkt_ray.report.default import document
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.levels import compared, words_of
 from llmkt_ray.report.load import load
@@ -117,6 +118,20 @@ def test_the_default_stands_with_its_regret(tmp_path):
     assert section.lead.startswith("N3: alpha 0.5.")
     assert [figure.title for figure in section.figures] == ["Each dataset left out", "Each model left out"]
     assert "alphas: [0.5]" in section.items[0][2]
+
+
+def test_two_reductions_of_one_method_are_two_cells_and_the_default_names_its_settings(tmp_path):
+    choices = [{"method": "umap", "dims": 64}, {"method": "umap", "dims": 64, "n_neighbors": 30}]
+    far = "umap (n_neighbors 30)"
+    sections, results, findings = _sections(
+        tmp_path, datasets=("a", "b"), reductions=("umap", far), extra={"reduction": choices},
+        moved=lambda spec: 0.1 * (spec.factors["reduction"] == far),
+    )  # fmt: skip
+    assert [cell.factors["reduction"] for cell in (f.cell for f in findings)] == ["umap", far] * 2
+    assert sections["reducers"].items[0][1] == f"{far}: the other is worse."
+    made = document(results, findings)
+    assert made is not None
+    assert made["study"]["reduction"] == {"method": "umap", "n_neighbors": 30}
 
 
 def test_the_pareto_front_holds_what_nothing_beats_at_both():

@@ -54,6 +54,17 @@ def test_controls_are_not_repeated_over_factors_that_they_do_not_depend_on(root)
     assert len({spec.key for spec in plan.trials}) == len(plan.trials)
 
 
+def test_reductions_and_encoders_that_differ_in_a_setting_only_have_labels_of_their_own(root):
+    """The report matches trials by labels: two reductions of one method must not fall into one cell."""
+    reductions = [{"method": "umap"}, {"method": "umap", "n_neighbors": 30}, {"method": "umap", "n_neighbors": 30, "standardize": False}]
+    encoders = [{"encoder": "tfidf_svd", "dims": 20}, {"encoder": "tfidf_svd", "dims": 16}]
+    plan = plan_of(root, reduction=reductions, embedding=encoders)
+    treated = [spec for spec in plan.trials if spec.arm == "treated"]
+    labels = {(spec.factors["encoder"], spec.factors["reduction"]): spec.targets_key for spec in treated}
+    assert {reduction for _, reduction in labels} == {"umap", "umap (n_neighbors 30)", "umap (standardize false, n_neighbors 30)"}
+    assert len(labels) == len(set(labels.values())) == len({spec.targets_key for spec in treated}) == 6
+
+
 def test_alpha0_follows_the_schedule_and_the_baseline_its_window_of_epochs(root):
     schedules = [{"switch": 0.5}, {"switch": 0.75}, {"switch": 0.5, "alpha": "linear"}]
     plan = plan_of(root, transfer={"alphas": (0.5,), "schedule": schedules})
