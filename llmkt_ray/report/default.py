@@ -118,9 +118,12 @@ def fragment(results: Results, findings: Sequence[Finding], settings: Mapping[st
     return made
 
 
-def _labelled(kind: type[ReductionConfig | EmbeddingConfig], sections: Sequence[Mapping[str, Any]], label: str) -> dict[str, Any] | None:
+def _labelled(
+    kind: type[ReductionConfig] | type[EmbeddingConfig], sections: Sequence[Mapping[str, Any]], label: str
+) -> dict[str, Any] | None:
     """Returns what a study file says of the section with a label, its dims and its defaults left out; None where none has it."""
-    for section in map(kind.model_validate, sections):
+    for one in sections:
+        section = kind.model_validate(one)
         if section.label == label:
             name, not_its = ("method", {"dims"}) if isinstance(section, ReductionConfig) else ("encoder", set())
             return {name: section.model_dump()[name], **section.model_dump(mode="json", exclude_defaults=True, exclude=not_its)}
