@@ -265,12 +265,30 @@ def preview(
 
 
 @app.command()
-def layers(model: Annotated[str, typer.Argument(metavar="MODEL", help="RecBole's name of a model.")]) -> None:
+def layers(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="RecBole's name of a model, or package.module:Class of your own.")],
+    probe: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET", help="Train it plainly and say what each layer then knows of the profiles: name, folder or study."),
+    ] = None,
+    allow_code: AllowCode = False,
+) -> None:
     """List the places of a model where knowledge can be transferred: names, widths, whose rows they hold."""
     from llmkt_ray.show import layer_table
+    from llmkt_ray.sweep.probe import named_model, probe_knowledge, probe_study
     from llmkt_ray.training.layers import probe_layers
 
-    out.print(layer_table(model, probe_layers(model, None, {})))
+    given = named_model(model, allow_code=allow_code)
+    if probe is None:
+        out.print(layer_table(given.name, probe_layers(given.name, None, {}, given.class_path)))
+        return
+    study = probe_study(probe, given)
+    taps, known = probe_knowledge(study, err, allow_code=allow_code)
+    out.print(layer_table(given.name, taps, known))
+    _say(
+        f"after plain training on {study.datasets[0].name}, {known[0].n_users} users, profiles of {study.profiles[0].label}: "
+        "CKA in [0, 1] and R2 of a ridge regression on held-out users, higher is more; R2 at or below 0 is nothing"
+    )
 
 
 @app.command()

@@ -15,6 +15,7 @@ from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep.estimate import estimate_s
 from llmkt_ray.sweep.plan import Plan
 from llmkt_ray.sweep.progress import duration
+from llmkt_ray.training.knowledge import Knowledge
 from llmkt_ray.transfer.taps import Tap, candidates
 
 
@@ -104,13 +105,22 @@ def progress_lines(progress: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"dashboard: {progress['dashboard']}"
 
 
-def layer_table(model: str, taps: Sequence[Tap]) -> Table:
-    """Returns the taps of a model; "layer k" of a study file is the number in the first column."""
+def layer_table(model: str, taps: Sequence[Tap], known: Sequence[Knowledge] = ()) -> Table:
+    """Returns the taps of a model; "layer k" of a study file is the number in the first column.
+
+    Args:
+        model: its name.
+        taps: all of its taps.
+        known: what some of them know about the profiles, as two more columns.
+    """
     numbers = {tap.name: str(k) for k, tap in enumerate(candidates(taps), 1)}
+    figures = {found.tap.name: (f"{found.cka:.2f}", f"{found.r2:.2f}") for found in known}
     table = Table("layer", title=f"taps of {model}", title_justify="left", box=None)
     table.add_column("name", no_wrap=True)  # it is what a study file needs, letter by letter
     table.add_column("shape", no_wrap=True)
     table.add_column("rows of", no_wrap=True)
+    for name in ("CKA", "R2") if known else ():
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("note", overflow="fold")
     for tap in taps:
         note = tap.reason or (f"the same tensor as {tap.alias_of}" if tap.alias_of else "")
@@ -119,6 +129,7 @@ def layer_table(model: str, taps: Sequence[Tap]) -> Table:
             escape(tap.name),
             "x".join(map(str, tap.shape)),
             tap.alignment if tap.usable else "unusable",
+            *(figures.get(tap.name, ("", "")) if known else ()),
             escape(note),
         )
     return table

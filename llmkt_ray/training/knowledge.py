@@ -4,7 +4,7 @@ A tap that holds the profile's information before it is taught gains little from
 be too far from the user. Both figures are per tap, between its rows and the users' targets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,15 @@ from sklearn.preprocessing import StandardScaler
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import TrainingError
-from llmkt_ray.seeds import derive_seed
-from llmkt_ray.training.batches import BatchSource
 from llmkt_ray.training.bridge.dataset import PADDING
-from llmkt_ray.training.bridge.models import BuiltModel, build_model
-from llmkt_ray.training.layers import RecBoleProbe, model_taps
+from llmkt_ray.training.bridge.models import BuiltModel
+from llmkt_ray.training.layers import RecBoleProbe
+from llmkt_ray.training.spec import TrialArtifacts, TrialSpec
+from llmkt_ray.training.trial import run_trial
 from llmkt_ray.transfer.hook import HookManager
 from llmkt_ray.transfer.loss import cka
-from llmkt_ray.transfer.state import random_state_kept, untouched
-from llmkt_ray.transfer.taps import Tap, candidates
+from llmkt_ray.transfer.state import untouched
+from llmkt_ray.transfer.taps import Tap
 
 FOLDS = 5
 _USERS_AT_ONCE = 256
@@ -51,41 +51,40 @@ class Knowledge:
     n_users: int
 
 
-def probe_knowledge(
-    model: str,
+def train_plainly(
+    spec: TrialSpec,
     data: PreparedData,
-    targets: Targets,
     *,
-    hyperparameters: Mapping[str, Any],
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    class_path: str | None = None,
-) -> tuple[Knowledge, ...]:
-    """Trains a model plainly and returns what each of its user-aligned taps then knows, in forward order.
+    device: str = "cpu",
+    threads: int = 1,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> BuiltModel:
+    """Trains a model without any transfer, by its own passes and selection, and returns it at its best validation epoch.
+
+    Args:
+        spec: a baseline.
+        data: its split.
+        device: "cpu" or "cuda".
+        threads: threads that torch may use.
+        on_epoch: called with each epoch's row.
 
     Raises:
-        TrainingError: the model cannot be built, or too few users have a profile and a training row.
-        LayerError: the model has no layer.
+        TrainingError: the model cannot be built or trained.
     """
-    with random_state_kept():
-        built = build_model(model, data, hyperparameters=hyperparameters, seed=seed, class_path=class_path)
-        taps = candidates(model_taps(built, data))
-        batches = BatchSource(built, data.train.positives(), batch_size=batch_size, seed=seed)
-        optimizer = torch.optim.Adam(built.module.parameters(), lr=learning_rate)
-        for epoch in range(1, epochs + 1):
-            torch.manual_seed(derive_seed(seed, "dropout", epoch))
-            built.module.train()
-            for batch in batches.epoch(epoch):
-                optimizer.zero_grad(set_to_none=True)
-                built.loss(batch.interaction).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        return knowledge_of(built, data, targets, taps)
+    trained: list[BuiltModel] = []
+    run_trial(
+        spec,
+        TrialArtifacts(data),
+        device=device,
+        threads=threads,
+        on_epoch=on_epoch,
+        on_tested=lambda model, _: trained.append(model),
+    )
+    return trained[0]
 
 
-def knowledge_of(model: BuiltModel, data: PreparedData, targets: Targets, taps: Sequence[Tap]) -> tuple[Knowledge, ...]:
-    """Returns what taps of a model, as it is, know about the targets.
+def knowledge_of(model: BuiltModel, data: PreparedData, targets: Targets, taps: Sequence[Tap]) -> Iterator[Knowledge]:
+    """Yields what taps of a model, as it is, know about the targets.
 
     Raises:
         TrainingError: too few users have a profile and a training row.
@@ -97,14 +96,12 @@ def knowledge_of(model: BuiltModel, data: PreparedData, targets: Targets, taps: 
             f"{len(users)} users have a profile and a training row, but at least {2 * FOLDS} are needed to measure knowledge"
         )
     wanted = np.asarray(targets.matrix[users], dtype=np.float64)
-    found = []
     for tap in taps:
         rows = tap_rows(model, data, tap, users)
         regression = make_pipeline(StandardScaler(), RidgeCV(alphas=_PENALTIES))
         predicted = cross_val_predict(regression, rows, wanted, cv=KFold(FOLDS, shuffle=True, random_state=0))
         similarity = 1 - float(cka(torch.from_numpy(rows), torch.from_numpy(wanted), torch.ones(len(users), dtype=torch.float64)))
-        found.append(Knowledge(tap, similarity, float(r2_score(wanted, predicted, multioutput="variance_weighted")), len(users)))
-    return tuple(found)
+        yield Knowledge(tap, similarity, float(r2_score(wanted, predicted, multioutput="variance_weighted")), len(users))
 
 
 def tap_rows(model: BuiltModel, data: PreparedData, tap: Tap, users: np.ndarray) -> np.ndarray:

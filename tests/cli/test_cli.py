@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from llmkt_ray import cli
+from llmkt_ray.api import Study
 from tests.tiny import study_text
 
 
@@ -117,6 +118,78 @@ def test_layers_by_name_with_their_alignment(llmkt):
     code, _, err = llmkt("layers", "BRP")
     assert code == 2
     assert "did you mean 'BPR'" in err
+
+
+def test_layers_after_plain_training_with_what_they_know(study, tmp_path, llmkt, monkeypatch):
+    code, out, err = llmkt("layers", "BPR", "--probe", study)
+    assert code == 0, err
+    assert "training: 4 of 4" in err
+    assert "taps: 1 of 1" in err
+    (line,) = [line.split() for line in out.splitlines() if " user_embedding " in line and "rows" in line]
+    assert -1 < float(line[-1]) <= 1
+    assert 0 <= float(line[-2]) <= 1
+    assert "after plain training on toy" in out
+    assert not (tmp_path / "results" / "tiny").exists(), "nothing of the study is run"
+    monkeypatch.chdir(tmp_path)
+    code, _, err = llmkt("layers", "BPR", "--probe", "ml-100m")
+    assert code == 2
+    assert "did you mean 'ml-100k'" in err
+
+
+def test_layers_of_a_class_of_ones_own_only_with_allow_code(llmkt):
+    path = "recbole.model.general_recommender.bpr:BPR"
+    code, _, err = llmkt("layers", path)
+    assert code == 2
+    assert "--allow-code" in err
+    code, out, err = llmkt("layers", path, "--allow-code")
+    assert code == 0, err
+    assert "user_embedding" in out
+
+
+OWN = """
+import torch
+from torch import nn
+from recbole.model.abstract_recommender import GeneralRecommender
+from recbole.model.loss import BPRLoss
+from recbole.utils import InputType
+
+
+class Gated(GeneralRecommender):
+    input_type = InputType.PAIRWISE
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.user, self.item = nn.Embedding(self.n_users, config["width"]), nn.Embedding(self.n_items, config["width"])
+        self.gate = nn.Linear(config["width"], config["width"])
+        self.loss = BPRLoss()
+
+    def forward(self, user):
+        return self.gate(self.user(user)).tanh()
+
+    def calculate_loss(self, interaction):
+        user = self.forward(interaction[self.USER_ID])
+        return self.loss((user * self.item(interaction[self.ITEM_ID])).sum(1), (user * self.item(interaction[self.NEG_ITEM_ID])).sum(1))
+
+    def full_sort_predict(self, interaction):
+        return (self.forward(interaction[self.USER_ID]) @ self.item.weight.T).view(-1)
+"""
+
+
+def test_a_model_class_of_ones_own_is_a_row_like_any_other_and_runs_only_with_allow_code(study, tmp_path, llmkt, monkeypatch):
+    (tmp_path / "my_models.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = {"name": "Gated", "class_path": "my_models:Gated", "layers": ["gate"], "epochs": 2, "hyperparameters": {"width": 8}}
+    change(study, models=[mine], transfer={"alphas": [0.5]})
+    code, _, err = llmkt("run", study, "--executor", "loop")
+    assert code == 2
+    assert "--allow-code" in err
+    assert "my_models" not in sys.modules, "nothing of it was imported"
+    code, _, err = llmkt("run", study, "--executor", "loop", "--allow-code")
+    assert code == 0, err
+    rows = Study.from_yaml(study).trials().set_index("arm")
+    assert set(rows.index) == {"baseline", "alpha0", "shuffled", "treated", "reference"}
+    assert set(rows["status"]) == {"done"}
+    assert rows.loc["treated", "layer"] == "gate"
 
 
 def test_a_smoke_run_is_four_trials_in_a_folder_of_its_own(study, tmp_path, llmkt):

@@ -4,10 +4,13 @@ import torch
 
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import TrainingError
+from llmkt_ray.study import ScheduleConfig
 from llmkt_ray.training.bridge.models import build_model
-from llmkt_ray.training.knowledge import knowledge_of, probe_knowledge, tap_rows
+from llmkt_ray.training.knowledge import knowledge_of, tap_rows, train_plainly
 from llmkt_ray.training.layers import model_taps, probe_split
-from llmkt_ray.transfer.taps import named_tap
+from llmkt_ray.training.spec import TrialArtifacts, TrialSpec
+from llmkt_ray.training.trial import open_test, run_trial
+from llmkt_ray.transfer.taps import candidates, named_tap
 
 SPLIT = probe_split(n_users=160)
 
@@ -64,12 +67,21 @@ def test_users_without_a_profile_are_left_out_and_too_few_are_refused():
     assert found.n_users == 40
     present[5:] = False
     with pytest.raises(TrainingError, match="5 users have a profile"):
-        knowledge_of(built, SPLIT, targets_of(drawn(3), present), [tap])
+        list(knowledge_of(built, SPLIT, targets_of(drawn(3), present), [tap]))
 
 
-def test_after_plain_training_every_candidate_has_its_figures_and_the_global_random_state_is_untouched():
-    state = torch.get_rng_state()
-    found = probe_knowledge("NeuMF", SPLIT, targets_of(drawn(3)), hyperparameters={}, epochs=1, batch_size=512, learning_rate=0.001, seed=4)
-    assert [k.tap.name for k in found] == ["user_mf_embedding", "user_mlp_embedding"]
-    assert all(0 <= k.cka <= 1 and k.r2 <= 1 for k in found)
+@pytest.mark.parametrize("model", ["NeuMF", "RecVAE"])
+def test_plain_training_is_the_baselines_and_leaves_the_global_random_state(model):
+    spec = TrialSpec(
+        study_seed=1, dataset="probe", split_key=SPLIT.key, model=model, epochs=2, batch_size=64, learning_rate=0.01, arm="baseline",
+        schedule=ScheduleConfig(kind="joint"), metrics=("NDCG@10",), select_on="NDCG@10", seed_index=0,
+    )  # fmt: skip
+    state, seen = torch.get_rng_state(), []
+    built = train_plainly(spec, SPLIT, on_epoch=seen.append)
     assert torch.equal(torch.get_rng_state(), state)
+    assert [row["epoch"] for row in seen] == [1, 2]
+    result = run_trial(spec, TrialArtifacts(SPLIT))
+    assert open_test(spec, built, SPLIT).means == result.test, "the very weights that the baseline is tested with"
+    found = list(knowledge_of(built, SPLIT, targets_of(drawn(3)), candidates(model_taps(built, SPLIT))))
+    assert [k.tap.name for k in found][:1] == ["user_mf_embedding" if model == "NeuMF" else "encoder.fc1"]
+    assert all(0 <= k.cka <= 1 and k.r2 <= 1 for k in found)
