@@ -2,23 +2,14 @@
 
 import logging
 import os
-import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-if "ray" not in sys.modules:  # Ray reads the mode once, when it is imported
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-import ray
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without stubs
-
 from llmkt_ray.errors import ResourceError
+from llmkt_ray.profiles.engines.own_ray import own_token, ray  # it sets the mode of authentication before Ray is imported
 from llmkt_ray.study import StudyConfig, TaskResources
 
-_TOKEN = secrets.token_hex(32)
-"""The token of this process's own clusters, never written to disk: nobody else on the machine can use them."""
 _TOKEN_FILE = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
@@ -69,40 +60,26 @@ def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: 
     if not local:
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", PENDING_TRIALS)
     guarded = local and os.environ.get("RAY_AUTH_MODE") == "token" and not os.environ.get("RAY_AUTH_TOKEN")
-    if guarded and dashboard:
-        guarded = False
-        if not _TOKEN_FILE.exists():
-            raise ResourceError(
-                f"the dashboard needs a token to sign in with, and there is none in {_TOKEN_FILE}; make one with: "
-                "ray get-auth-token --generate"
-            )
-    if guarded:
-        os.environ["RAY_AUTH_TOKEN"] = _TOKEN
-    _read_credentials()
+    if guarded and dashboard and not _TOKEN_FILE.exists():
+        raise ResourceError(
+            f"the dashboard needs a token to sign in with, and there is none in {_TOKEN_FILE}; make one with: ray get-auth-token --generate"
+        )
     own = {"num_cpus": num_cpus, "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"} if local else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError, ray.exceptions.RayError) as error:
-        raise ResourceError(f"Ray at {address!r} cannot be reached or started: {error}; run: llmkt doctor") from error
-    try:
-        yield _dashboard_link()
-    finally:
-        ray.shutdown()
-        if guarded:
-            os.environ.pop("RAY_AUTH_TOKEN", None)
-            _read_credentials()
+    with own_token(guarded and not dashboard):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
+        except (ConnectionError, RuntimeError, TimeoutError, ValueError, ray.exceptions.RayError) as error:
+            raise ResourceError(f"Ray at {address!r} cannot be reached or started: {error}; run: llmkt doctor") from error
+        try:
+            yield _dashboard_link()
+        finally:
+            ray.shutdown()
 
 
 def _dashboard_link() -> str | None:
     """Returns the address of the cluster's dashboard, or None where it has none."""
     found = ray._private.worker._global_node and ray._private.worker.get_dashboard_url()
     return f"http://{found}" if found else None
-
-
-def _read_credentials() -> None:
-    """Has Ray read its mode and token anew: it keeps those of its import and of the process's first cluster."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def capacity() -> dict[str, float]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.sweep.cluster import cluster as ray_cluster
 from tests.films import film_split
 from tests.llm.tiny_llama import build_tiny_llama
 
@@ -39,9 +39,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     # More logical CPUs than there are: every stage of ray.data.llm is an actor that asks for one.
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with ray_cluster(num_cpus=8):
+        yield
 
 
 def engine_processes() -> set[int]:

@@ -5,13 +5,12 @@ then run in halves, until the block that holds the row is alone.
 """
 
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from typing import Any
-
-import ray
-from ray.exceptions import RayError
 
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.backend import Answer, Outcome
+from llmkt_ray.profiles.engines.own_ray import connected_ray, ray
 from llmkt_ray.profiles.engines.vllm_common import engine_settings, environment, failure, model_identity, require_vllm, sampling
 from llmkt_ray.profiles.prompts import Prompt
 from llmkt_ray.profiles.quiet import quiet_ray_data
@@ -34,6 +33,7 @@ class VllmDataBackend:
         self._config = config
         self._resources = resources
         self._fruitless = 0
+        self._open = ExitStack()
 
     def identity(self) -> dict[str, Any]:
         """Returns model and engine settings that can change a text; the same for both ways of running vLLM."""
@@ -47,6 +47,8 @@ class VllmDataBackend:
             ProfileError: no pipeline answers anything.
         """
         require_vllm()
+        # Before the pipeline is built: that would start a Ray of its own.
+        self._open.enter_context(connected_ray())
         stack = [list(range(len(blocks)))]
         while stack:
             numbers = stack.pop()
@@ -57,7 +59,7 @@ class VllmDataBackend:
                     unanswered.discard(number)
                     self._fruitless = 0
                     yield number, answers
-            except (RayError, ValueError, RuntimeError) as error:
+            except (ray.exceptions.RayError, ValueError, RuntimeError) as error:
                 death = failure(error)
             if not unanswered:
                 continue
@@ -75,7 +77,8 @@ class VllmDataBackend:
                 stack += [left[len(left) // 2 :], left[: len(left) // 2]]
 
     def close(self) -> None:
-        """Nothing outlives a pipeline: Ray Data ends its actors with it."""
+        """Ends the local Ray if `run` started it; Ray Data has ended its actors with the pipeline."""
+        self._open.close()
 
     def _pipeline(self, blocks: dict[int, list[Prompt]], seed: int) -> Iterator[tuple[int, list[Answer]]]:
         """Yields blocks whose every prompt is answered, from one run of a pipeline."""

@@ -5,13 +5,12 @@ The engine runs in the actor's own process, so that an actor that dies leaves no
 
 import time
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
-
-import ray
-from ray.exceptions import RayError
 
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.backend import Answer, Outcome
+from llmkt_ray.profiles.engines.own_ray import connected_ray, ray
 from llmkt_ray.profiles.engines.vllm_common import engine_settings, environment, failure, model_identity, require_vllm, sampling
 from llmkt_ray.profiles.prompts import Prompt
 from llmkt_ray.study import ProfileConfig, TaskResources
@@ -65,7 +64,7 @@ class VllmSyncBackend:
         self._config = config
         self._resources = resources
         self._actors: list[Any] = []
-        self._own_ray = False
+        self._open = ExitStack()
 
     def identity(self) -> dict[str, Any]:
         """Returns model and engine settings that can change a text."""
@@ -79,9 +78,7 @@ class VllmSyncBackend:
             ProfileError: an engine does not even start.
         """
         require_vllm()
-        if not ray.is_initialized():
-            ray.init(address="local", include_dashboard=False, log_to_driver=False)
-            self._own_ray = True
+        self._open.enter_context(connected_ray())
         waiting = iter(enumerate(blocks))
         running: dict[Any, tuple[int, Any]] = {}
         while len(self._actors) < min(self._config.workers[-1], len(blocks)):
@@ -101,7 +98,7 @@ class VllmSyncBackend:
             outcome: Outcome
             try:
                 outcome = ray.get(finished)
-            except RayError as error:
+            except ray.exceptions.RayError as error:
                 outcome = failure(error)
                 # An engine that raised may still hold half a batch: it is not asked again.
                 ray.kill(actor)
@@ -117,9 +114,7 @@ class VllmSyncBackend:
         for actor in self._actors:
             ray.kill(actor)
         self._actors.clear()
-        if self._own_ray:
-            ray.shutdown()
-            self._own_ray = False
+        self._open.close()
 
     def _start(self, seed: int) -> Any:
         variables = environment(self._resources) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -130,7 +125,7 @@ class VllmSyncBackend:
     def _await_start(self, actor: Any) -> None:
         try:
             ray.get(actor.ready.remote())
-        except RayError as error:
+        except ray.exceptions.RayError as error:
             raise ProfileError(
                 f"vLLM does not start with model {self._config.model!r}: {failure(error)}; check the model's folder or name, and the "
                 "memory that `engine` asks for (kv_cache_memory_bytes, gpu_memory_utilization, max_model_len)"

@@ -1,0 +1,61 @@
+"""A Ray of this process's own, guarded by a token that is never written to disk: for engines that find no Ray connected, and for sweeps."""
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+if "ray" not in sys.modules:  # Ray reads the mode once, when it is imported
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+import ray
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without stubs
+
+__all__ = ["connected_ray", "own_token", "ray", "read_credentials"]
+
+_TOKEN = secrets.token_hex(32)
+"""The token of this process's own clusters: nobody else on the machine can use them."""
+_LOGICAL_CPUS = 8
+"""The least that a Ray of our own claims to have: every stage of `ray.data.llm` is an actor that asks for one, and most of them wait."""
+
+
+def read_credentials() -> None:
+    """Has Ray read its mode and token anew: it keeps those of its import and of the process's first cluster."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def own_token(wanted: bool = True) -> Iterator[None]:
+    """Guards the local clusters of the block by this process's token, unless the environment has one or asks for none.
+
+    Args:
+        wanted: False: the credentials of the environment are used as they are.
+    """
+    guarded = wanted and os.environ.get("RAY_AUTH_MODE") == "token" and not os.environ.get("RAY_AUTH_TOKEN")
+    if guarded:
+        os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    read_credentials()
+    try:
+        yield
+    finally:
+        if guarded:
+            os.environ.pop("RAY_AUTH_TOKEN", None)
+            read_credentials()
+
+
+@contextmanager
+def connected_ray() -> Iterator[None]:
+    """Joins the Ray that this process is connected to; where there is none, starts a local one and ends it with the block."""
+    if ray.is_initialized():
+        yield
+        return
+    with own_token():
+        cpus = max(_LOGICAL_CPUS, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            yield
+        finally:
+            ray.shutdown()
