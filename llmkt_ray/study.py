@@ -4,9 +4,10 @@ Reading here is schema only: types, ranges and what contradicts itself inside th
 metrics, encoders) and the data are checked afterwards by the stages that own them; `llmkt check` does all three.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from llmkt_ray.compat import as_upstream
 from llmkt_ray.section import Section, as_named, as_tuple
@@ -19,11 +20,13 @@ from llmkt_ray.study_work import (
     PLAIN_ARMS,
     Arm,
     BudgetConfig,
+    EarlyStoppingConfig,
     EvaluationConfig,
     ModelConfig,
     ResourcesConfig,
     ScheduleConfig,
     SearchConfig,
+    SpaceConfig,
     TaskResources,
     TrackingConfig,
     TrainingConfig,
@@ -33,9 +36,9 @@ from llmkt_ray.study_work import (
 
 __all__ = [
     "ARMS", "INPUT_ARMS", "NOT_IN_KEY", "OWN_TARGET_ARMS", "PLAIN_ARMS", "Arm",
-    "BudgetConfig", "DatasetConfig", "EmbeddingConfig", "EvaluationConfig", "FilterRule", "ModelConfig",
+    "BudgetConfig", "DatasetConfig", "EarlyStoppingConfig", "EmbeddingConfig", "EvaluationConfig", "FilterRule", "ModelConfig",
     "PositiveRule", "ProfileConfig", "ReductionConfig", "ResourcesConfig", "ScheduleConfig", "SearchConfig",
-    "SplitRule", "StudyConfig", "TaskResources", "TrackingConfig", "TrainingConfig", "TransferConfig",
+    "SpaceConfig", "SplitRule", "StudyConfig", "TaskResources", "TrackingConfig", "TrainingConfig", "TransferConfig",
     "TuningConfig",
 ]  # fmt: skip
 
@@ -102,6 +105,9 @@ class StudyConfig(Section):
                         f"switch {schedule.switch:g} of {epochs} epochs leaves model {model.name!r} without phase {2 if first else 1}; "
                         f"switch must be at least {1 / epochs:g} and below 1 there (for transfer throughout: kind joint)"
                     )
+            if model.search.names and self.search.kind != "optuna":
+                problems.append(f"model {model.name!r} has a `search`, but search.kind is 'grid': set that to 'optuna'")
+            problems += [f"model {model.name!r}: {problem}" for problem in self._outside(model)]
         if "mean_minus_sd" in self.search.objectives and self.seeds < 2:
             problems.append(f"objective 'mean_minus_sd' needs at least 2 seeds, but got {self.seeds}")
         if self.search.kind == "optuna" and not self.search.alpha[0] <= self.transfer.claim_alpha <= self.search.alpha[1]:
@@ -112,11 +118,60 @@ class StudyConfig(Section):
             problems.append(
                 f"storage {self.storage!r} is an object store, where Optuna's journal cannot live: give `search.storage` an RDB URL"
             )
+        if self.search.early_stopping is not None:
+            problems += self._unfair_stopping(self.search.early_stopping)
         if self.budget.money is not None and not self.resources.cpu_hour and not self.resources.gpu_hour:
             problems.append("budget.money needs a price: give `resources.cpu_hour` or `resources.gpu_hour`")
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
+
+    def setting(self, model: ModelConfig, name: str) -> JsonValue:
+        """Returns a setting of a model by name, its own or RecBole's; None where neither the model nor `training` has it."""
+        own: dict[str, JsonValue] = {
+            "batch_size": model.batch_size or self.training.batch_size,
+            "learning_rate": model.learning_rate or self.training.learning_rate,
+            "weight_decay": self.training.weight_decay if model.weight_decay is None else model.weight_decay,
+        }
+        return own[name] if name in own else model.hyperparameters.get(name)
+
+    def _outside(self, model: ModelConfig) -> Iterator[str]:
+        """Yields the searched settings whose default, which is tried first, is not known or not inside."""
+        for name in model.search.names:
+            value = self.setting(model, name)
+            if value is None:
+                yield f"search varies {name!r}, whose default is not known here; give it under `hyperparameters`: it is tried first"
+            elif name in model.search.ranges:
+                low, high = model.search.ranges[name]
+                if not isinstance(value, int | float) or not low <= value <= high:
+                    yield f"the default of {name!r}, {value!r}, is tried first and must lie in its range {[low, high]}"
+            elif value not in model.search.choices[name]:
+                yield f"the default of {name!r}, {value!r}, is tried first and must be one of {list(model.search.choices[name])}"
+
+    def _unfair_stopping(self, stopping: EarlyStoppingConfig) -> Iterator[str]:
+        """Yields why trials of this study cannot be judged by an epoch of phase 2 against each other."""
+        schedules = self.transfer.schedule
+        if self.seeds > 1:
+            yield (
+                f"search.early_stopping judges single trials, but a suggestion is the mean over {self.seeds} seeds: ending one would "
+                "leave a mean of others; set seeds to 1, or leave early_stopping out"
+            )
+        if any(schedule.kind == "joint" or schedule.switch == 1 for schedule in schedules):
+            yield (
+                "search.early_stopping judges phase 2 alone, but with schedule 'joint' or switch 1.0 there is none; give it a switch below "
+                "1, or leave early_stopping out"
+            )
+        switches = sorted({schedule.switch for schedule in schedules})
+        if len(switches) > 1:
+            yield (
+                f"search.early_stopping compares equal epochs of phase 2, but the schedules have switches {switches}: a later one would "
+                "always look better at a rung; give each switch a study of its own, or leave early_stopping out"
+            )
+        if stopping.grace_epochs < self.training.evaluate_every:
+            yield (
+                f"search.early_stopping.grace_epochs {stopping.grace_epochs} must be at least training.evaluate_every "
+                f"{self.training.evaluate_every}: before that nothing is known on validation"
+            )
 
     def controls_of(self, model: ModelConfig) -> tuple[Arm, ...]:
         """Returns the control arms of a model's cells."""

@@ -22,6 +22,31 @@ OWN_TARGET_ARMS = ("template", "item_mean", "leaked")
 """Arms that transfer as the treated one does, from targets that are artifacts of their own."""
 
 
+class SpaceConfig(Section):
+    """What a search varies of one model beside alpha and layer; the model's own settings are tried first, so they must lie inside."""
+
+    ranges: dict[str, tuple[float, float]] = {}
+    """Setting to [low, high]: learning_rate, weight_decay or one of RecBole's; logarithmic where high is ten times low or more."""
+    choices: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=2)]] = {}
+    """Setting to the values that are tried: batch_size or one of RecBole's."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The settings that are varied, in order."""
+        return (*sorted(self.ranges), *sorted(self.choices))
+
+    @model_validator(mode="after")
+    def _settings(self) -> Self:
+        for name, (low, high) in self.ranges.items():
+            if not low < high:
+                raise ValueError(f"search.ranges.{name} must be [low, high] with low < high, but got {[low, high]}")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"a setting has either a range or choices, but {sorted(set(self.ranges) & set(self.choices))} has both")
+        if "epochs" in self.names:
+            raise ValueError("epochs cannot be searched: suggestions would have different phases; list models of their own")
+        return self
+
+
 class ModelConfig(Section):
     """One RecBole model with what differs from `training`."""
 
@@ -36,6 +61,8 @@ class ModelConfig(Section):
     weight_decay: float | None = Field(None, ge=0)
     hyperparameters: dict[str, JsonValue] = {}
     """RecBole settings of this model, by RecBole's names."""
+    search: SpaceConfig = SpaceConfig()
+    """What a search (`search.kind: optuna`) varies of this model, for the treated arm and the baseline alike."""
     controls: tuple[Arm, ...] | None = None
     """Control arms of this model, where not all of the study's are possible with it; None: the study's `controls`."""
 
@@ -118,6 +145,15 @@ class EvaluationConfig(Section):
         return self
 
 
+class EarlyStoppingConfig(Section):
+    """Which suggestions of a search are not trained to the end: successive halving, judged in phase 2 alone."""
+
+    grace_epochs: int = Field(1, ge=1)
+    """Epochs of phase 2 before the first rung; each further rung is `factor` times as far."""
+    factor: int = Field(3, ge=2)
+    """One in so many suggestions is trained beyond a rung."""
+
+
 class SearchConfig(Section):
     """How settings are chosen: every level of a grid, or by Optuna inside each cell."""
 
@@ -134,6 +170,8 @@ class SearchConfig(Section):
     `epochs` is the cost: the mean number of epochs to the best one, minimised."""
     risk: float = Field(1.0, ge=0)
     """k of `mean_minus_sd`: mean - k sd."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """Ends suggestions that are behind those of earlier rounds at the same epoch of phase 2; None: all are trained to the end."""
     storage: str | None = None
     """URL of an RDB that Optuna's tools read the search from; None: a journal file in the results folder."""
 
@@ -146,6 +184,11 @@ class SearchConfig(Section):
             raise ValueError(f"objectives must be different and at least one, but got {list(self.objectives)}")
         if len(self.objectives) > 1 and self.sampler == "qmc":
             raise ValueError("sampler 'qmc' does not look at objectives: give one, or use 'tpe'")
+        if self.early_stopping and (self.kind != "optuna" or self.objectives != ("mean",)):
+            raise ValueError(
+                "early_stopping ends suggestions of a search that are behind on validation: it needs kind optuna and objectives ['mean'], "
+                f"but got kind {self.kind!r} and objectives {list(self.objectives)}; a grid's trials are all results"
+            )
         return self
 
 

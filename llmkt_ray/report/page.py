@@ -164,6 +164,7 @@ def brief_flags(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 def _tiles(results: Results, findings: Sequence[Finding]) -> list[tuple[str, str, str]]:
     trials = results.trials
     done, failed = int((trials["status"] == "done").sum()), int((trials["status"] == "failed").sum())
+    ended = int((trials["status"] == "pruned").sum())
     planned = results.card.get("planned_trials") or len(trials)
     seeds = max((runs.seeds for f in findings for runs in f.cell.treated.values()), default=0)
     datasets = sorted({str(d) for d in trials["dataset"].dropna()})
@@ -184,7 +185,11 @@ def _tiles(results: Results, findings: Sequence[Finding]) -> list[tuple[str, str
         ("Datasets", _few(datasets), ""),
         ("Models", _few(models), ""),
         ("Profiles", _few(writers), wrote),
-        ("Trials", f"{done:,} of {planned:,}", f"{failed} failed" if failed else "none failed"),
+        (
+            "Trials",
+            f"{done:,} of {planned:,}",
+            (f"{failed} failed" if failed else "none failed") + (f", {ended} ended early" if ended else ""),
+        ),
         ("Seeds", str(seeds), "conditional on these seeds" if 0 < seeds < MIXED_FROM else ""),
         ("Time of trials", seconds(wall), ""),
     ]

@@ -25,6 +25,11 @@ def run_sentences(results: Results, cells: tuple[Cell, ...]) -> list[str]:
         f"{count(done, 'trial')} finished{of_planned}, in {count(len(cells), 'cell')} ({axes}), selected on validation {results.metric}; "
         "test was opened once a trial, with full ranking."
     ]
+    ended = int((trials["status"] == "pruned").sum())
+    if ended:
+        sentences.append(
+            f"{count(ended, 'suggestion')} of the search ended early in phase 2, behind those of earlier rounds, and untested."
+        )
     writers = []
     for entry in _once(card.get("profiles", []), "llm"):
         who = f"by an LLM ({entry['llm']})" if entry.get("is_llm") else f"without an LLM ({entry['llm']}): no LLM wrote these profiles"

@@ -76,6 +76,14 @@ class Ledger:
         frames = [rows.epochs_frame(row) for row in self._all_rows("epoch:")]
         return pd.concat([f for f in frames if len(f)], ignore_index=True) if any(map(len, frames)) else pd.DataFrame({"trial_key": []})
 
+    def curve(self, trial_key: str) -> pd.DataFrame:
+        """Returns the epochs of one trial, see `epochs`; empty if it failed before the first.
+
+        Raises:
+            StorageError: the trial has no row.
+        """
+        return rows.epochs_frame(self._row(trial_key))
+
     def users(self, trial_key: str) -> pd.DataFrame:
         """Returns the per-user test metrics of one trial, empty if it failed.
 

@@ -5,7 +5,7 @@ datasets and profiles, the machine, and the storage, in this order.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from llmkt_ray.embeddings.reducers import REDUCERS, reduction_problem
 from llmkt_ray.errors import LlmktError, StudyError, unknown_name
 from llmkt_ray.profiles.generate import profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
-from llmkt_ray.study import INPUT_ARMS, DatasetConfig, StudyConfig
+from llmkt_ray.study import INPUT_ARMS, DatasetConfig, ModelConfig, StudyConfig
 from llmkt_ray.sweep.arms import input_problems, source_problems
 from llmkt_ray.sweep.pipeline import ItemMeanNode
 from llmkt_ray.sweep.plan import Plan, layer_wish
+from llmkt_ray.sweep.tuning import with_settings
 from llmkt_ray.training.bridge.registry import MODELS, model_problem
 from llmkt_ray.training.inputs import probe_tables
 from llmkt_ray.training.layers import probe_layers, resolve_layers
@@ -189,10 +190,30 @@ def _layer_problems(study: StudyConfig) -> Iterator[str]:
         except LlmktError as error:
             yield str(error)
             continue
+        yield from _searched_problems(model, taps)
         for tap in taps:
             yield from _width_problems(study, model.name, tap)
         if any(arm in INPUT_ARMS for arm in study.controls_of(model)):
             yield from input_problems(study, model, probe_tables(model.name, None, model.hyperparameters, model.class_path))
+
+
+def _searched_problems(model: ModelConfig, taps: Sequence[Tap]) -> Iterator[str]:
+    """Yields searched settings with values that the model refuses, or that change its taps: the targets of one search are the same."""
+    search, shapes = model.search, {tap.name: tap.width for tap in taps}
+    pairs = [(setting, value) for setting in search.names for value in search.choices.get(setting) or search.ranges[setting]]
+    for name, value in pairs:
+        tried = with_settings(model, {name: value})
+        try:
+            found = {tap.name: tap.width for tap in probe_layers(tried.name, None, tried.hyperparameters, tried.class_path)}
+        except LlmktError as error:
+            yield f"search of model {model.name!r} tries {name} {value!r}: {error}"
+            continue
+        if shapes.items() - found.items():
+            yield (
+                f"search of model {model.name!r} tries {name} {value!r}, which changes the width of a layer that is tapped "
+                f"({shapes} would be { ({layer: found.get(layer) for layer in shapes}) }): its targets would be others; "
+                "list a model of its own for each such value"
+            )
 
 
 def _width_problems(study: StudyConfig, model: str, tap: Tap) -> Iterator[str]:

@@ -74,6 +74,12 @@ class Cell:
         labels = {name: value for name, value in self.factors.items() if name != "dims"}
         return content_key([labels, self.split.key, self.model.model_dump(mode="json"), self.loss, self.schedule.model_dump(mode="json")])
 
+    @property
+    def baseline_key(self) -> str:
+        """A key that cells share whose baselines are the same."""
+        window = selection_window(self.schedule).model_dump(mode="json")
+        return content_key([self.split.key, self.model.model_dump(mode="json"), window])
+
     def facts(self) -> dict[str, Any]:
         """Returns the cell for the card."""
         return {
@@ -120,7 +126,11 @@ class Plan:
     def searched_trials(self) -> int:
         """Number of trials that a search will suggest, over all cells and seeds."""
         search = self.study.search
-        return 0 if search.kind == "grid" else len({cell.search_key for cell in self.cells}) * search.trials * self.study.seeds
+        baselines = {
+            cell.baseline_key for cell in self.cells if cell.model.search.names and "baseline" in self.study.controls_of(cell.model)
+        }
+        searches = len({cell.search_key for cell in self.cells}) + len(baselines)
+        return 0 if search.kind == "grid" else searches * search.trials * self.study.seeds
 
 
 def make_plan(study: StudyConfig, store: ArtifactStore, tuned: Mapping[tuple[str, str], ModelConfig] | None = None) -> Plan:

@@ -32,7 +32,8 @@ from llmkt_ray.sweep.pilot import Meter, telling_first
 from llmkt_ray.sweep.pipeline import EmbeddingNode, Node, split_nodes
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.progress import Progress
-from llmkt_ray.sweep.search import mirror, rounds, search_cells, suggestions, told
+from llmkt_ray.sweep.search import mirror, rounds, suggestions, told
+from llmkt_ray.sweep.space import search_cells
 from llmkt_ray.sweep.tuner import RayExecutor
 from llmkt_ray.sweep.tuning import first_splits, tuned_models, tuning_specs
 from llmkt_ray.training.spec import TrialSpec
@@ -187,6 +188,7 @@ class _Work:
         limit: trials that may still be given out; None: all.
         given: keys of the trials given out so far.
         stopped: what is used up, in words; None while the budget holds.
+        repeated: suggested trials that were known already: of a small space, or a baseline's default.
     """
 
     study: StudyConfig
@@ -199,6 +201,7 @@ class _Work:
     limit: int | None
     given: set[str] = field(default_factory=set)
     stopped: str | None = None
+    repeated: int = 0
 
     @property
     def ran(self) -> int:
@@ -251,15 +254,21 @@ class _Work:
             return
         self.ledger.remove_damaged()
         make_targets_for(todo, self.plan, self.store, self.worker, self.progress)
-        planned = {spec.key for spec in (*self.plan.trials, *(self._tuning() if self.study.tuning.trials else ()))}
-        facts = card_facts(self.plan, self.store) | {"planned_trials": len(planned) + self.plan.searched_trials}
-        write_card(self.place.folder, self.study, facts)
+        self._write_card()
         self.given |= {spec.key for spec in todo}
         with self.progress.stage(stage, len(todo)):
             self.progress.expect(todo)
             yield todo
         shutil.rmtree(self.place.phase1, ignore_errors=True)
         self.stopped = self.progress.meter.spent()
+
+    def _planned(self) -> set[str]:
+        """Returns the keys of the trials known in advance."""
+        return {spec.key for spec in (*self.plan.trials, *(self._tuning() if self.study.tuning.trials else ()))}
+
+    def _write_card(self) -> None:
+        planned = len(self._planned()) + self.plan.searched_trials - self.repeated
+        write_card(self.place.folder, self.study, card_facts(self.plan, self.store) | {"planned_trials": planned})
 
     def _tuning(self) -> list[TrialSpec]:
         """Returns the trials that choose the base hyper-parameters of every dataset and model."""
@@ -271,17 +280,21 @@ class _Work:
         """Yields the rounds of all searches of the study, one round of every search at a time."""
         study, cells, files = self.study, search_cells(self.plan), self.ledger.files
         history: dict[str, list[FrozenTrial]] = {cell.key: [] for cell in cells}
-        every = rounds(study.search)
+        every, known = rounds(study.search), self._planned()
         for number, (first, count) in enumerate(every, 1):
             new = {cell.key: suggestions(files, study, cell, first, count, history[cell.key]) for cell in cells}
-            specs = {spec.key: spec for cell in cells for params in new[cell.key] for spec in cell.specs(study, params)}
+            rungs = {cell.key: cell.rungs(study, history[cell.key]) for cell in cells}
+            specs = {spec.key: spec for cell in cells for params in new[cell.key] for spec in cell.specs(study, params, rungs[cell.key])}
+            self.repeated += count * len(cells) * study.seeds - len(specs.keys() - known)
+            known |= specs.keys()
             yield from self._missing(list(specs.values()), f"search, round {number} of {len(every)}")
             if self.limit == 0 or self.stopped:
                 return
-            rows = self.ledger.trials().set_index("trial_key")
             for cell in cells:
-                history[cell.key] += told(study, cell, new[cell.key], rows)
+                history[cell.key] += told(study, cell, new[cell.key], self.ledger, rungs[cell.key])
                 mirror(study.search.storage, self.place.folder, study, cell, history[cell.key])
+        if self.repeated and self.given:
+            self._write_card()
 
 
 def make_splits(study: StudyConfig, store: ArtifactStore, worker: Executor, progress: Progress) -> None:

@@ -9,79 +9,24 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import optuna
-import pandas as pd
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from llmkt_ray.artifacts import FileStore
 from llmkt_ray.errors import SweepError
-from llmkt_ray.seeds import content_key, derive_seed
+from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.seeds import derive_seed
 from llmkt_ray.study import SearchConfig, StudyConfig
 from llmkt_ray.sweep.objective import directions, outcome
-from llmkt_ray.sweep.plan import Cell, Plan, treated_spec
-from llmkt_ray.training.spec import TrialSpec
+from llmkt_ray.sweep.space import Params, Rungs, SearchCell
+from llmkt_ray.training.rungs import best_by
 
 SUGGESTIONS = "ledger/suggestions"
-DECIMALS = 4
-"""Suggested numbers are rounded to so many decimals, so that they read the same everywhere."""
-
-Params = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class SearchCell:
-    """What one Optuna study searches: cells that differ in the layer alone.
-
-    Attributes:
-        members: layer name to cell, the first is the default.
-    """
-
-    members: Mapping[str, Cell]
-
-    @property
-    def key(self) -> str:
-        """A key of the cells in it."""
-        return content_key(sorted(cell.key for cell in self.members.values()))
-
-    @property
-    def name(self) -> str:
-        """A readable name, for Optuna's storage."""
-        cell = next(iter(self.members.values()))
-        return f"{cell.split.label} {cell.model.name} {cell.factors['llm']} {cell.factors['reduction']} {cell.loss} {self.key[:6]}"
-
-    def space(self, search: SearchConfig) -> dict[str, BaseDistribution]:
-        """Returns the parameters: alpha, and the layer where there are several; names as in optuna.importance's plots."""
-        model = next(iter(self.members.values())).model.name
-        space: dict[str, BaseDistribution] = {"alpha": FloatDistribution(*search.alpha)}
-        if len(self.members) > 1:
-            space[f"layer_{model}"] = CategoricalDistribution(tuple(self.members))
-        return space
-
-    def default(self, study: StudyConfig) -> Params:
-        """Returns what is tried first: the claim's alpha at the first layer."""
-        low, high = study.search.alpha
-        found: Params = {"alpha": min(max(study.transfer.claim_alpha, low), high)}
-        for name, distribution in self.space(study.search).items():
-            if isinstance(distribution, CategoricalDistribution):
-                found[name] = distribution.choices[0]
-        return found
-
-    def specs(self, study: StudyConfig, params: Params) -> list[TrialSpec]:
-        """Returns the trials of a suggestion: one a seed."""
-        layer = next((value for name, value in params.items() if name.startswith("layer_")), next(iter(self.members)))
-        return [treated_spec(study, self.members[layer], seed, alpha=params["alpha"]) for seed in range(study.seeds)]
-
-
-def search_cells(plan: Plan) -> tuple[SearchCell, ...]:
-    """Returns the searches of a plan, each over the layers of one combination of the other factors."""
-    groups: dict[str, dict[str, Cell]] = {}
-    for cell in plan.cells:
-        groups.setdefault(cell.search_key, {})[cell.tap.name] = cell
-    return tuple(SearchCell(members) for members in groups.values())
+DIGITS = 4
+"""Suggested numbers are rounded to so many digits, so that they read the same everywhere."""
+ParamValue = str | float | int | bool | None
 
 
 def rounds(search: SearchConfig) -> list[tuple[int, int]]:
@@ -101,7 +46,7 @@ def suggestions(
     name = f"{SUGGESTIONS}/{cell.key}-{first:05d}.json"
     data = files.read_bytes(name)
     if data is None:
-        made = suggest(cell.space(study.search), study, history, first, count, cell.default(study), cell.key)
+        made = suggest(cell.space(study), study, history, first, count, cell.default(study), cell.key)
         files.write_bytes(name, json.dumps({"cell": cell.name, "first": first, "suggestions": made}, indent=1).encode())
         return made
     try:
@@ -145,33 +90,52 @@ def suggest(
         if not is_sequence:
             optuna_study.add_trials(history)
         asked = [optuna_study.ask(dict(space)).params for _ in range(first + count if is_sequence else count)]
-    made = [{name: round(v, DECIMALS) if isinstance(v, float) else v for name, v in params.items()} for params in asked[-count:]]
+    made = [{name: _rounded(value, space[name]) for name, value in params.items()} for params in asked[-count:]]
     return [default, *made[1:]] if first == 0 else made
 
 
-def told(study: StudyConfig, cell: SearchCell, made: Sequence[Params], rows: pd.DataFrame) -> list[FrozenTrial]:
+def _rounded(value: ParamValue, space: BaseDistribution) -> ParamValue:
+    if not isinstance(value, float) or not isinstance(space, FloatDistribution):
+        return value
+    return float(min(max(float(f"{value:.{DIGITS}g}"), space.low), space.high))
+
+
+def told(study: StudyConfig, cell: SearchCell, made: Sequence[Params], ledger: Ledger, rungs: Rungs = ()) -> list[FrozenTrial]:
     """Returns suggestions with their outcome, as Optuna keeps them; states are true (failed and NaN are FAIL, stopped is PRUNED).
 
     Args:
         study: the study.
         cell: the search.
         made: suggestions in order.
-        rows: the ledger's trials, indexed by trial key.
+        ledger: with the rows of their trials.
+        rungs: what their rungs asked for.
     """
-    frozen = []
+    frozen, rows = [], ledger.trials().set_index("trial_key")
     for params in made:
-        keys = [spec.key for spec in cell.specs(study, params)]
+        keys = [spec.key for spec in cell.specs(study, params, rungs)]
         state, values = outcome(study, rows.reindex(keys))
         frozen.append(
             create_trial(
                 state=state,
                 values=values if state == TrialState.COMPLETE else None,
                 params=dict(params),
-                distributions=cell.space(study.search),
+                distributions=cell.space(study),
+                intermediate_values=_at_rungs(study, cell, keys, ledger) if state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
                 user_attrs={"trial_keys": keys},
             )
         )
     return frozen
+
+
+def _at_rungs(study: StudyConfig, cell: SearchCell, keys: Sequence[str], ledger: Ledger) -> dict[int, float]:
+    """Returns epoch of phase 2 to the best on validation so far, at the rungs that a suggestion of one seed has reached."""
+    epochs = cell.rung_epochs(study)
+    if not epochs:
+        return {}
+    (key,) = keys
+    rows = ledger.curve(key).to_dict("records")
+    reached = {epoch: best_by(rows, epoch, study.evaluation.select_on) for epoch in epochs}
+    return {epoch: value for epoch, value in reached.items() if value is not None}
 
 
 def mirror(url: str | None, folder: str, study: StudyConfig, cell: SearchCell, history: Sequence[FrozenTrial]) -> None:

@@ -255,7 +255,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         if spec is None or self.problem:
             return
         last = result or {}
-        if last.get("status") not in ("done", "failed"):
+        if last.get("status") not in ("done", "failed", "pruned"):
             ledger = Ledger(self._place.folder)
             if not ledger.has(spec.key):
                 lost = f"its worker was lost {MAX_FAILURES + 1} times, for example killed, or out of memory (see `resources.trial`)"

@@ -24,7 +24,7 @@ Tuned = Mapping[tuple[str, str], ModelConfig]
 """(dataset, model) to the model with its tuned settings."""
 _OWN = ("epochs", "batch_size", "learning_rate", "weight_decay")
 """Settings that a model of a study has by name; all others are RecBole's."""
-_LOG_FROM = 10.0
+LOG_FROM = 10.0
 """Ratio of a range's ends from which it is drawn on a logarithmic scale."""
 _DIGITS = 4
 
@@ -32,7 +32,7 @@ _DIGITS = 4
 def candidates(study: StudyConfig, dataset: str, model: ModelConfig) -> list[ModelConfig]:
     """Returns the model at every setting that is tried, as many as `tuning.trials`: its own first."""
     rng = np.random.default_rng(derive_seed(study.seed, "tuning", dataset, model.name))
-    return [model, *(_with(model, _drawn(study, rng)) for _ in range(study.tuning.trials - 1))]
+    return [model, *(with_settings(model, _drawn(study, rng)) for _ in range(study.tuning.trials - 1))]
 
 
 def tuning_specs(study: StudyConfig, split: SplitNode, model: ModelConfig) -> Iterator[tuple[ModelConfig, list[TrialSpec]]]:
@@ -85,7 +85,7 @@ def _drawn(study: StudyConfig, rng: np.random.Generator) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (low, high) in sorted(study.tuning.ranges.items()):
         share = rng.random()
-        log = low > 0 and high / low >= _LOG_FROM
+        log = low > 0 and high / low >= LOG_FROM
         value = float(low * (high / low) ** share if log else low + (high - low) * share)
         found[name] = float(f"{value:.{_DIGITS}g}")
     for name, values in sorted(study.tuning.choices.items()):
@@ -93,7 +93,8 @@ def _drawn(study: StudyConfig, rng: np.random.Generator) -> dict[str, Any]:
     return found
 
 
-def _with(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig:
+def with_settings(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig:
+    """Returns a model with settings replaced: its own by name, all others are RecBole's."""
     own = {name: value for name, value in settings.items() if name in _OWN}
     recboles = {name: value for name, value in settings.items() if name not in _OWN}
     return ModelConfig.model_validate({**model.model_dump(), **own, "hyperparameters": {**model.hyperparameters, **recboles}})

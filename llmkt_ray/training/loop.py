@@ -24,6 +24,7 @@ from llmkt_ray.training.checkpoint import CheckpointFile
 from llmkt_ray.training.evaluate import Ranking
 from llmkt_ray.training.isolation import seed_globals
 from llmkt_ray.training.metrics import LOWER_IS_BETTER
+from llmkt_ray.training.rungs import best_by, is_behind
 from llmkt_ray.training.spec import TrialSpec
 from llmkt_ray.transfer.manager import TransferManager
 from llmkt_ray.transfer.phases import PhasePlan
@@ -52,6 +53,7 @@ class TrainingLoop:
         rows: one mapping an epoch, see `TrialResult.epochs`.
         best_epoch: the selected epoch so far, 0 before the first.
         last_evaluated: the last epoch that was validated.
+        stopped_epoch: the epoch after which the trial was ended at a rung; None where it was not.
         saved_s: seconds that the phase 1 took which another trial had computed; None where it was computed here.
     """
 
@@ -72,6 +74,7 @@ class TrainingLoop:
         self._transfer, self._weights, self._evaluate = transfer, weights, validate
         self._checkpoint, self._on_epoch, self._phase1 = checkpoint, on_epoch, phase1
         self.saved_s: float | None = None
+        self.stopped_epoch: int | None = None
         self._model_state = ModelState(model.module)
         self.rows: list[EpochRow] = []
         self.best_epoch = 0
@@ -84,10 +87,13 @@ class TrainingLoop:
         """Runs the epochs that are left and puts the selected weights into the model.
 
         Raises:
-            TrainingError: the loss became NaN or infinite, or a transfer was asked for that never took place.
+            TrainingError: the loss or what selects became NaN or infinite, or a transfer was asked for that never took place.
         """
         first = self._resume()
         for epoch in range(first, self._plan.epochs + 1):
+            if self._is_out():  # before an epoch, not after: so it is asked in the same place when the trial goes on from a checkpoint
+                self.stopped_epoch = epoch - 1
+                return
             started = time.perf_counter()
             self._train(epoch)
             row: EpochRow = {"epoch": epoch, "phase": self._plan.phase(epoch)} | self._transfer.record()
@@ -107,6 +113,12 @@ class TrainingLoop:
         self._transfer.check_computed()
         assert self._best_state is not None, "the last epoch is always evaluated and selectable"
         self._load(self._best_state)
+
+    def _is_out(self) -> bool:
+        """Says whether the trial is behind at a rung that it has reached."""
+        metric = self._spec.select_on
+        reached = [(best_by(self.rows, epoch, metric), asked) for epoch, asked in self._spec.rungs]
+        return any(value is not None and is_behind(value, asked, metric) for value, asked in reached)
 
     def _train(self, epoch: int) -> None:
         """One epoch; every draw in it depends on (seed, epoch) alone, so that a resumed epoch is the same epoch."""
@@ -135,6 +147,11 @@ class TrainingLoop:
             return {f"valid_{name}": math.nan for name in self._spec.metrics}
         self._model.module.eval()
         ranking = self._evaluate()
+        if not math.isfinite(ranking.means[self._spec.select_on]):
+            raise TrainingError(
+                f"{self._spec.select_on} on validation became {ranking.means[self._spec.select_on]} in epoch {epoch}; lower the learning "
+                "rate, or select on a metric that is defined on this data"
+            )
         value = ranking.means[self._spec.select_on] * (-1 if self._spec.select_on in LOWER_IS_BETTER else 1)
         self._weights.observe(epoch, value)
         self.last_evaluated = epoch

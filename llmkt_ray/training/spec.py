@@ -49,6 +49,8 @@ class TrialSpec(Section):
     balance: str = "none"
     weights: Literal["user", "row"] = "user"
     schedule: ScheduleConfig = ScheduleConfig()
+    rungs: tuple[tuple[int, float], ...] = ()
+    """(epoch of phase 2, value): after that epoch the trial ends, unless its best of phase 2 on validation is at least as good."""
     metrics: tuple[str, ...]
     select_on: str
     protocol: str = "full"
@@ -59,7 +61,8 @@ class TrialSpec(Section):
     @property
     def key(self) -> str:
         """The trial's content key: of everything but the labels, of our version of a trial, and of the libraries that compute it."""
-        return content_key({**self.model_dump(mode="json", exclude={"factors"}), "version": TRIAL_VERSION, "libraries": _libraries()})
+        left_out = {"factors"} if self.rungs else {"factors", "rungs"}
+        return content_key({**self.model_dump(mode="json", exclude=left_out), "version": TRIAL_VERSION, "libraries": _libraries()})
 
     @property
     def phase1_key(self) -> str | None:
@@ -71,7 +74,7 @@ class TrialSpec(Section):
         phase1 = self.schedule.phase1_epochs(self.epochs)
         if self.arm == "reference" or self.schedule.kind == "joint" or not 0 < phase1 < self.epochs:
             return None
-        values = self.model_dump(mode="json", exclude={"factors", "epochs", "schedule"})
+        values = self.model_dump(mode="json", exclude={"factors", "epochs", "schedule", "rungs"})
         frozen = [] if self.arm == "baseline" else sorted(self.schedule.freeze.get("phase1", ()))
         shape: dict[str, Any] = {"epochs": phase1, "freeze": frozen}
         if self.arm in PLAIN_ARMS or (self.schedule.kind == "reversed" and self.arm not in INPUT_ARMS):
@@ -108,7 +111,7 @@ class TrialResult:
 
     Attributes:
         spec: the trial.
-        status: "done" or "failed".
+        status: "done", "failed", or "pruned": ended at a rung, without a test.
         valid: metric name to value on validation at the selected epoch, in [0, 1], higher is better.
         test: the same on test, opened once at the end; empty if failed.
         best_epoch: the selected epoch (1-based, of phase 2 where there is one), 0 for a reference.
@@ -123,7 +126,7 @@ class TrialResult:
     """
 
     spec: TrialSpec
-    status: Literal["done", "failed"]
+    status: Literal["done", "failed", "pruned"]
     valid: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
     best_epoch: int = 0

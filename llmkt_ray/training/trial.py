@@ -38,6 +38,7 @@ class Outcome:
     best_epoch: int = 0
     converged: bool | None = None
     epochs: tuple[EpochRow, ...] = ()
+    is_stopped: bool = False
 
 
 def run_trial(
@@ -101,6 +102,16 @@ def run_trial(
                 phase1 = CheckpointFile(phase1_dir, spec.phase1_key, 0.0)
             outcome = _run_loop(spec, artifacts, model, validate, checkpoint, phase1, on_epoch, facts)
         facts["train_wall_s"] = round(measures.wall_s, 3)
+        if outcome.is_stopped:
+            return TrialResult(
+                spec=spec,
+                status="pruned",
+                valid=outcome.valid,
+                best_epoch=outcome.best_epoch,
+                epochs=outcome.epochs,
+                facts=facts,
+                measures=measures.finish(threads),
+            )
         test = open_test(spec, model, data)
         if on_tested is not None:
             bake(model.module)
@@ -205,6 +216,9 @@ def _run_loop(
     }
     if loop.saved_s is not None:
         facts["phase1_saved_s"] = round(loop.saved_s, 3)
+    if loop.stopped_epoch is not None:
+        facts["stopped_epoch"] = loop.stopped_epoch
+        return Outcome(loop.best_valid, loop.best_epoch, epochs=tuple(loop.rows), is_stopped=True)
     return Outcome(loop.best_valid, loop.best_epoch, loop.best_epoch < loop.last_evaluated, tuple(loop.rows))
 
 
