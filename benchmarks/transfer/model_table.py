@@ -13,10 +13,10 @@ from benchmarks.transfer.model_inputs import FeatureProbe
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import LayerError
 from llmkt_ray.training.bridge.registry import MODELS, NOT_OFFERED
-from llmkt_ray.training.layers import probe_layers, probe_split
+from llmkt_ray.training.layers import auto_layer, probe_layers, probe_split
 from llmkt_ray.transfer.discovery import discover_taps
 from llmkt_ray.transfer.state import random_state_kept
-from llmkt_ray.transfer.taps import Tap, auto_tap, candidates
+from llmkt_ray.transfer.taps import Tap, candidates
 
 FAMILIES = {"general": "general_recommender", "context": "context_aware_recommender", "sequential": "sequential_recommender"}
 TITLES = {"general": "General models", "context": "Context-aware models", "sequential": "Sequential models"}
@@ -83,7 +83,7 @@ def row_of(name: str, family: str, data: PreparedData) -> str:
     pairs = sum(tap.alignment == "pair" and not tap.alias_of for tap in taps)
     shown = ", ".join(described(tap) for tap in found[:SHOWN]) + (f", ... {len(found)} in all" if len(found) > SHOWN else "")
     try:
-        auto = f"`{auto_tap(taps, name).name}`"
+        auto = f"`{auto_layer(taps, name).name}`"
     except LayerError:
         auto = "none"
         shown = "no activation is the user's alone"

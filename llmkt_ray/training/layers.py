@@ -1,6 +1,6 @@
 """The taps of a RecBole model: one small batch through a freshly built model says where a profile can be transferred.
 
-"Layer k" is the k-th user-aligned candidate in forward order; `auto` is the one that `transfer.taps.auto_tap` describes;
+"Layer k" is the k-th user-aligned candidate in forward order; `auto` is the one that `auto_layer` describes;
 `all` is every candidate.
 """
 
@@ -16,7 +16,7 @@ from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import LayerError, LlmktError
 from llmkt_ray.training.bridge.dataset import PADDING
 from llmkt_ray.training.bridge.models import BuiltModel, build_model
-from llmkt_ray.training.bridge.registry import Family, model_entry
+from llmkt_ray.training.bridge.registry import BESIDE_SCORES, Family, model_entry
 from llmkt_ray.training.bridge.sequences import SequenceTable
 from llmkt_ray.transfer.discovery import Positions, discover_taps
 from llmkt_ray.transfer.state import random_state_kept
@@ -128,6 +128,15 @@ def probe_layers(
         return model_taps(built, split)
 
 
+def auto_layer(taps: Sequence[Tap], model: str) -> Tap:
+    """Returns the one tap that `layers: auto` stands for; see `transfer.taps.auto_tap`.
+
+    Raises:
+        LayerError: no tap of the model knows the user.
+    """
+    return auto_tap([tap for tap in taps if tap.site.module not in BESIDE_SCORES.get(model, ())], model)
+
+
 def resolve_layers(wanted: str | Sequence[str], taps: Sequence[Tap], model: str = "the model") -> tuple[Tap, ...]:
     """Returns the taps that a study asks for.
 
@@ -140,10 +149,10 @@ def resolve_layers(wanted: str | Sequence[str], taps: Sequence[Tap], model: str 
         LayerError: a layer does not exist or cannot be used, or no layer is aligned with users.
     """
     if wanted == "auto":
-        return (auto_tap(taps, model),)
+        return (auto_layer(taps, model),)
     if wanted == "all":
         found = candidates(taps)
-        return found or (auto_tap(taps, model),)
+        return found or (auto_layer(taps, model),)
     names = (wanted,) if isinstance(wanted, str) else wanted
     resolved = [named_tap(taps, name, model) for name in names]
     return tuple(dict.fromkeys(resolved))

@@ -57,6 +57,9 @@ NOT_OFFERED: dict[str, str] = {
 }
 """General models of RecBole that could be built, but not trained by the method that their name stands for, and why."""
 
+BESIDE_SCORES: dict[str, tuple[str, ...]] = {"RecVAE": ("prior",)}
+"""Modules that give a term of the loss and no part of any score (RecVAE's density of z under its prior): never what `auto` stands for."""
+
 
 def model_problem(name: str) -> str | None:
     """Returns why there is no such model, or None."""

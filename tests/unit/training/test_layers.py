@@ -85,6 +85,7 @@ def test_simplex_with_several_negatives_uses_the_first_rows_of_the_batch():
         ("NGCF", "GNNlayers.2"),
         ("DMF", "user_fc_layers.mlp_layers.5"),
         ("LINE", "user_embedding"),
+        ("RecVAE", "decoder:input"),  # not `prior`, a density that no score depends on
     ],
 )
 def test_auto_is_one_user_aligned_layer(model, layer):

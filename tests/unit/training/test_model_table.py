@@ -16,6 +16,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
         ("general", "NeuMF"),
         ("general", "EASE"),
         ("general", "LightGCN"),
+        ("general", "RecVAE"),
         ("context", "DeepFM"),
         ("context", "LR"),
         ("sequential", "SASRec"),
