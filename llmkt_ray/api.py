@@ -10,11 +10,14 @@ from rich.console import Console
 
 from llmkt_ray.artifacts import FileStore, below
 from llmkt_ray.data.split import prepare
+from llmkt_ray.embeddings.forget import Forgotten, forget
 from llmkt_ray.errors import StorageError
 from llmkt_ray.profiles.preview import preview
 from llmkt_ray.profiles.prompts import Prompt
+from llmkt_ray.profiles.reading import rows_of
+from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.results.card import read_card
-from llmkt_ray.results.folder import holder, study_folder
+from llmkt_ray.results.folder import holder, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.transport import local_copy
 from llmkt_ray.study import StudyConfig
@@ -127,6 +130,45 @@ class Study:
             for profiles in self.config.profiles:
                 if profiles.llm not in ("template", "file"):
                     yield f"{dataset.name}, {profiles.label}", preview(profiles, data, users)
+
+    def profiles_of(self, user_id: str) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+        """Yields, for each set of profiles that is there, its label, the user's row and the names of the flags of its text.
+
+        Args:
+            user_id: the raw id.
+
+        Raises:
+            ProfileError: no finished set of profiles of this study has such a user.
+        """
+        yield from rows_of(self._finished_profiles(), user_id)
+
+    def profile_quality(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields, for each set of profiles that is there, its label and its notes: coverage, tokens and quality figures."""
+        for label, profiles in self._finished_profiles():
+            yield label, dict(profiles.notes)
+
+    def forget(self, user_id: str) -> Forgotten:
+        """Removes one user's profiles from the artifacts of this study, with all that was derived from them.
+
+        The report page goes too, because it shows texts; `report` makes it anew.
+
+        Args:
+            user_id: the raw id.
+
+        Raises:
+            StorageError: a run of this study goes on, or something cannot be written.
+        """
+        store, folder = store_of(self.config), study_folder(self.config)
+        with locked(folder):
+            done = forget(store, [node.key for node in make_plan(self.config, store).profiles], user_id)
+            FileStore(folder).delete("report.html")
+        return done
+
+    def _finished_profiles(self) -> Iterator[tuple[str, Profiles]]:
+        store = store_of(self.config)
+        for node in make_plan(self.config, store).profiles:
+            if store.find(node.kind, node.key) is not None:
+                yield node.label, Profiles.load(store, node.key)
 
     def run(
         self,

@@ -305,6 +305,11 @@ class ArtifactStore:
         """
         return json.loads(self._checked_bytes(self.manifest(kind, key), f"{name}.json"))
 
+    def forget_copy(self, digest: str) -> None:
+        """Deletes this machine's cached copy of a file with that digest; absent is fine."""
+        if self._cache is not None:
+            FileStore(self._cache).delete(f"{_plain(digest)}.safetensors")
+
     def _checked_bytes(self, manifest: Manifest, name: str) -> bytes:
         file = f"{manifest.kind}/{manifest.key}/{name}"
         if name not in manifest.files:

@@ -264,6 +264,50 @@ def preview(
         _say("no language model is asked in this study: its profiles come from a template or a file")
 
 
+@profiles_app.command()
+def show(
+    study: StudyFile,
+    user: Annotated[str | None, typer.Option(help="Raw id of a user; without it the quality of every set is shown.")] = None,
+) -> None:
+    """Print what the profiles of a study are like, or one user's profiles with their counts and flags."""
+    from llmkt_ray.api import Study
+    from llmkt_ray.profiles.engines.llm import clean
+    from llmkt_ray.show import quality_tables
+
+    if user is None:
+        shown = list(quality_tables(Study.from_yaml(study).profile_quality()))
+        for part in shown:
+            out.print(part)
+        if not shown:
+            _say("no profiles have been made yet; run the study first")
+        return
+    for label, row, flags in Study.from_yaml(study).profiles_of(user):
+        counts = ", ".join(
+            f"{name} {value}" for name, value in row.items() if name not in ("user_id", "profile", "error") and value is not None
+        )
+        _say(f"--- {label}: user {user}, {counts}; flags: {', '.join(flags) or 'none'}")
+        # Untrusted: whatever could steer a terminal is taken out.
+        _say(clean(row["profile"]) if row["profile"] is not None else f"no profile: {clean(str(row['error']))}")
+
+
+@profiles_app.command()
+def forget(study: StudyFile, user: Annotated[str, typer.Option(help="Raw id of the user.")]) -> None:
+    """Remove one user's profiles from the artifacts of a study, and what was derived from them; say what was not removed."""
+    from llmkt_ray.api import Study
+
+    done = Study.from_yaml(study).forget(user)
+    _say(
+        f"user {user}: removed {done.texts} profiles, {done.parts} texts of unfinished profiles, {done.embeddings} embeddings and "
+        f"{done.targets} targets; report.html, which shows texts, is deleted (llmkt report makes it anew)"
+    )
+    _say(
+        "not removed: interactions of the dataset and per-user metrics, which hold no text; other users' targets, which a reducer made "
+        "knowing this user's vector; trained models and checkpoints; copies made elsewhere (other storages, exported reports and models, "
+        "MLflow, caches of other machines, the operator of a hosted model, the file that `llm: file` reads)"
+    )
+    _say("another set of profiles (new model, prompt or split) would be written for the user again: take the user out of the dataset first")
+
+
 @app.command()
 def layers(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="RecBole's name of a model, or package.module:Class of your own.")],

@@ -1,7 +1,7 @@
 """Tables for the terminal."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -57,6 +57,37 @@ def _cost(study: StudyConfig, seconds: float) -> Iterator[str]:
         caps = {"trials": budget.trials, "hours": budget.hours, "money": budget.money}
         allowed = ", ".join(f"{name} {value:g}" for name, value in caps.items() if value is not None)
         yield f"a pilot: the most telling trials first, until the budget is spent ({allowed})"
+
+
+def quality_tables(sets: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[RenderableType]:
+    """Yields for each set of profiles what the checks found, for all users and by type of user.
+
+    Args:
+        sets: label and notes of stored profiles.
+    """
+    for label, notes in sets:
+        quality = notes["quality"]
+        yield f"{escape(label)}: {notes['with_profile']} of {notes['users']} users have a profile ({notes['coverage']:.1%})"
+        if quality["errors"]:
+            yield "  without one: " + ", ".join(f"{escape(kind)} {count}" for kind, count in quality["errors"].items())
+        measures: Mapping[str, Any] = quality.get("measures", {})
+        if not measures:
+            continue
+        kinds = list(next(iter(measures.values()))["by"])
+        table = Table(title="mean of all; low / middle / high third by", title_justify="left", box=None, pad_edge=False)
+        table.add_column("measure", no_wrap=True)
+        for kind in ("all", *kinds):
+            table.add_column(kind)
+        for name, measure in measures.items():
+            thirds = ("/".join(_figure(value) for value in measure["by"][kind].values()) for kind in kinds)
+            table.add_row(name, _figure(measure["all"]), *thirds)
+        yield table
+        held = quality["held_out_titles"]
+        yield f"  held-out titles named: {_figure(held['observed'])}, by popularity {_figure(held['expected'])} were to be expected"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
 
 
 def summary_tables(study: StudyConfig, trials: pd.DataFrame) -> Iterator[RenderableType]:

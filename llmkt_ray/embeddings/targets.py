@@ -14,10 +14,12 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.raw import shown
 from llmkt_ray.embeddings.fidelity import fidelity
+from llmkt_ray.embeddings.geometry import geometry
 from llmkt_ray.embeddings.reducers import REDUCERS, reduce
 from llmkt_ray.embeddings.vectors import KIND as EMBEDDINGS
 from llmkt_ray.embeddings.vectors import Embeddings, check_finite, text_hash
 from llmkt_ray.errors import EmbeddingError
+from llmkt_ray.profiles.audit import user_thirds
 from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import ReductionConfig
@@ -148,6 +150,8 @@ def make_targets(
     reduced = reduce(reduction, vectors, dims, seed)
     with threadpool_limits(1):
         notes = fidelity(vectors, reduced, seed)
+        groups = {name: third[index[fitted]] for name, third in user_thirds(data).items()}
+        notes |= {"geometry": geometry(vectors, reduced, groups, seed)}
     standard, constant = standardize(reduced) if reduction.standardize else (reduced, 0)
     matrix = np.zeros((data.n_users, dims), np.float32)
     present = np.zeros(data.n_users, np.bool_)

@@ -5,12 +5,16 @@ A row belongs to a (user, prompt hash): after a change of prompts, old parts no 
 
 import io
 import uuid
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.profiles.table import SCHEMA, ProfileRow, as_table
+
+_NO_MORE = 1_000
+"""Attempts of a row that must not be tried again, more than any study allows."""
 
 
 class Parts:
@@ -48,6 +52,25 @@ class Parts:
                 if key not in best or _rank(row) > _rank(best[key]):
                     best[key] = row
         return best
+
+    def forget(self, user_id: str, error: str) -> int:
+        """Replaces a user's rows by `error`, so that the user is not asked about again; returns how many held a text.
+
+        Raises:
+            StorageError: a part file cannot be written.
+        """
+        texts = 0
+        for name in self._files.list(self._folder):
+            data = self._files.read_bytes(name)
+            rows = [ProfileRow(**values) for values in pq.read_table(io.BytesIO(data)).to_pylist()] if data is not None else []
+            # The hash stays until the row is in the artifact: it says which prompt is not to be asked.
+            changed = [replace(row, profile=None, error=error, attempts=_NO_MORE) if row.user_id == user_id else row for row in rows]
+            if changed != rows:
+                texts += sum(row.user_id == user_id and row.profile is not None for row in rows)
+                sink = io.BytesIO()
+                pq.write_table(as_table(changed), sink, compression="zstd")
+                self._files.write_bytes(name, sink.getvalue())
+        return texts
 
     def delete(self) -> None:
         """Deletes the part files: their rows are in the artifact."""

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmkt_ray.data.history import Entry, histories, kinds_of
 from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.data.user_types import THIRDS
+from llmkt_ray.profiles.audit import by_type, measures_of, user_thirds
+from llmkt_ray.profiles.text_measures import TextMeasure
 
 _REFUSAL = re.compile(r"\b(i'?m sorry|i am sorry|i can(?:no|')t|i am unable|i'm unable|as an ai|as a language model)\b", re.IGNORECASE)
 _ECHO = re.compile(r"most telling first|use only what the list shows|do not mention the list|; rated \d|<\|?\w+\|?>", re.IGNORECASE)
@@ -22,20 +24,25 @@ _WORD = re.compile(r"[\w']+")
 _SHORT_WORDS, _LONG_WORDS = 15, 300
 _NEAR = 0.95
 _SAMPLE = 2_000
-_TOP_KINDS = 5
-_TITLE_CHARS = 8
-"""Shorter titles are too often plain words."""
-_FLAGS = ("refused", "truncated", "over_long", "too_short", "echo", "other_script", "duplicate")
+_ENGLISH = frozenset(
+    ["the", "and", "of", "with", "to", "is", "are", "this", "that", "for", "who", "they", "their", "from", "by", "but", "not", "as", "at"]
+)
+_LEAST_ENGLISH = 0.06
+"""Share of such words below which a text is taken for another language; English prose has about a fifth."""
+_FLAGS = ("refused", "truncated", "over_long", "too_short", "echo", "other_script", "other_language", "duplicate")
 
 
 def flags(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Returns for each kind of failure a bool `(n,)` over rows with a text.
 
     refused: declines to answer. truncated: ended at the token limit. over_long, too_short: above 300 or below 15 words. echo: repeats the
-    prompt or markup. other_script: most letters are not Latin. duplicate: the very text of another user.
+    prompt or markup. other_script: most letters are not Latin. other_language: Latin letters, hardly any of the commonest English words.
+    duplicate: the very text of another user.
     """
     texts = [str(row["profile"]) for row in rows]
     words = np.array([len(_WORD.findall(text)) for text in texts])
+    english = np.array([sum(word in _ENGLISH for word in _WORD.findall(text.casefold())) for text in texts])
+    latin = np.array([2 * len(_LATIN.findall(text)) >= len(_LETTER.findall(text)) for text in texts], np.bool_)
     seen = Counter(texts)
     return {
         "refused": np.array([bool(_REFUSAL.search(text[:200])) for text in texts], np.bool_),
@@ -43,7 +50,9 @@ def flags(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         "over_long": words > _LONG_WORDS,
         "too_short": words < _SHORT_WORDS,
         "echo": np.array([bool(_ECHO.search(text)) for text in texts], np.bool_),
-        "other_script": np.array([2 * len(_LATIN.findall(text)) < len(_LETTER.findall(text)) for text in texts], np.bool_),
+        "other_script": ~latin,
+        # A few words, too short anyway, do not tell a language.
+        "other_language": latin & (words >= _SHORT_WORDS) & (english < _LEAST_ENGLISH * words),
         "duplicate": np.array([seen[text] > 1 for text in texts], np.bool_),
     }
 
@@ -57,48 +66,29 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return len(grams) / max(1, grams.total())
 
 
-def near_duplicates(texts: Sequence[str]) -> float:
-    """Returns the share of texts, in [0, 1], whose TF-IDF cosine with another one is above 0.95; lower is better."""
+def near_duplicates(texts: Sequence[str]) -> np.ndarray:
+    """Returns which texts, bool `(n,)`, have a TF-IDF cosine above 0.95 with another one; fewer is better."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if len(texts) < 2:
-        return 0.0
+        return np.zeros(len(texts), np.bool_)
     vectors = TfidfVectorizer(token_pattern=_WORD.pattern).fit_transform(texts)
     cosines = (vectors @ vectors.T).tolil()
     cosines.setdiag(0)
-    return float((cosines.tocsr().max(axis=1).toarray() > _NEAR).mean())
-
-
-def kind_agreement(text: str, history: Sequence[Entry], known: dict[str, str]) -> tuple[float, float] | None:
-    """Returns (precision, recall), each in [0, 1], of the kinds that a text names against the user's kinds.
-
-    Precision: share of the named kinds that are in the history at all. Recall: share of the five most frequent kinds of the
-    history that are named. None where the history has no kinds.
-
-    Args:
-        text: the profile.
-        history: the user's train rows.
-        known: case-folded kind to kind, of the whole catalogue.
-    """
-    counts = Counter(kind for entry in history for kind in kinds_of(entry.item))
-    if not counts:
-        return None
-    folded = text.casefold()
-    named = {kind for fold, kind in known.items() if re.search(rf"(?<!\w){re.escape(fold)}(?!\w)", folded)}
-    top = [kind for kind, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:_TOP_KINDS]]
-    precision = len(named & set(counts)) / len(named) if named else 0.0
-    return precision, len(named & set(top)) / len(top)
+    return np.asarray(cosines.tocsr().max(axis=1).toarray()[:, 0] > _NEAR)
 
 
 def quality(table: pa.Table, data: PreparedData) -> dict[str, Any]:
     """Returns the figures of profiles (one row a user, in index order), JSON values.
 
-    Titles, kinds and near-duplicates are looked at on a sample above 2,000 users.
+    What compares texts with each other or with histories is looked at on a sample above 2,000 users.
 
     Returns:
         texts, errors (kind to count), flags (kind to share of the texts), flagged (share with any), words (mean), distinct_1, distinct_2,
         near_duplicates, kinds (precision, recall, f1), foreign_titles (share of texts that name a title of the catalogue that is not in the
-        user's train rows), and by_activity: flagged and f1 of the least, middle and most active third.
+        user's train rows), unknown_titles (share that quote a title that is not in the catalogue), measures (every figure for all users and
+        for the thirds of every type of user), held_out_titles (see `audit`), sample (texts looked at for what is sampled), and by_activity:
+        flagged and f1 of the least, middle and most active third.
     """
     rows = table.to_pylist()
     errors = Counter(str(row["error"]).partition(":")[0] for row in rows if row["profile"] is None)
@@ -112,40 +102,70 @@ def quality(table: pa.Table, data: PreparedData) -> dict[str, Any]:
     chosen = np.arange(len(kept))
     if len(kept) > _SAMPLE:
         chosen = np.sort(np.random.default_rng(0).choice(len(kept), _SAMPLE, replace=False))
-    past = histories(data)
-    known = {kind.casefold(): kind for item in past.items for kind in kinds_of(item)}
-    titles = {item.title.casefold() for item in past.items if item.title and len(item.title) >= _TITLE_CHARS}
-    scores, foreign = np.full((len(kept), 2), np.nan), 0
+    near = near_duplicates([texts[row] for row in chosen])
+
+    def of_users(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+        found = np.full(len(rows), np.nan)
+        found[at] = values
+        return found
+
+    own = [
+        TextMeasure("flagged", "share of texts with any flag", of_users(flagged, users)),
+        *(TextMeasure(f"flag {name}", f"share of texts that are {name}", of_users(each[name], users)) for name in _FLAGS),
+        TextMeasure("near duplicates", "share of texts nearly equal to another one", of_users(near, users[chosen])),
+    ]
+    looked_at: list[str | None] = [None] * len(rows)
     for row in chosen:
-        history = past.of(int(users[row]))
-        scores[row] = kind_agreement(texts[row], history, known) or (np.nan, np.nan)
-        foreign += _names_foreign(texts[row].casefold(), {entry.item.title.casefold() for entry in history if entry.item.title}, titles)
-    thirds = np.array_split(np.argsort([row["history_size"] for row in kept], kind="stable"), 3)
+        looked_at[users[row]] = texts[row]
+    compared, held_out = measures_of(looked_at, data)
+    by_name = {measure.name: measure.values for measure in compared}
+    unknown = np.full(len(rows), np.nan)
+    scores = np.stack([by_name.get(f"genre {name}", unknown) for name in ("precision", "recall")], axis=1)
+    figures = by_type([*own, *compared], data) | distinct_by_type(looked_at, data)
+    third_of = np.array_split(users[np.argsort([row["history_size"] for row in kept], kind="stable")], 3)
+    any_flag = of_users(flagged, users)
     names = ("least_active", "middle", "most_active")
     return {
         "texts": len(kept),
+        "sample": len(chosen),
         "errors": dict(errors),
         "flags": {name: float(each[name].mean()) for name in _FLAGS},
         "flagged": float(flagged.mean()),
         "words": float(np.mean([len(_WORD.findall(text)) for text in texts])),
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
-        "near_duplicates": near_duplicates([texts[row] for row in chosen]),
+        "near_duplicates": float(near.mean()),
         "kinds": _agreement(scores),
-        "foreign_titles": foreign / len(chosen),
+        "foreign_titles": figures["foreign titles"]["all"],
+        "unknown_titles": figures["unknown titles"]["all"],
+        "measures": figures,
+        "held_out_titles": held_out,
         "by_activity": {
-            name: {"flagged": float(flagged[third].mean()), "kinds": _agreement(scores[third])}
-            for name, third in zip(names, thirds, strict=True)
+            name: {"flagged": float(any_flag[third].mean()), "kinds": _agreement(scores[third])}
+            for name, third in zip(names, third_of, strict=True)
             if len(third)
         },
     }
 
 
-def _names_foreign(text: str, own: set[str], titles: set[str]) -> bool:
-    """Whether a case-folded text names a title that is not the user's; own titles are taken out first: others can lie inside them."""
-    for title in sorted(own, key=len, reverse=True):
-        text = text.replace(title, " ")
-    return any(title in text and title not in own for title in titles)
+def distinct_by_type(texts: Sequence[str | None], data: PreparedData) -> dict[str, Any]:
+    """Returns distinct-1 and distinct-2 in the shape of `audit.by_type`; it falls with the number of texts, so compare thirds only."""
+
+    def over(users: np.ndarray, n: int) -> float | None:
+        mine = [text for user in users if (text := texts[user])]
+        return distinct(mine, n) if mine else None
+
+    groups = user_thirds(data)
+    return {
+        f"distinct-{n}": {
+            "meaning": f"different among all word {n}-grams, 0 to 1",
+            "all": over(np.arange(len(texts)), n),
+            "by": {
+                name: {label: over(np.flatnonzero(third == at), n) for at, label in enumerate(THIRDS)} for name, third in groups.items()
+            },
+        }
+        for n in (1, 2)
+    }
 
 
 def _agreement(scores: np.ndarray) -> dict[str, float] | None:

@@ -4,15 +4,16 @@ The texts are untrusted: they are counted and compared, never interpreted.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from llmkt_ray.data.history import Histories
-from llmkt_ray.profiles.quality import kind_agreement
+from llmkt_ray.data.history import Entry, Histories, kinds_of
 
 _WORD = re.compile(r"[\w']+")
+_TOP_KINDS = 5
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,27 @@ def text_measures(texts: Sequence[str | None], past: Histories, kinds: Sequence[
             TextMeasure("genre recall", "share of the user's five most frequent train genres that are named, 0 to 1", found[:, 1])
         )
     return measures
+
+
+def kind_agreement(text: str, history: Sequence[Entry], known: dict[str, str]) -> tuple[float, float] | None:
+    """Returns (precision, recall), each in [0, 1], of the kinds that a text names against the user's kinds.
+
+    Precision: share of the named kinds that are in the history at all. Recall: share of the five most frequent kinds of the
+    history that are named. None where the history has no kinds.
+
+    Args:
+        text: the profile.
+        history: the user's train rows.
+        known: case-folded kind to kind, of the whole catalogue.
+    """
+    counts = Counter(kind for entry in history for kind in kinds_of(entry.item))
+    if not counts:
+        return None
+    folded = text.casefold()
+    named = {kind for fold, kind in known.items() if re.search(rf"(?<!\w){re.escape(fold)}(?!\w)", folded)}
+    top = [kind for kind, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:_TOP_KINDS]]
+    precision = len(named & set(counts)) / len(named) if named else 0.0
+    return precision, len(named & set(top)) / len(top)
 
 
 def distinctiveness(texts: Sequence[str]) -> np.ndarray:

@@ -69,3 +69,26 @@ def test_the_prompts_of_a_study_are_shown_and_no_model_is_asked(tmp_path: Path, 
     assert "[system]" in out
     assert "Title " in out
     assert "tokens" in out
+
+
+def test_one_users_profiles_are_shown_and_forgotten(tmp_path: Path, llmkt: Llmkt) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(study_text(tmp_path))
+    assert llmkt("profiles", "show", path)[1] == "no profiles have been made yet; run the study first\n"
+    Study.from_yaml(path).run(executor="loop")
+    assert llmkt("report", path)[0] == 0
+    code, out, _ = llmkt("profiles", "show", path)
+    assert (code, "60 of 60 users have a profile (100.0%)" in out, "genre precision" in out) == (0, True, True)
+    code, out, _ = llmkt("profiles", "show", path, "--user", "u7")
+    assert code == 0
+    assert "--- toy, template: user u7, llm template" in out
+    assert "no profile" not in out
+    code, _, err = llmkt("profiles", "show", path, "--user", "u777")
+    assert (code, "no profiles of this study are of a user 'u777': users are for example 'u0'" in err) == (2, True)
+    code, out, _ = llmkt("profiles", "forget", path, "--user", "u7")
+    assert code == 0
+    assert out.startswith("user u7: removed 1 profiles, 0 texts of unfinished profiles, 1 embeddings and 1 targets")
+    assert "not removed: interactions" in out
+    assert not (tmp_path / "results" / "tiny" / "report.html").exists()
+    assert "no profile: forgotten: removed on request" in llmkt("profiles", "show", path, "--user", "u7")[1]
+    assert Study.from_yaml(path).run(executor="loop").ran == 0

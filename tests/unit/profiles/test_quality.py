@@ -9,8 +9,9 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.file import FileManifest, write_folder
 from llmkt_ray.profiles.generate import generate
-from llmkt_ray.profiles.quality import distinct, flags, kind_agreement, near_duplicates, quality
+from llmkt_ray.profiles.quality import distinct, flags, near_duplicates, quality
 from llmkt_ray.profiles.table import ProfileRow, as_table
+from llmkt_ray.profiles.text_measures import kind_agreement
 from llmkt_ray.study import ProfileConfig
 from tests.films import GENRES
 
@@ -36,6 +37,21 @@ def _row(profile: str | None, **values: Any) -> ProfileRow:
             {},
             "other_script",
         ),
+        (
+            "Ce spectateur aime les drames lents et les westerns sombres des années soixante-dix, et il déteste les comédies.",
+            {},
+            "other_language",
+        ),
+        (
+            "Dieser Zuschauer mag langsame Dramen und düstere Western der siebziger Jahre und lehnt laute Komödien ganz ab.",
+            {},
+            "other_language",
+        ),
+        (
+            "Este espectador prefiere dramas lentos y westerns sombríos de los años setenta, y no soporta las comedias.",
+            {},
+            "other_language",
+        ),
     ],
 )
 def test_each_failure_has_its_flag(profile: str, values: dict[str, Any], flag: str | None) -> None:
@@ -50,8 +66,8 @@ def test_duplicates_and_diversity_by_hand() -> None:
     assert flags(rows)["duplicate"].tolist() == [True, True, False]
     assert distinct(["a b a", "a b"], 1) == 2 / 5
     assert distinct(["a b a", "a b"], 2) == 2 / 3
-    assert near_duplicates(["one two three", "one two three", "four five six"]) == pytest.approx(2 / 3)
-    assert near_duplicates(["alone"]) == 0
+    assert near_duplicates(["one two three", "one two three", "four five six"]).tolist() == [True, True, False]
+    assert near_duplicates(["alone"]).tolist() == [False]
 
 
 def test_kinds_named_against_kinds_chosen(data: PreparedData) -> None:
