@@ -16,12 +16,16 @@ from llmkt_ray.study_inputs import DatasetConfig, EmbeddingConfig, FilterRule, P
 from llmkt_ray.study_work import (
     ARMS,
     INPUT_ARMS,
+    KAR_ARMS,
     OWN_TARGET_ARMS,
     PLAIN_ARMS,
+    TABLE_ARMS,
+    AdaptorConfig,
     Arm,
     BudgetConfig,
     EarlyStoppingConfig,
     EvaluationConfig,
+    KarConfig,
     ModelConfig,
     ResourcesConfig,
     ScheduleConfig,
@@ -35,10 +39,11 @@ from llmkt_ray.study_work import (
 )
 
 __all__ = [
-    "ARMS", "INPUT_ARMS", "NOT_IN_KEY", "OWN_TARGET_ARMS", "PLAIN_ARMS", "Arm",
-    "BudgetConfig", "DatasetConfig", "EarlyStoppingConfig", "EmbeddingConfig", "EvaluationConfig", "FilterRule", "ModelConfig",
-    "PositiveRule", "ProfileConfig", "ReductionConfig", "ResourcesConfig", "ScheduleConfig", "SearchConfig",
-    "SpaceConfig", "SplitRule", "StudyConfig", "TaskResources", "TrackingConfig", "TrainingConfig", "TransferConfig",
+    "ARMS", "INPUT_ARMS", "KAR_ARMS", "NOT_IN_KEY", "OWN_TARGET_ARMS", "PLAIN_ARMS",
+    "TABLE_ARMS", "AdaptorConfig", "Arm", "BudgetConfig", "DatasetConfig", "EarlyStoppingConfig",
+    "EmbeddingConfig", "EvaluationConfig", "FilterRule", "KarConfig", "ModelConfig", "PositiveRule",
+    "ProfileConfig", "ReductionConfig", "ResourcesConfig", "ScheduleConfig", "SearchConfig", "SpaceConfig",
+    "SplitRule", "StudyConfig", "TaskResources", "TrackingConfig", "TrainingConfig", "TransferConfig",
     "TuningConfig",
 ]  # fmt: skip
 
@@ -60,6 +65,7 @@ class StudyConfig(Section):
     reduction: Annotated[tuple[ReductionConfig, ...], BeforeValidator(as_tuple)] = Field((ReductionConfig(),), min_length=1)
     models: tuple[Annotated[ModelConfig, BeforeValidator(as_named)], ...] = Field(min_length=1)
     transfer: TransferConfig = TransferConfig()
+    kar: KarConfig = KarConfig()
     controls: tuple[Arm, ...] = ("baseline", "alpha0", "shuffled")
     """Control arms of every treated cell (METHOD.md, section 4); a model may have `controls` of its own."""
     training: TrainingConfig = TrainingConfig()
@@ -120,6 +126,8 @@ class StudyConfig(Section):
             )
         if self.search.early_stopping is not None:
             problems += self._unfair_stopping(self.search.early_stopping)
+        if self.search.kind == "optuna" and self.evaluation.select_on == "LogLoss":
+            problems.append("a search maximises what it selects on, but of LogLoss less is better; set evaluation.select_on to AUC or GAUC")
         if self.budget.money is not None and not self.resources.cpu_hour and not self.resources.gpu_hour:
             problems.append("budget.money needs a price: give `resources.cpu_hour` or `resources.gpu_hour`")
         if problems:
@@ -178,7 +186,16 @@ class StudyConfig(Section):
         return self.controls if model.controls is None else model.controls
 
     @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Every control arm that some model of the study has."""
+        return tuple(dict.fromkeys(arm for model in self.models for arm in self.controls_of(model)))
+
+    @property
     def key(self) -> str:
-        """The content key of what determines results: storage, resources, budget, tracking, description and the study's name do not."""
-        content = self.model_dump(mode="json", exclude={*NOT_IN_KEY, "name"})
+        """The content key of what determines results: storage, resources, budget, tracking, description and the study's name do not.
+
+        Nor does `kar` where no arm reads it.
+        """
+        unread = () if any(arm in KAR_ARMS for arm in self.arms) else ("kar",)
+        content = self.model_dump(mode="json", exclude={*NOT_IN_KEY, "name", *unread})
         return content_key(content)

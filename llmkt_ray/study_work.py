@@ -2,22 +2,27 @@
 
 import math
 import re
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from llmkt_ray.section import Section, as_tuple
+from llmkt_ray.study_inputs import ProfileConfig
 
 Arm = Literal[
     "baseline", "alpha0", "shuffled", "shuffled_strata", "gaussian", "constant",
-    "template", "item_mean", "leaked", "input_init", "input_concat",
+    "template", "item_mean", "leaked", "input_init", "input_concat", "static_profile", "kar", "kar_treated",
 ]  # fmt: skip
 """A control arm of METHOD.md section 4; `treated` is not one: it is what the alphas make."""
 ARMS: tuple[Arm, ...] = get_args(Arm)
 PLAIN_ARMS = ("baseline", "alpha0")
 """Arms that know no profile at all."""
-INPUT_ARMS = ("input_init", "input_concat")
-"""The paper's rival: the profile as an input of the model, no transfer loss."""
+TABLE_ARMS = ("input_init", "input_concat")
+"""The profile in the user table."""
+KAR_ARMS = ("static_profile", "kar", "kar_treated")
+"""Knowledge as feature fields of a context-aware model: the profile as it is, through KAR's adaptor, and that with transfer."""
+INPUT_ARMS = (*TABLE_ARMS, "static_profile", "kar")
+"""The paper's rivals: the profile as an input of the model, no transfer loss."""
 OWN_TARGET_ARMS = ("template", "item_mean", "leaked")
 """Arms that transfer as the treated one does, from targets that are artifacts of their own."""
 
@@ -115,6 +120,25 @@ class TransferConfig(Section):
         return ((1.0,), 1.0) if schedule.kind == "pretrain" else (self.alphas, self.claim_alpha)
 
 
+class AdaptorConfig(Section):
+    """KAR's hybrid-expert adaptor (arXiv 2306.10933, section 4.3); the paper gives no sizes that hold everywhere, these are ours."""
+
+    shared_experts: int = Field(2, ge=1)
+    """Experts that read preference and item knowledge alike."""
+    own_experts: int = Field(2, ge=1)
+    """Experts of each of the two kinds of knowledge."""
+    hidden: int = Field(128, ge=1)
+    """Width of an expert's hidden layer; its output is as wide as the model's feature embeddings."""
+
+
+class KarConfig(Section):
+    """KAR, the rival of context-aware models: what its item knowledge is written by, and its adaptor."""
+
+    items: ProfileConfig = ProfileConfig(llm="template")
+    """Who writes the item knowledge texts: as under `profiles`; a `file` has columns item_id and text."""
+    adaptor: AdaptorConfig = AdaptorConfig()
+
+
 class TrainingConfig(Section):
     """Training settings shared by all models that do not name their own."""
 
@@ -131,12 +155,20 @@ class EvaluationConfig(Section):
 
     metrics: tuple[str, ...] = ("NDCG@10", "Recall@10", "Hit@10", "MRR@10")
     select_on: str = "NDCG@10"
-    protocol: Literal["full", "paper_2024"] = "full"
-    """`full`: all items are ranked; `paper_2024`: positives are ranked among sampled items, selection on pop20 and results on uni100."""
+    protocol: Literal["full", "labelled", "paper_2024"] = "full"
+    """`full`: all items are ranked; `labelled`: positives are told from negatives among rated rows (AUC, LogLoss, GAUC), no negatives
+    are drawn; `paper_2024`: positives are ranked among sampled items, selection on pop20 and results on uni100."""
     references: tuple[str, ...] = ("Pop", "ItemKNN", "EASE")
     """Models without a layer, trained once a dataset, as lines in the report."""
     smallest_effect: float = Field(0.02, gt=0, lt=1)
     """Smallest effect of interest, relative."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_protocol(cls, content: Any) -> Any:
+        """The reference lines rank and know no probabilities: under `labelled` there are none unless the study names some."""
+        labelled = isinstance(content, dict) and content.get("protocol") == "labelled"
+        return {"metrics": ("AUC", "LogLoss", "GAUC"), "select_on": "AUC", "references": (), **content} if labelled else content
 
     @model_validator(mode="after")
     def _selects(self) -> Self:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from llmkt_ray.report.load import Results, UserValues
 from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
-from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS
+from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS, TABLE_ARMS
 
 TRAINING = ["dataset", "train_share", "model", "hyperparameters", "epochs", "batch_size", "learning_rate", "weight_decay"]
 """What a baseline shares with its cell, beside the window of epochs that the tested model may come from."""
@@ -28,6 +28,7 @@ SHOWN = {
 }  # fmt: skip
 ARM_ORDER = (
     "baseline", "alpha0", "constant", "gaussian", "shuffled", "shuffled_strata", "item_mean", "template", "input_init", "input_concat",
+    "static_profile", "kar", "kar_treated",
 )  # fmt: skip
 
 
@@ -102,6 +103,11 @@ class Cell:
         return self.treated.get(alpha) if arm == "treated" and alpha is not None else self.controls.get(arm)
 
 
+def _input_columns(arm: str) -> list[str]:
+    """Returns what an input arm shares with its cell; knowledge as features is not reduced."""
+    return [*TRAINING, *SCHEDULE, *(name for name in INPUT if arm in TABLE_ARMS or name != "reduction")]
+
+
 def find_cells(results: Results) -> tuple[Cell, ...]:
     """Returns the cells of a study, in the order of dataset, model and the other factors."""
     trials = results.trials
@@ -118,7 +124,7 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
     by = {
         "baseline": _grouped(done[done["arm"] == "baseline"], [*TRAINING, "window"]),
         "alpha0": _grouped(done[done["arm"] == "alpha0"], [*TRAINING, *SCHEDULE]),
-        **{arm: _grouped(done[done["arm"] == arm], [*TRAINING, *SCHEDULE, *INPUT]) for arm in INPUT_ARMS},
+        **{arm: _grouped(done[done["arm"] == arm], _input_columns(arm)) for arm in INPUT_ARMS},
         "rest": _grouped(done[~done["arm"].isin([*PLAIN_ARMS, *INPUT_ARMS])], CELL),
     }
     templates = _template_labels(results)
@@ -135,7 +141,7 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
             if frame is not None:
                 controls[arm] = _runs(arm, 0.0, frame)
         for arm in INPUT_ARMS:
-            frame = by[arm].get(tuple(values[c] for c in [*TRAINING, *SCHEDULE, *INPUT]))
+            frame = by[arm].get(tuple(values[c] for c in _input_columns(arm)))
             if frame is not None:
                 same = frame[frame["dims"] == values["dims"]]
                 if len(same) or frame["dims"].nunique() == 1:  # of several widths that are not the cell's, none is its twin

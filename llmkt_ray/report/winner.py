@@ -13,6 +13,7 @@ import pandas as pd
 from llmkt_ray.errors import StorageError, StudyError, TrainingError
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.seeds import canonical_json
+from llmkt_ray.study import KAR_ARMS
 from llmkt_ray.sweep.execute import load_artifacts
 from llmkt_ray.training.bridge.export import write_export
 from llmkt_ray.training.bridge.models import BuiltModel
@@ -136,6 +137,11 @@ def export_trial(
         raise StorageError(
             f"trial {key} was tested on sampled items (protocol paper_2024), which RecBole alone would draw anew: its files could not be "
             "verified; export a trial of a study with protocol 'full'"
+        )
+    if spec.arm in KAR_ARMS:
+        raise StorageError(
+            f"trial {key} is of arm {spec.arm!r}, whose knowledge fields RecBole's {spec.model} lacks: RecBole alone could not load "
+            "it; export a treated trial, which is the plain model"
         )
     before = {name: float(row[f"test_{name}"]) for name in spec.metrics}
     root = artifacts or folder.absolute().parent / "artifacts"

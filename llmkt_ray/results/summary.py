@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from llmkt_ray.study import INPUT_ARMS
+from llmkt_ray.study import INPUT_ARMS, TABLE_ARMS
 
 CELL = ["dataset", "train_share", "split_repetition", "model", "layer", "llm", "encoder", "reduction", "dims", "loss", "schedule", "switch"]
 """Columns that tell cells apart."""
@@ -13,7 +13,8 @@ BASE = ["hyperparameters", "epochs", "batch_size", "learning_rate", "weight_deca
 SHARED_BY = {
     "baseline": [*CELL[:4], *BASE, "window"],
     "alpha0": [*CELL[:4], *BASE, "schedule", "switch"],
-    **{arm: [*CELL[:4], *BASE, "schedule", "switch", "llm", "encoder", "reduction"] for arm in INPUT_ARMS},
+    **{arm: [*CELL[:4], *BASE, "schedule", "switch", "llm", "encoder", "reduction"] for arm in TABLE_ARMS},
+    **{arm: [*CELL[:4], *BASE, "schedule", "switch", "llm", "encoder"] for arm in INPUT_ARMS if arm not in TABLE_ARMS},
 }
 """The columns that a control trial without a transfer depends on: it is shared by all cells that agree in them."""
 

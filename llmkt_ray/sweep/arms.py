@@ -2,7 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from llmkt_ray.study import INPUT_ARMS, Arm, ModelConfig, ReductionConfig, StudyConfig
+from llmkt_ray.embeddings.encode_knowledge import encoder_problem
+from llmkt_ray.errors import LlmktError
+from llmkt_ray.profiles.items import item_texts_key
+from llmkt_ray.study import KAR_ARMS, TABLE_ARMS, ModelConfig, ReductionConfig, StudyConfig
+from llmkt_ray.training.bridge.knowledge import knowledge_problem
+from llmkt_ray.training.bridge.registry import MODELS
 from llmkt_ray.training.bridge.user_tables import UserTable
 from llmkt_ray.training.inputs import input_problem
 
@@ -12,7 +17,7 @@ CONSTANT_LOSSES = ("mse", "rmse", "rmse_plain")
 
 def source_problems(study: StudyConfig) -> Iterator[str]:
     """Yields the controls that the study's losses or profiles make impossible."""
-    arms = arms_of(study)
+    arms = study.arms
     if "constant" in arms:
         for loss in study.transfer.loss:
             if loss not in CONSTANT_LOSSES:
@@ -36,7 +41,7 @@ def source_problems(study: StudyConfig) -> Iterator[str]:
 def input_problems(study: StudyConfig, model: ModelConfig, tables: Sequence[UserTable]) -> Iterator[str]:
     """Yields the input arms that a model or the targets' width makes impossible."""
     for arm in study.controls_of(model):
-        if arm in INPUT_ARMS:
+        if arm in TABLE_ARMS:
             for reduction in study.reduction:
                 problem = input_problem(arm, model.name, tables, input_dims(reduction, tables))
                 if problem:
@@ -48,6 +53,40 @@ def input_dims(reduction: ReductionConfig, tables: Sequence[UserTable]) -> int:
     return reduction.dims if isinstance(reduction.dims, int) else tables[0].width if tables else 0
 
 
-def arms_of(study: StudyConfig) -> tuple[Arm, ...]:
-    """Returns every control arm that some model of the study has."""
-    return tuple(dict.fromkeys(arm for model in study.models for arm in study.controls_of(model)))
+def labelled_problems(study: StudyConfig) -> Iterator[str]:
+    """Yields what cannot be measured on rows with labels (protocol `labelled`)."""
+    if study.evaluation.protocol != "labelled":
+        return
+    for model in study.models:
+        entry = MODELS.get(model.name)
+        if entry is not None and not entry.is_reference and entry.batches != "pointwise":
+            yield (
+                f"model {model.name!r} cannot be measured under protocol 'labelled': it learns from {entry.batches} and gives no "
+                "probabilities; use a context-aware model or NeuMF or DMF, or protocol 'full'"
+            )
+    for name in study.evaluation.references:
+        yield (
+            f"reference {name!r} ranks and gives no probabilities, so protocol 'labelled' cannot measure it: set evaluation.references: []"
+        )
+    for dataset in study.datasets:
+        if dataset.positive.rating_at_least is None:
+            yield (f"protocol 'labelled' needs rows of both kinds, but all of {dataset.name!r} are positives; set positive.rating_at_least")
+
+
+def kar_problems(study: StudyConfig) -> Iterator[str]:
+    """Yields what makes the arms of KAR impossible: models without features, encoders without one space, item texts."""
+    asked = [(arm, model) for model in study.models for arm in study.controls_of(model) if arm in KAR_ARMS]
+    for arm, model in asked:
+        if model.class_path is None and model.name in MODELS:
+            problem = knowledge_problem(arm, model.name)
+            if problem:
+                yield problem
+    if asked:
+        for embedding in study.embedding:
+            problem = encoder_problem(embedding)
+            if problem:
+                yield problem
+        try:
+            item_texts_key(study.kar.items, "check", study.seed)
+        except LlmktError as error:
+            yield str(error)

@@ -19,15 +19,15 @@ from llmkt_ray.embeddings.reducers import REDUCERS, reduction_problem
 from llmkt_ray.errors import LlmktError, StudyError, unknown_name
 from llmkt_ray.profiles.generate import profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
-from llmkt_ray.study import INPUT_ARMS, DatasetConfig, ModelConfig, StudyConfig
-from llmkt_ray.sweep.arms import input_problems, source_problems
+from llmkt_ray.study import TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
+from llmkt_ray.sweep.arms import input_problems, kar_problems, labelled_problems, source_problems
 from llmkt_ray.sweep.pipeline import ItemMeanNode
 from llmkt_ray.sweep.plan import Plan, layer_wish
 from llmkt_ray.sweep.tuning import with_settings
 from llmkt_ray.training.bridge.registry import MODELS, model_problem
 from llmkt_ray.training.inputs import probe_tables
 from llmkt_ray.training.layers import probe_layers, resolve_layers
-from llmkt_ray.training.metrics import metric_problem
+from llmkt_ray.training.metrics import metric_problem, protocol_problem
 from llmkt_ray.transfer.loss import LOSSES, check_widths
 from llmkt_ray.transfer.taps import Tap
 
@@ -71,6 +71,13 @@ def refuse_impossible_targets(plan: Plan, store: ArtifactStore) -> None:
                 f"control 'item_mean' is impossible on {node.split.config.name!r}: its items have no title, genres, creator, category or "
                 "description to embed; give the dataset an items table with one of these, or leave 'item_mean' out of `controls`"
             ] = None
+    for knowledge in plan.knowledge:
+        if not store.manifest("split", knowledge.split.key).notes["item_fields"]:
+            problems[
+                f"KAR is impossible on {knowledge.split.config.name!r}: its items have no title, genres, creator, category or description "
+                "to write knowledge texts from; give the dataset an items table with one of these, or leave static_profile, kar and "
+                "kar_treated out of `controls`"
+            ] = None
     if problems:
         raise StudyError(problems, f"study {plan.study.name!r}")
 
@@ -106,6 +113,8 @@ def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool
             yield str(error)
     yield from _source_problems(study)
     yield from source_problems(study)
+    yield from labelled_problems(study)
+    yield from kar_problems(study)
     yield from _order_problems(study)
     if not names:
         yield from _layer_problems(study)
@@ -131,6 +140,10 @@ def _name_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
             yield f"reference {name!r} is a model that is trained in steps; list it under `models` instead"
     for metric in study.evaluation.metrics:
         problem = metric_problem(metric)
+        if problem:
+            yield problem
+    if not any(map(metric_problem, study.evaluation.metrics)):
+        problem = protocol_problem(study.evaluation.protocol, study.evaluation.metrics)
         if problem:
             yield problem
     for loss in study.transfer.loss:
@@ -193,7 +206,7 @@ def _layer_problems(study: StudyConfig) -> Iterator[str]:
         yield from _searched_problems(model, taps)
         for tap in taps:
             yield from _width_problems(study, model.name, tap)
-        if any(arm in INPUT_ARMS for arm in study.controls_of(model)):
+        if any(arm in TABLE_ARMS for arm in study.controls_of(model)):
             yield from input_problems(study, model, probe_tables(model.name, None, model.hyperparameters, model.class_path))
 
 

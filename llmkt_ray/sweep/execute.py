@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.embeddings.knowledge import Knowledge
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import StorageError
 from llmkt_ray.results.ledger import Ledger
@@ -165,6 +166,7 @@ def load_artifacts(spec: TrialSpec, artifacts: str, scratch: str) -> TrialArtifa
         data=_data(artifacts, scratch, spec.split_key),
         targets=None if spec.targets_key is None else _targets(artifacts, scratch, spec.targets_key),
         twin=None if spec.twin_key is None else _targets(artifacts, scratch, spec.twin_key),
+        knowledge=None if spec.knowledge_key is None else _knowledge(artifacts, scratch, spec.knowledge_key),
     )
 
 
@@ -181,3 +183,8 @@ def _data(artifacts: str, scratch: str, key: str) -> PreparedData:
 @lru_cache(maxsize=16)
 def _targets(artifacts: str, scratch: str, key: str) -> Targets:
     return Targets.load(_store(artifacts, scratch), key)
+
+
+@lru_cache(maxsize=4)
+def _knowledge(artifacts: str, scratch: str, key: str) -> Knowledge:
+    return Knowledge.load(_store(artifacts, scratch), key)

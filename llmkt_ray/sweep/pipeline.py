@@ -10,10 +10,13 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.split import prepare, split_key
 from llmkt_ray.embeddings.encode import embeddings_key, encode
+from llmkt_ray.embeddings.encode_knowledge import make_knowledge
 from llmkt_ray.embeddings.encoders import encoder_identity
 from llmkt_ray.embeddings.item_mean import encode_item_means, item_mean_key
+from llmkt_ray.embeddings.knowledge import knowledge_key
 from llmkt_ray.embeddings.targets import make_targets, targets_key
 from llmkt_ray.profiles.generate import generate, profiles_key
+from llmkt_ray.profiles.items import ItemTexts, item_texts_key, write_item_texts
 from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.study import DatasetConfig, EmbeddingConfig, ProfileConfig, ReductionConfig, StudyConfig, TaskResources
 
@@ -164,7 +167,60 @@ class TargetNode:
         )
 
 
-Node = SplitNode | ProfileNode | EmbeddingNode | ItemMeanNode | TargetNode
+@dataclass(frozen=True)
+class ItemTextsNode:
+    """The item knowledge texts of one split, which the arms of KAR read."""
+
+    split: SplitNode
+    config: ProfileConfig
+    key: str
+    resources: TaskResources
+    kind: str = "item_texts"
+
+    @property
+    def label(self) -> str:
+        """The node in words."""
+        return f"{self.split.label}, items by {self.config.label}"
+
+    def compute(self, store: ArtifactStore) -> None:
+        """Makes the artifact unless it is there."""
+        data = PreparedData.load(store, self.split.key)
+        write_item_texts(self.config, data, store, study_seed=self.split.study_seed, resources=self.resources)
+
+
+@dataclass(frozen=True)
+class KnowledgeNode:
+    """The vectors of one set of profiles and of the item texts, which the arms of KAR read."""
+
+    embedding: EmbeddingNode
+    items: ItemTextsNode
+    key: str
+    kind: str = "knowledge"
+
+    @property
+    def split(self) -> SplitNode:
+        """The split that they belong to."""
+        return self.embedding.split
+
+    @property
+    def label(self) -> str:
+        """The node in words."""
+        return f"{self.embedding.label}, with items by {self.items.config.label}"
+
+    def compute(self, store: ArtifactStore, *, workers: int = 0) -> None:
+        """Makes the artifact unless it is there, the item texts encoded by a pool of `workers` Ray actors (0: in this process)."""
+        make_knowledge(
+            self.embedding.config,
+            embeddings_key=self.embedding.key,
+            texts=ItemTexts.load(store, self.items.key),
+            data=PreparedData.load(store, self.split.key),
+            store=store,
+            workers=workers,
+            resources=self.embedding.profiles.resources,
+        )
+
+
+Node = SplitNode | ProfileNode | EmbeddingNode | ItemMeanNode | TargetNode | ItemTextsNode | KnowledgeNode
 
 
 def split_nodes(study: StudyConfig) -> tuple[SplitNode, ...]:
@@ -224,6 +280,17 @@ def twin_embedding(study: StudyConfig, embedding: EmbeddingNode, arm: str) -> Em
         config = ProfileConfig(llm="template", full_history=treated.config.full_history, min_coverage=treated.config.min_coverage)
         profiles = ProfileNode(split, config, profiles_key(config, split.key, study.seed), treated.resources)
     return EmbeddingNode(profiles, embedding.config, embedding.identity, embeddings_key(profiles.key, embedding.identity))
+
+
+def knowledge_node(study: StudyConfig, embedding: EmbeddingNode) -> KnowledgeNode:
+    """Returns what the arms of KAR read beside one set of embedded profiles.
+
+    Raises:
+        ProfileError: the item texts cannot be written as configured.
+    """
+    config, split = study.kar.items, embedding.split
+    items = ItemTextsNode(split, config, item_texts_key(config, split.key, study.seed), study.resources.profiles)
+    return KnowledgeNode(embedding, items, knowledge_key(embedding.key, items.key))
 
 
 def target_node(study: StudyConfig, embedding: EmbeddingNode | ItemMeanNode, reduction: ReductionConfig, layer_width: int) -> TargetNode:

@@ -14,16 +14,17 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ArtifactError
 from llmkt_ray.seeds import content_key
-from llmkt_ray.study import INPUT_ARMS, OWN_TARGET_ARMS, PLAIN_ARMS, ModelConfig, ScheduleConfig, StudyConfig
-from llmkt_ray.sweep.arms import arms_of
+from llmkt_ray.study import INPUT_ARMS, KAR_ARMS, OWN_TARGET_ARMS, PLAIN_ARMS, TABLE_ARMS, ModelConfig, ScheduleConfig, StudyConfig
 from llmkt_ray.sweep.pipeline import (
     EmbeddingNode,
     ItemMeanNode,
+    KnowledgeNode,
     Node,
     ProfileNode,
     SplitNode,
     TargetNode,
     embedding_nodes,
+    knowledge_node,
     profile_nodes,
     split_nodes,
     target_node,
@@ -47,6 +48,7 @@ class Cell:
         model: the model with its settings.
         loss, schedule: how the transfer is done.
         twins: control arm to the targets of its own.
+        knowledge: what the arm `kar_treated` reads, where the model has it.
     """
 
     split: SplitNode
@@ -56,6 +58,7 @@ class Cell:
     loss: str
     schedule: ScheduleConfig
     twins: Mapping[str, TargetNode] = field(default_factory=dict)
+    knowledge: KnowledgeNode | None = None
 
     @property
     def factors(self) -> dict[str, str | int | float | bool | None]:
@@ -103,6 +106,7 @@ class Plan:
     Attributes:
         study: the study.
         splits, profiles, embeddings, targets: the artifacts, each once, in the order in which they are made.
+        knowledge: what the arms of KAR read beside them.
         cells: the combinations of factors.
         trials: every trial known in advance, each once; a search adds its suggestions while it runs.
         there: keys of the artifacts that are whole and in the store.
@@ -116,11 +120,13 @@ class Plan:
     cells: tuple[Cell, ...]
     trials: tuple[TrialSpec, ...]
     there: frozenset[str]
+    knowledge: tuple[KnowledgeNode, ...] = ()
 
     @property
     def artifacts(self) -> tuple[Node, ...]:
         """All artifacts, in the order in which they are made."""
-        return (*self.splits, *self.profiles, *self.embeddings, *self.targets)
+        items = {node.items.key: node.items for node in self.knowledge}.values()
+        return (*self.splits, *self.profiles, *items, *self.embeddings, *self.knowledge, *self.targets)
 
     @property
     def searched_trials(self) -> int:
@@ -147,11 +153,12 @@ def make_plan(study: StudyConfig, store: ArtifactStore, tuned: Mapping[tuple[str
     profiles: dict[str, ProfileNode] = {}
     embeddings: dict[str, EmbeddingNode | ItemMeanNode] = {}
     targets: dict[str, TargetNode] = {}
+    knowledge: dict[str, KnowledgeNode] = {}
     cells: dict[str, Cell] = {}
     trials: dict[str, TrialSpec] = {}
     taps_of: dict[tuple[str, str], tuple[Tap, ...]] = {}  # all splits of a dataset have the same users and items
     tables_of: dict[tuple[str, str], tuple[UserTable, ...]] = {}
-    own: list[str] = [arm for arm in OWN_TARGET_ARMS if arm in arms_of(study)]
+    own: list[str] = [arm for arm in OWN_TARGET_ARMS if arm in study.arms]
     for split in splits:
         sources = [node for profile in profile_nodes(study, split) for node in embedding_nodes(study, profile)]
         twins_of = {node.key: {arm: twin_embedding(study, node, arm) for arm in own} for node in sources}
@@ -166,9 +173,13 @@ def make_plan(study: StudyConfig, store: ArtifactStore, tuned: Mapping[tuple[str
             if at not in taps_of:
                 data = _load(store, split) if split.key in there else None
                 taps_of[at] = _resolved(study, model, data)
-                if any(arm in INPUT_ARMS for arm in arms):
+                if any(arm in TABLE_ARMS for arm in arms):
                     tables_of[at] = probe_tables(model.name, data, model.hyperparameters, model.class_path)
             trials.update(_once(shared_specs(study, split, model)))
+            joined = {node.key: knowledge_node(study, node) for node in sources} if any(arm in KAR_ARMS for arm in arms) else {}
+            knowledge.update({of_kar.key: of_kar for of_kar in joined.values()})
+            for of_kar in joined.values():
+                trials.update(_once(feature_specs(study, model, of_kar)))
             for node, reduction in product(sources, study.reduction):
                 if at in tables_of:
                     target = target_node(study, node, reduction, tables_of[at][0].width)
@@ -181,10 +192,11 @@ def make_plan(study: StudyConfig, store: ArtifactStore, tuned: Mapping[tuple[str
                     }
                     targets.update(_drawn(study, target, *twins.values()))
                     for loss, schedule in product(study.transfer.loss, study.transfer.schedule):
-                        cell = Cell(split, target, tap, model, loss, schedule, twins)
+                        cell = Cell(split, target, tap, model, loss, schedule, twins, joined.get(node.key))
                         cells[cell.key] = cell
                         trials.update(_once(cell_specs(study, cell)))
-    nodes: list[Node] = [*profiles.values(), *embeddings.values(), *targets.values()]
+    items = {node.items.key: node.items for node in knowledge.values()}
+    nodes: list[Node] = [*profiles.values(), *items.values(), *embeddings.values(), *knowledge.values(), *targets.values()]
     there |= {node.key for node in nodes if store.find(node.kind, node.key)}
     return Plan(
         study=study,
@@ -195,18 +207,22 @@ def make_plan(study: StudyConfig, store: ArtifactStore, tuned: Mapping[tuple[str
         cells=tuple(cells.values()),
         trials=tuple(trials.values()),
         there=frozenset(there),
+        knowledge=tuple(knowledge.values()),
     )
 
 
 def target_factors(target: TargetNode) -> dict[str, str | int | float | bool | None]:
     """Returns the labels of a trial that depends on these targets."""
     return {
-        **split_factors(target.embedding.split),
-        "llm": target.embedding.source,
-        "encoder": target.embedding.config.label,
+        **source_factors(target.embedding),
         "reduction": target.config.label,
         "dims": target.dims,
     }
+
+
+def source_factors(embedding: EmbeddingNode | ItemMeanNode) -> dict[str, str | int | float | bool | None]:
+    """Returns the labels of a trial that depends on these embeddings."""
+    return {**split_factors(embedding.split), "llm": embedding.source, "encoder": embedding.config.label}
 
 
 def split_factors(split: SplitNode) -> dict[str, str | int | float | bool | None]:
@@ -248,7 +264,7 @@ def shared_specs(study: StudyConfig, split: SplitNode, model: ModelConfig) -> It
 def input_specs(study: StudyConfig, model: ModelConfig, target: TargetNode) -> Iterable[TrialSpec]:
     """Yields the trials of direct input: alpha0's twins that read the profile instead of learning from it, whatever layer or loss."""
     for arm, seed, schedule in product(study.controls_of(model), range(study.seeds), study.transfer.schedule):
-        if arm in INPUT_ARMS:
+        if arm in TABLE_ARMS:
             yield base_spec(
                 study,
                 target.embedding.split,
@@ -259,6 +275,29 @@ def input_specs(study: StudyConfig, model: ModelConfig, target: TargetNode) -> I
                 schedule=_untransferred(schedule),
                 factors=target_factors(target),
             )
+
+
+def feature_specs(study: StudyConfig, model: ModelConfig, knowledge: KnowledgeNode) -> Iterable[TrialSpec]:
+    """Yields the trials that read knowledge as features and transfer nothing: the static profile and KAR, alpha0's twins."""
+    for arm, seed, schedule in product(study.controls_of(model), range(study.seeds), study.transfer.schedule):
+        if arm in KAR_ARMS and arm in INPUT_ARMS:
+            yield base_spec(
+                study,
+                knowledge.split,
+                model,
+                seed,
+                arm=arm,
+                schedule=_untransferred(schedule),
+                factors=source_factors(knowledge.embedding),
+                **_knowledge(study, arm, knowledge),
+            )
+
+
+def _knowledge(study: StudyConfig, arm: str, node: KnowledgeNode | None) -> dict[str, Any]:
+    """Returns the fields of a trial that an arm of KAR fills; none for the others."""
+    if arm not in KAR_ARMS or node is None:
+        return {}
+    return {"knowledge_key": node.key, "adaptor": None if arm == "static_profile" else study.kar.adaptor}
 
 
 def _untransferred(schedule: ScheduleConfig) -> ScheduleConfig:
@@ -302,6 +341,7 @@ def treated_spec(study: StudyConfig, cell: Cell, seed: int, *, alpha: float, arm
         weights=study.transfer.weights,
         schedule=cell.schedule,
         factors=cell.factors,
+        **_knowledge(study, arm, cell.knowledge),
     )
 
 

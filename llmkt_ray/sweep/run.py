@@ -29,7 +29,7 @@ from llmkt_ray.sweep.journal import Journal, here
 from llmkt_ray.sweep.loop import LoopExecutor
 from llmkt_ray.sweep.mlflow_mirror import mirrored
 from llmkt_ray.sweep.pilot import Meter, telling_first
-from llmkt_ray.sweep.pipeline import EmbeddingNode, Node, split_nodes
+from llmkt_ray.sweep.pipeline import EmbeddingNode, KnowledgeNode, Node, TargetNode, split_nodes
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.search import mirror, rounds, suggestions, told
@@ -309,12 +309,17 @@ def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStor
     """Makes the missing targets of these trials, stage by stage, with the profiles and embeddings that they come from."""
     wanted = {key for spec in specs for key in (spec.targets_key, spec.twin_key)}
     targets = [node for node in plan.targets if node.key in wanted and node.key not in plan.there]
-    embeddings = {node.embedding.key: node.embedding for node in targets if node.embedding.key not in plan.there}
+    read = {spec.knowledge_key for spec in specs}
+    knowledge = [node for node in plan.knowledge if node.key in read and node.key not in plan.there]
+    wanting: list[TargetNode | KnowledgeNode] = [*targets, *knowledge]
+    embeddings = {node.embedding.key: node.embedding for node in wanting if node.embedding.key not in plan.there}
     of_texts = [node.profiles for node in embeddings.values() if isinstance(node, EmbeddingNode)]
     profiles = {node.key: node for node in of_texts if node.key not in plan.there}
     stages: tuple[tuple[str, Sequence[Node]], ...] = (
         ("profiles", tuple(profiles.values())),
+        ("item texts", tuple({node.items.key: node.items for node in knowledge if node.items.key not in plan.there}.values())),
         ("embeddings", tuple(embeddings.values())),
+        ("knowledge", knowledge),
         ("targets", targets),
     )
     for name, nodes in stages:

@@ -24,13 +24,15 @@ from llmkt_ray.sweep.execute import Workplace, execute, failed
 from llmkt_ray.sweep.journal import log_as_json
 from llmkt_ray.sweep.names import file_name
 from llmkt_ray.sweep.phase1 import SharedPhases
-from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, Node, ProfileNode
+from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, ItemTextsNode, KnowledgeNode, Node, ProfileNode
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
 TUNER_TRIALS = 500
 GROWING_ENCODERS = 4
 FINISHED: str = tune.search.Searcher.FINISHED
+SELF_DRIVEN = (ProfileNode, ItemTextsNode, EmbeddingNode, ItemMeanNode, KnowledgeNode)
+"""Artifacts that start actor pools of their own."""
 MAX_FAILURES = 3
 """How often a trial's worker may die before the trial becomes a failed row."""
 
@@ -62,15 +64,15 @@ class RayExecutor:
             LlmktError: a node cannot be computed.
         """
         for node in nodes:
-            if isinstance(node, ProfileNode):
+            if isinstance(node, ProfileNode | ItemTextsNode):
                 node.compute(store)
-            elif isinstance(node, EmbeddingNode | ItemMeanNode):
+            elif isinstance(node, EmbeddingNode | ItemMeanNode | KnowledgeNode):
                 node.compute(store, workers=self._encoders())
             else:
                 continue
             progress.artifact_made(node.label)
         compute = _compute.options(label_selector=selector({"CPU": 1}))
-        waiting = {compute.remote(node, store): node for node in nodes if not isinstance(node, ProfileNode | EmbeddingNode | ItemMeanNode)}
+        waiting = {compute.remote(node, store): node for node in nodes if not isinstance(node, SELF_DRIVEN)}
         while waiting:
             ready, _ = ray.wait(list(waiting))
             for reference in ready:

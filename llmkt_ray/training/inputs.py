@@ -9,6 +9,7 @@ the arm starts from the very weights of its twins. It needs profiles at serving 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -16,10 +17,13 @@ from torch.nn.utils import parametrize
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import TrainingError
+from llmkt_ray.study import KAR_ARMS, AdaptorConfig
+from llmkt_ray.training.bridge.dataset import PADDING
+from llmkt_ray.training.bridge.knowledge import KnowledgeInput
 from llmkt_ray.training.bridge.models import BuiltModel, build_model
 from llmkt_ray.training.bridge.user_tables import UserTable, user_tables
 from llmkt_ray.training.layers import probe_split
-from llmkt_ray.training.spec import TrialSpec
+from llmkt_ray.training.spec import TrialArtifacts, TrialSpec
 from llmkt_ray.training.teacher import in_model_ids
 from llmkt_ray.transfer.state import random_state_kept
 
@@ -71,6 +75,39 @@ def give_profiles(spec: TrialSpec, model: BuiltModel, data: PreparedData, target
             _initialise(embedding, table, matrix, present.to(matrix.device))
         else:
             parametrize.register_parametrization(embedding, "weight", ProfileJoined(table, matrix))
+
+
+def knowledge_input(spec: TrialSpec, artifacts: TrialArtifacts, device: str) -> KnowledgeInput | None:
+    """Returns what a model of the arms of KAR is built with; None for the other arms.
+
+    Raises:
+        TrainingError: the trial has no knowledge, or other than its spec says, or it is of other users or items.
+    """
+    if spec.arm not in KAR_ARMS:
+        return None
+    knowledge, data = artifacts.knowledge, artifacts.data
+    if knowledge is None or knowledge.key != spec.knowledge_key:
+        raise TrainingError(
+            f"arm {spec.arm!r} reads knowledge as features, so it needs the vectors {spec.knowledge_key!r}, but was given "
+            f"{'none' if knowledge is None else knowledge.key}"
+        )
+    for what, ours, theirs in (
+        ("users", data.user_tokens, knowledge.user_tokens), ("items", data.item_tokens, knowledge.item_tokens),
+    ):  # fmt: skip
+        if not np.array_equal(ours, theirs):
+            raise TrainingError(
+                f"knowledge {knowledge.key} lists other {what} than split {data.key}, or in another order; delete it and run again"
+            )
+    return KnowledgeInput(
+        spec.arm, _by_id(knowledge.users, device), _by_id(knowledge.items, device), spec.adaptor or AdaptorConfig()
+    )  # fmt: skip
+
+
+def _by_id(vectors: np.ndarray, device: str) -> Tensor:
+    """Returns vectors in index order `(n, dims)` by RecBole's ids `(n + 1, dims)`, zeros for its padding."""
+    table = torch.zeros(len(vectors) + PADDING, vectors.shape[1])
+    table[PADDING:] = torch.from_numpy(np.array(vectors, dtype=np.float32))
+    return table.to(device)
 
 
 def bake(model: nn.Module) -> None:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.embeddings.knowledge import Knowledge
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.section import Section
 from llmkt_ray.seeds import content_key, training_seed
-from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS, ScheduleConfig
+from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS, AdaptorConfig, ScheduleConfig
 
 TRIAL_VERSION = 1
 """Part of every trial's key; rises when a change alters a trial's numbers, so that old and new ones do not stand in one table."""
@@ -44,6 +45,10 @@ class TrialSpec(Section):
     targets_key: str | None = None
     twin_key: str | None = None
     """Of the treated arm's targets, where a control has targets of its own: it shares the balance that these give."""
+    knowledge_key: str | None = None
+    """Of the vectors of users and items that the arms of KAR read."""
+    adaptor: AdaptorConfig | None = None
+    """KAR's adaptor, for `kar` and `kar_treated`."""
     loss: str = "mse"
     projection: str = "none"
     balance: str = "none"
@@ -61,8 +66,7 @@ class TrialSpec(Section):
     @property
     def key(self) -> str:
         """The trial's content key: of everything but the labels, of our version of a trial, and of the libraries that compute it."""
-        left_out = {"factors"} if self.rungs else {"factors", "rungs"}
-        return content_key({**self.model_dump(mode="json", exclude=left_out), "version": TRIAL_VERSION, "libraries": _libraries()})
+        return content_key({**self._numbers("factors"), "version": TRIAL_VERSION, "libraries": _libraries()})
 
     @property
     def phase1_key(self) -> str | None:
@@ -74,7 +78,7 @@ class TrialSpec(Section):
         phase1 = self.schedule.phase1_epochs(self.epochs)
         if self.arm == "reference" or self.schedule.kind == "joint" or not 0 < phase1 < self.epochs:
             return None
-        values = self.model_dump(mode="json", exclude={"factors", "epochs", "schedule", "rungs"})
+        values = self._numbers("factors", "epochs", "schedule", "rungs")
         frozen = [] if self.arm == "baseline" else sorted(self.schedule.freeze.get("phase1", ()))
         shape: dict[str, Any] = {"epochs": phase1, "freeze": frozen}
         if self.arm in PLAIN_ARMS or (self.schedule.kind == "reversed" and self.arm not in INPUT_ARMS):
@@ -82,6 +86,12 @@ class TrialSpec(Section):
         else:
             shape |= {"kind": self.schedule.kind, "alpha": self.schedule.alpha}
         return content_key({**values, "phase1": shape, "version": TRIAL_VERSION, "libraries": _libraries()})
+
+    def _numbers(self, *without: str) -> dict[str, Any]:
+        """Returns the fields but these; those of KAR and the rungs of a search only where the trial has them."""
+        optional = (("knowledge_key", self.knowledge_key), ("adaptor", self.adaptor), ("rungs", self.rungs or None))
+        unread = [name for name, value in optional if value is None]
+        return self.model_dump(mode="json", exclude={*without, *unread})
 
     @property
     def seed(self) -> int:
@@ -103,6 +113,8 @@ class TrialArtifacts:
     targets: Targets | None = None
     twin: Targets | None = None
     """The treated arm's targets, for a control with targets of its own."""
+    knowledge: Knowledge | None = None
+    """Vectors of users and items, for the arms of KAR."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import numpy as np
 from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import TrainingError, unknown_name
 from llmkt_ray.seeds import derive_seed
-from llmkt_ray.study import INPUT_ARMS
+from llmkt_ray.study import TABLE_ARMS
 from llmkt_ray.training.batches import BatchSource
 from llmkt_ray.training.bridge.models import BuiltModel, build_model
 from llmkt_ray.training.checkpoint import INTERVAL_S, CheckpointFile
 from llmkt_ray.training.evaluate import Ranking, RankingTask
-from llmkt_ray.training.inputs import bake, give_profiles
+from llmkt_ray.training.inputs import bake, give_profiles, knowledge_input
 from llmkt_ray.training.isolation import isolated, seed_globals
 from llmkt_ray.training.labelled import LabelledTask
 from llmkt_ray.training.loop import EpochRow, TrainingLoop, make_adam
@@ -83,9 +83,9 @@ def run_trial(
     with isolated(device=device, threads=threads):
         model = build_model(
             spec.model, data, hyperparameters=spec.hyperparameters, seed=derive_seed(spec.seed, "initialisation"),
-            device=device, class_path=spec.class_path, batch_size=spec.batch_size,
+            device=device, class_path=spec.class_path, batch_size=spec.batch_size, knowledge=knowledge_input(spec, artifacts, device),
         )  # fmt: skip
-        if spec.arm in INPUT_ARMS:
+        if spec.arm in TABLE_ARMS:
             give_profiles(spec, model, data, artifacts.targets)
         validate = evaluator(spec, model, data, data.valid, known=[data.train_full], learnt=[data.train])
         facts: dict[str, Any] = {

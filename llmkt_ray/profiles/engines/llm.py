@@ -125,6 +125,30 @@ class LlmEngine:
         counts = {"resumed_rows": len(resumed), "shortened_histories": shortened, "histories_in_parts": in_parts}
         return Written(table, certificate, {"warnings": warnings, **counts})
 
+    def tokens(self) -> Tokens:
+        """Returns the model's token counter."""
+        return self._tokens()
+
+    def ask(self, prompts: list[Prompt], version: str, job: Job) -> dict[str, ProfileRow]:
+        """Returns a row for every prompt by its id, going on from the part files of an interrupted run.
+
+        Args:
+            prompts: one for each text, whatever it is about.
+            version: of the template that made them.
+            job: seed, progress and part files.
+
+        Raises:
+            ProfileError: no text can be written.
+            StorageError: part files cannot be written.
+        """
+        asked = {(prompt.user_id, prompt.hash) for prompt in prompts}
+        rows = {key: row for key, row in job.parts.finished().items() if key in asked}
+        with closing(self._backend), closing(self._complete(prompts, rows, version, job)) as ended:
+            for row in ended:
+                rows[row.user_id, row.prompt_hash or ""] = row
+                job.progress(len(rows), len(prompts))
+        return {row.user_id: row for row in rows.values()}
+
     def _complete(self, prompts: list[Prompt], rows: dict[tuple[str, str], ProfileRow], version: str, job: Job) -> Generator[ProfileRow]:
         """Yields a row for every prompt that has none yet or an error worth another attempt, until all have ended."""
         attempts = {key: row.attempts for key, row in rows.items()}

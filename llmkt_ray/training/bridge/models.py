@@ -13,6 +13,7 @@ from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.training.bridge import graphs, shims
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
+from llmkt_ray.training.bridge.knowledge import KnowledgeInput, with_knowledge
 from llmkt_ray.training.bridge.own_trainers import Pass, passes_of
 from llmkt_ray.training.bridge.registry import MODELS, NOT_OFFERED, Batches, Family, ModelEntry, model_entry
 from llmkt_ray.training.bridge.scoring import PAIR_SCORES
@@ -236,14 +237,25 @@ def build_model(
     device: str = "cpu",
     class_path: str | None = None,
     batch_size: int | None = None,
+    knowledge: KnowledgeInput | None = None,
 ) -> BuiltModel:
     """Builds a model on the train rows of a split, its weights drawn from `seed` alone.
 
     The global generators of torch, numpy and random are seeded here, because RecBole's models draw from them; the trial
     restores them (see `isolation`).
 
+    Args:
+        model: RecBole's name of it.
+        data: the split.
+        hyperparameters: RecBole's settings of the model, by their names.
+        seed: of the weights.
+        device: "cpu" or "cuda".
+        class_path: a class of the user's own in place of RecBole's.
+        batch_size: rows a training batch.
+        knowledge: what the arms of KAR join to the model's features.
+
     Raises:
-        TrainingError: the model or a hyper-parameter is unknown, or the model refuses its settings.
+        TrainingError: the model or a hyper-parameter is unknown, the model refuses its settings, or it takes no knowledge.
     """
     # Importing RecBole's sequential models turns torch's anomaly detection on for the whole process (sine.py, line 25).
     with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
@@ -262,6 +274,8 @@ def build_model(
     if batch_size is not None:
         settings["train_batch_size"] = batch_size  # DGCF sizes a sample by it
     dataset = SplitDataset(settings, data, data.train.positives())
+    if knowledge is not None:
+        model_class = with_knowledge(model_class, knowledge)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - RecBole's models draw from the global generator
     torch.manual_seed(seed)
