@@ -9,9 +9,11 @@ from typing import Any
 from llmkt_ray.embeddings.encoders import encoder_identity
 from llmkt_ray.errors import LlmktError
 from llmkt_ray.study import (
+    KAR_ARMS,
     Arm,
     DatasetConfig,
     EmbeddingConfig,
+    KarConfig,
     ProfileConfig,
     ResourcesConfig,
     ScheduleConfig,
@@ -43,6 +45,7 @@ def smoke_study(study: StudyConfig) -> tuple[StudyConfig, tuple[str, ...]]:
         "seeds": 1,
         "search": study.search.model_copy(update={"trials": 1, "round_size": 1, "objectives": ("mean",)}),
         "resources": _resources(study, said),
+        "kar": _kar(study, said),
     }
     if study.tuning.trials:
         said.append("no hyper-parameters are tuned: the study's own are used")
@@ -87,6 +90,15 @@ def _profiles(study: StudyConfig, dataset: DatasetConfig, said: list[str]) -> tu
     if replaced:
         said.append(f"profiles {', '.join(map(repr, replaced))} replaced by {'template'!r}: a smoke run asks no LLM")
     return tuple(kept) or (ProfileConfig(llm="template"),)
+
+
+def _kar(study: StudyConfig, said: list[str]) -> KarConfig:
+    """Returns KAR with item texts that need no LLM."""
+    if study.kar.items.llm == "template":
+        return study.kar
+    if any(arm in KAR_ARMS for arm in study.arms):
+        said.append(f"item texts of {study.kar.items.label!r} replaced by {'template'!r}: a smoke run asks no LLM")
+    return study.kar.model_copy(update={"items": ProfileConfig(llm="template")})
 
 
 def _encoders(study: StudyConfig, said: list[str]) -> tuple[EmbeddingConfig, ...]:

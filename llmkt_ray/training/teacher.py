@@ -10,7 +10,7 @@ from llmkt_ray.embeddings.controls import control_targets
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import EmbeddingError, TrainingError
 from llmkt_ray.seeds import derive_seed
-from llmkt_ray.study import INPUT_ARMS, OWN_TARGET_ARMS, PLAIN_ARMS
+from llmkt_ray.study import INPUT_ARMS, KAR_ARMS, OWN_TARGET_ARMS, PLAIN_ARMS
 from llmkt_ray.training.batches import BatchSource
 from llmkt_ray.training.bridge.dataset import PADDING
 from llmkt_ray.training.bridge.models import BuiltModel
@@ -56,7 +56,9 @@ def make_transfer(
             raise TrainingError(f"arm {spec.arm!r} shares the balance of its treated twin, so it needs the targets {spec.twin_key!r}")
         treated = artifacts.twin
     else:
-        targets = control_targets(spec.arm, targets, data, derive_seed(spec.seed, "targets", spec.arm))
+        targets = control_targets(
+            "treated" if spec.arm in KAR_ARMS else spec.arm, targets, data, derive_seed(spec.seed, "targets", spec.arm)
+        )
     table, present = in_model_ids(targets, data, model)
     rows = torch.from_numpy(np.repeat(np.arange(model.n_users) + PADDING, batches.row_counts()))
     setup = TransferSetup(

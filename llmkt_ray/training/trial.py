@@ -1,11 +1,13 @@
 """One trial from its spec to its result: a plain function of its inputs."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import TrainingError, unknown_name
@@ -113,6 +115,8 @@ def run_trial(
                 measures=measures.finish(threads),
             )
         test = open_test(spec, model, data)
+        if model.entry.batches == "pointwise":
+            facts["serving_1000_pairs_s"] = serving_s(model)
         if on_tested is not None:
             bake(model.module)
             on_tested(model, dict(test.means))
@@ -167,6 +171,19 @@ def open_test(spec: TrialSpec, model: BuiltModel, data: PreparedData) -> Ranking
     """
     model.module.eval()
     return evaluator(spec, model, data, data.test, known=[data.train_full, data.valid], learnt=[data.train, data.valid])()
+
+
+def serving_s(model: BuiltModel, pairs: int = 1000, repeats: int = 5) -> float:
+    """Returns the median of seconds that a trained model takes to score that many (user, item) pairs, as a server would ask it."""
+    rng = np.random.default_rng(0)
+    users = torch.from_numpy(rng.integers(model.n_users, size=pairs))
+    items = torch.from_numpy(rng.integers(model.n_items, size=pairs))
+    taken = []
+    for _ in range(repeats + 1):  # the first call warms up: vectors that a server keeps are made in it
+        started = time.perf_counter()
+        model.probabilities(users, items)
+        taken.append(time.perf_counter() - started)
+    return float(np.median(taken[1:]))
 
 
 def _check(spec: TrialSpec, data: PreparedData) -> None:

@@ -39,7 +39,6 @@ def llmkt(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.xfail(reason="studies of other parts of this issue are on their way", strict=False)
 def test_every_study_that_was_asked_for_is_there():
     assert {path.stem for path in STUDIES} >= ISSUE
 

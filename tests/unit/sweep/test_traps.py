@@ -6,18 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from llmkt_ray.data.prepared import Rows
 from llmkt_ray.data.split import prepare
 from llmkt_ray.embeddings import targets as module
 from llmkt_ray.profiles.generate import generate
 from llmkt_ray.profiles.prompts import EstimatedTokens, PromptBuilder, PromptTemplate
-from llmkt_ray.study import ARMS, ProfileConfig
+from llmkt_ray.study import ARMS, KAR_ARMS, AdaptorConfig, ProfileConfig
 from llmkt_ray.sweep.check import check_study
 from llmkt_ray.sweep.plan import make_plan
 from llmkt_ray.sweep.run import run_study, store_of
+from llmkt_ray.training.bridge.knowledge import KnowledgeInput
 from llmkt_ray.training.bridge.models import build_model
 from llmkt_ray.training.bridge.user_tables import user_tables
+from llmkt_ray.transfer.kar import gates
 from tests.tiny import tiny_study
 
 TESTS = Path(__file__).parents[2]
@@ -86,8 +89,42 @@ def test_trap_17_a_rival_that_reads_the_profile_has_the_embedding_sizes_of_the_o
     assert np.all(np.array([spec.epochs for spec in make_plan(study, store_of(study)).trials if spec.arm != "reference"]) == 4)
 
 
+def test_trap_17_kar_is_the_whole_adaptor_at_the_sizes_of_the_others(tmp_path):
+    """The published rival is one small network at embeddings of 32 against 96: no shared and own experts, no gates, other sizes."""
+    changes = {"models": [{"name": "DeepFM", "epochs": 4, "hyperparameters": {"embedding_size": 8}}], "embedding": {"dims": 20}}
+    study = tiny_study(tmp_path, **changes, controls=["alpha0", "static_profile", "kar", "kar_treated"])
+    store = store_of(study)
+    data = prepare(study.datasets[0], study_seed=study.seed, store=store)
+    specs = {spec.arm: spec for spec in make_plan(study, store).trials if spec.arm != "reference"}
+    assert set(specs) == {"alpha0", "static_profile", "kar", "kar_treated", "treated"}
+    for name in ("hyperparameters", "epochs", "batch_size", "learning_rate", "weight_decay", "seed", "evaluate_every"):
+        assert len({str(getattr(spec, name)) for spec in specs.values()}) == 1, name
+    vectors = torch.randn(data.n_users + 1, 12), torch.randn(data.n_items + 1, 12)
+    for arm, spec in specs.items():
+        knowledge = KnowledgeInput(arm, *vectors, spec.adaptor or AdaptorConfig()) if spec.knowledge_key else None
+        assert (knowledge is not None) == (arm in KAR_ARMS)
+        module = build_model(spec.model, data, hyperparameters=spec.hyperparameters, seed=1, knowledge=knowledge).module
+        assert module.embedding_size == 8
+        if arm in ("kar", "kar_treated"):
+            adaptor = module.knowledge.adaptor
+            assert len(adaptor.shared_experts) == len(adaptor.preference_experts) == len(adaptor.item_experts) == 2
+            both = adaptor.preference(vectors[0][:5]), adaptor.item(vectors[1][:5])
+            assert [tuple(part.shape) for part in both] == [(5, 8), (5, 8)]
+            for gate in (adaptor.preference_gate, adaptor.item_gate):
+                torch.testing.assert_close(gates(vectors[0], gate).sum(dim=1), torch.ones(data.n_users + 1))
+            of_shared = [*adaptor.shared_experts.parameters()]
+            for part in both:
+                found = torch.autograd.grad(part.sum(), of_shared, retain_graph=True)
+                assert all(gradient.abs().sum() > 0 for gradient in found), "both towers read the shared experts"
+
+
 WIDE = {"embedding": {"encoder": "tfidf_svd", "dims": 100}}
 REFUSED = {
+    "KAR without features": (
+        {"controls": ["alpha0", "kar"], "embedding": {"dims": 20}},
+        "'kar' is impossible with BPR: it has no table of feature embeddings.*AutoInt, DCN, DCNV2, DeepFM.*leave 'kar' out of `controls`",
+    ),
+    "KAR in two spaces": ({"models": [{"name": "DeepFM"}], "controls": ["kar"]}, "one space, but encoder 'tfidf_svd' is fitted.*MiniLM"),
     "incompatible widths": ({"reduction": {"method": "pca", "dims": 5}}, r"is 8 wide and the target 5.*transfer\.projection to 'student'"),
     "t-SNE at 64": (
         {"reduction": {"method": "tsne", "dims": 64}, "transfer": {"projection": "student"}, **WIDE},
