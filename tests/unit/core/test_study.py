@@ -321,5 +321,10 @@ def test_the_key_depends_on_everything_else(changes: dict) -> None:
 def test_only_these_fields_of_a_study_are_left_out_of_its_key() -> None:
     """A section added later is part of the key unless somebody decides otherwise here."""
     fields = set(StudyConfig.model_fields)
-    changed = {name for name in fields if StudyConfig.model_construct(**{**dict(study()), name: "changed"}).key != study().key}
-    assert fields - changed == {"storage", "resources", "budget", "tracking", "description", "name"}
+    with_kar = study(controls=["kar"])
+    for base, more in ((study(), {"kar"}), (with_kar, set())):
+        changed = set()
+        for name in fields - {"models"}:
+            changed |= {name} if base.model_copy(update={name: "changed"}).key != base.key else set()
+        assert fields - changed - {"models"} == {"storage", "resources", "budget", "tracking", "description", "name"} | more
+    assert study(models=["SimpleX"]).key != study().key
