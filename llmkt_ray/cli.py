@@ -179,13 +179,13 @@ def fetch(
 
 @app.command()
 def report(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (YAML), or a results folder.")],
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="The study file (YAML), or a results folder or its URI (s3://...).")],
 ) -> None:
     """Write the report again from the rows that are there: page, verdict.json, tables, figures."""
-    if study.is_dir():
-        from llmkt_ray.report import build
+    if "://" in study or Path(study).is_dir():
+        from llmkt_ray.report import build_there
 
-        _say(str(build(study)))
+        _say(build_there(study))
         return
     from llmkt_ray.api import Study
 
@@ -194,8 +194,8 @@ def report(
 
 @app.command()
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A results folder, for example results/quickstart.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="A results folder, for example results/quickstart, or its URI (s3://...).")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
 ) -> None:
     """Say how two results folders differ: study, trials, outcomes; exit code 1 if they do."""
     from llmkt_ray.report import diff as compare
@@ -209,23 +209,29 @@ def diff(
 
 @app.command()
 def merge(
-    parts: Annotated[list[Path], typer.Argument(metavar="PART...", help="Results folders of one study, from several clusters.")],
+    parts: Annotated[
+        list[str], typer.Argument(metavar="PART...", help="Results folders of one study, or URIs of them, from several clusters.")
+    ],
     into: Annotated[Path, typer.Option(help="A new folder for the whole.")],
 ) -> None:
     """Make one results folder of the parts of a study that ran in several places; conflicts are errors."""
     from llmkt_ray.report import build
     from llmkt_ray.report import merge as gather
 
-    trials = gather(parts, into)
+    trials = gather([*parts], into)
     _say(f"{trials} trials in {into}; report: {build(into)}")
 
 
 @app.command()
 def export(
     trial: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's key (see the report), its beginning, or: best.")],
-    results: Annotated[Path | None, typer.Option(help="Results folder of its study; default: the one below ./results that has it.")] = None,
+    results: Annotated[
+        str | None, typer.Option(help="Results folder of its study, or its URI; default: the one below ./results that has it.")
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="A new folder; default: exported/ and the trial's key.")] = None,
-    artifacts: Annotated[Path | None, typer.Option(help="The study's artifacts, if they are not beside its results folder.")] = None,
+    artifacts: Annotated[
+        str | None, typer.Option(help="The study's artifacts (folder or URI), if they are not beside its results folder.")
+    ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What the study trained on.")] = "cpu",
     allow_code: AllowCode = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llmkt_ray.artifacts import ArtifactStore, FileStore
+from llmkt_ray.artifacts import ArtifactStore, FileStore, below
 from llmkt_ray.report.answers import answers, factor_importance
 from llmkt_ray.report.context import Context
 from llmkt_ray.report.diagnosis import diagnose
@@ -23,6 +23,8 @@ from llmkt_ray.report.sections.training import training_curves
 from llmkt_ray.report.sections.users import users_section
 from llmkt_ray.report.sections.words import answers_section, diagnosis_section
 from llmkt_ray.report.verdict import verdict
+from llmkt_ray.results.folder import beside
+from llmkt_ray.results.transport import local_copy
 
 PAGE = "report.html"
 
@@ -70,3 +72,14 @@ def build(folder: Path, artifacts: ArtifactStore | None = None) -> Path:
     write_verdict(folder, results, findings, said, made, found)
     FileStore(folder).write_bytes(PAGE, render(results, findings, said, sections, drill(context, findings)).encode())
     return folder / PAGE
+
+
+def build_there(folder: str) -> str:
+    """Builds the report of a results folder that may be a URI, puts it there, and returns its path or URI.
+
+    Raises:
+        StorageError: see `build`.
+    """
+    with local_copy(folder) as here:
+        build(here, ArtifactStore(beside(folder, "artifacts")))
+    return below(folder, PAGE)

@@ -18,9 +18,10 @@ from llmkt_ray.report.findings import find
 from llmkt_ray.report.load import load, parquet_files
 from llmkt_ray.report.text import count, percent_interval
 from llmkt_ray.results.card import CARD, read_card
-from llmkt_ray.results.folder import OWNER
+from llmkt_ray.results.folder import OWNER, beside
 from llmkt_ray.results.ledger import TRIALS, Ledger
 from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
+from llmkt_ray.results.transport import local_copy
 from llmkt_ray.seeds import content_key
 
 _NOT_COMPARED = {*MEASUREMENT_COLUMNS, "epoch:duration_s", "study_key", "error_traceback"}
@@ -56,13 +57,18 @@ class Diff:
         return lines + [f"cell: {words}" for words in self.cells]
 
 
-def diff(a: Path, b: Path) -> Diff:
-    """Returns how two results folders differ.
+def diff(a: str | Path, b: str | Path) -> Diff:
+    """Returns how two results folders, or URIs of them, differ.
 
     Raises:
         StorageError: one of them holds no results.
     """
-    one, two = load(Path(a)), load(Path(b))
+    with local_copy(str(a)) as here, local_copy(str(b)) as there:
+        return _diff(here, there)
+
+
+def _diff(a: Path, b: Path) -> Diff:
+    one, two = load(a), load(b)
     rows = [dict(_fingerprints(folder)) for folder in (a, b)]
     shared = rows[0].keys() & rows[1].keys()
     changed = tuple(sorted(key for key in shared if rows[0][key] != rows[1][key]))
@@ -90,8 +96,8 @@ def diff(a: Path, b: Path) -> Diff:
     )
 
 
-def merge(sources: Sequence[Path], target: Path) -> int:
-    """Makes one results folder of several parts of one study, and returns the number of its trials.
+def merge(sources: Sequence[str | Path], target: str | Path) -> int:
+    """Makes one results folder of several parts of one study, folders or URIs, and returns the number of its trials.
 
     A trial that finished in one part and failed in another counts as finished. Nothing is written if there is a conflict. Splits and
     profiles that lie beside a part come along.
@@ -140,9 +146,9 @@ def merge(sources: Sequence[Path], target: Path) -> int:
     return len(rows)
 
 
-def _bring_artifacts(sources: Sequence[Path], target: Path, card: dict[str, Any]) -> None:
+def _bring_artifacts(sources: Sequence[str | Path], target: str | Path, card: dict[str, Any]) -> None:
     """Copies splits and profiles from beside the parts to beside the whole, where they are not there: the page names users and items."""
-    stores = [FileStore(folder.absolute().parent / "artifacts") for folder in (target, *sources)]
+    stores = [FileStore(beside(folder, "artifacts")) for folder in (target, *sources)]
     wanted = [("split", entry.get("split_key")) for entry in card.get("datasets", [])]
     wanted += [("profiles", entry.get("key")) for entry in card.get("profiles", [])]
     for kind, key in dict.fromkeys(wanted):
@@ -157,7 +163,7 @@ def _bring_artifacts(sources: Sequence[Path], target: Path, card: dict[str, Any]
                 stores[0].write_bytes(file, data)
 
 
-def _merged_card(cards: Sequence[dict[str, Any]], sources: Sequence[Path]) -> dict[str, Any]:
+def _merged_card(cards: Sequence[dict[str, Any]], sources: Sequence[str | Path]) -> dict[str, Any]:
     merged = dict(cards[0])
     for name in ("datasets", "profiles", "embeddings", "targets", "cells"):
         entries = [entry for card in cards for entry in card.get(name, [])]
@@ -171,7 +177,7 @@ def _merged_card(cards: Sequence[dict[str, Any]], sources: Sequence[Path]) -> di
     }
 
 
-def _rows(folder: Path) -> Iterator[tuple[str, pa.Table]]:
+def _rows(folder: str | Path) -> Iterator[tuple[str, pa.Table]]:
     for file in parquet_files(Ledger(folder)):
         table = file.read()
         for at, key in enumerate(table.column("trial_key").to_pylist()):

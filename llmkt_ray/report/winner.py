@@ -10,7 +10,9 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
+from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.errors import StorageError, StudyError, TrainingError
+from llmkt_ray.results.folder import beside
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.seeds import canonical_json
 from llmkt_ray.study import KAR_ARMS
@@ -60,13 +62,13 @@ def folder_of(trial: str, root: Path) -> Path:
     return found[0]
 
 
-def find_trial(trial: str, folder: Path) -> tuple[TrialSpec, pd.Series]:
+def find_trial(trial: str, folder: str | Path) -> tuple[TrialSpec, pd.Series]:
     """Returns a trial of a results folder, and its row.
 
     Args:
         trial: its key or the key's beginning, or "best": the treated configuration with the highest mean of the selecting metric on
             validation, and of its seeds the best.
-        folder: the results folder.
+        folder: the results folder, or its URI.
 
     Raises:
         StorageError: there are no results, no such trial or several, or it has failed.
@@ -87,7 +89,7 @@ def find_trial(trial: str, folder: Path) -> tuple[TrialSpec, pd.Series]:
     return TrialSpec.model_validate_json(row["spec"]), row
 
 
-def _best(rows: pd.DataFrame, folder: Path) -> tuple[TrialSpec, pd.Series]:
+def _best(rows: pd.DataFrame, folder: str | Path) -> tuple[TrialSpec, pd.Series]:
     treated = rows[(rows["arm"] == "treated") & (rows["status"] == "done")]
     if treated.empty:
         raise StorageError(f"no treated trial has finished in {folder}")
@@ -106,7 +108,13 @@ def _best(rows: pd.DataFrame, folder: Path) -> tuple[TrialSpec, pd.Series]:
 
 
 def export_trial(
-    trial: str, folder: Path, target: Path | None = None, *, artifacts: Path | None = None, device: str = "cpu", allow_code: bool = False
+    trial: str,
+    folder: str | Path,
+    target: Path | None = None,
+    *,
+    artifacts: str | Path | None = None,
+    device: str = "cpu",
+    allow_code: bool = False,
 ) -> Exported:
     """Trains a trial again from its row, and writes it as RecBole's weights and config once its numbers are the row's.
 
@@ -115,7 +123,7 @@ def export_trial(
 
     Args:
         trial: see `find_trial`.
-        folder: the results folder.
+        folder: the results folder, or its URI.
         target: a new or empty folder; `exported/<trial key>` if not given.
         artifacts: the artifact store; `artifacts` beside the results folder if not given.
         device: "cpu" or "cuda"; the same kind as in the study gives the same weights.
@@ -144,11 +152,11 @@ def export_trial(
             "it; export a treated trial, which is the plain model"
         )
     before = {name: float(row[f"test_{name}"]) for name in spec.metrics}
-    root = artifacts or folder.absolute().parent / "artifacts"
-    if not root.is_dir():
+    root = str(artifacts or beside(folder, "artifacts"))
+    if not ArtifactStore(root).find("split", spec.split_key):
         raise StorageError(f"the study's artifacts are not in {root}; give their folder with --artifacts: the split and targets are needed")
     with TemporaryDirectory() as scratch:
-        loaded = load_artifacts(spec, str(root), scratch)
+        loaded = load_artifacts(spec, root, scratch)
 
         def write(model: BuiltModel, tested: dict[str, float]) -> None:
             far = {name: (before[name], value) for name, value in tested.items() if abs(before[name] - value) > SAME}

@@ -38,6 +38,14 @@ def artifacts_folder(study: StudyConfig) -> str:
     return below(study.storage, "artifacts")
 
 
+def beside(folder: str | Path, name: str) -> str:
+    """Returns the path or URI of what lies beside a results folder; a URI keeps its options (`?endpoint_override=...`)."""
+    if "://" not in str(folder):
+        return str(Path(folder).absolute().parent / name)
+    location, mark, options = str(folder).partition("?")
+    return location.rstrip("/").rpartition("/")[0] + f"/{name}" + mark + options
+
+
 def owner_problem(study: StudyConfig) -> str | None:
     """Returns why this study may not use its results folder (it holds another study's results), or None."""
     data = FileStore(study_folder(study)).read_bytes(OWNER)

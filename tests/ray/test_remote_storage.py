@@ -7,9 +7,11 @@ import pyarrow.fs as pafs
 import pytest
 from moto import server as moto_server
 from rich.console import Console
+from typer.testing import CliRunner
 
 from llmkt_ray.api import Study
-from llmkt_ray.artifacts import FileStore
+from llmkt_ray.artifacts import FileStore, below
+from llmkt_ray.cli import app
 from llmkt_ray.errors import StorageError
 from llmkt_ray.results.folder import holder, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
@@ -76,6 +78,31 @@ def test_a_study_runs_there_and_comes_home(bucket, tmp_path, reference, executor
     copy_results(FileStore(folder), FileStore(tmp_path / "here"))
     assert b"<html" in (tmp_path / "here" / "report.html").read_bytes()
     assert len(Ledger(tmp_path / "here").trials()) == 6
+
+
+def test_report_diff_merge_and_export_read_a_study_that_is_kept_there(bucket, tmp_path, reference):
+    """From the command line, by the URI of the results folder; splits and targets lie beside it in the bucket."""
+    config = tiny_study(tmp_path, storage=bucket, name="kept")
+    run_study(config, executor="loop", console=QUIET)
+    folder = study_folder(config)
+
+    def llmkt(*words):
+        done = CliRunner().invoke(app, [*words])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done.exit_code, done.output
+
+    assert llmkt("report", folder) == (0, f"{below(folder, 'report.html')}\n")
+    assert b"<html" in (FileStore(folder).read_bytes("report.html") or b"")
+    code, _ = llmkt("merge", folder, "--into", str(tmp_path / "whole" / "kept"))
+    assert code == 0
+    assert len(Ledger(tmp_path / "whole" / "kept").trials()) == 6
+    assert FileStore(tmp_path / "whole" / "artifacts").list("split", recursive=True), "the split came along"
+    code, said = llmkt("diff", folder, str(tmp_path / "whole" / "kept"))
+    assert (code, said.splitlines()[0]) == (0, "study: the same")
+    assert "6 equal, 0 with other numbers" in said
+    code, said = llmkt("export", "best", "--results", folder, "--to", str(tmp_path / "winner"))
+    assert code == 0, said
+    assert (tmp_path / "winner" / "model.pth").exists()
 
 
 def test_two_runs_of_one_study_are_refused_there_too(bucket, tmp_path):
