@@ -63,11 +63,11 @@ def factor_importance(results: Results, findings: Sequence[Finding], method: str
 
 
 def best_alpha(results: Results, cell: Cell) -> float | None:
-    """Returns the alpha with the highest mean validation value, None where nothing finished."""
+    """Returns the alpha with the best mean validation value, None where nothing finished."""
     column = results.trials[f"valid_{results.metric}"]
     means = {alpha: float(column.iloc[list(runs.rows.values())].mean()) for alpha, runs in cell.treated.items() if runs.rows}
     finite = {alpha: mean for alpha, mean in means.items() if np.isfinite(mean)}
-    return max(finite, key=lambda alpha: finite[alpha]) if finite else None
+    return max(finite, key=lambda alpha: results.sign() * finite[alpha]) if finite else None
 
 
 def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
@@ -78,7 +78,7 @@ def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         scored = [one for one in scored if np.isfinite(one[0])]
         if not scored:
             continue
-        value, finding, alpha = max(scored, key=lambda one: one[0])
+        value, finding, alpha = max(scored, key=lambda one: results.sign() * one[0])
         gain = finding.grid.get(alpha)
         worth = f"test gain over alpha0 {percent_interval(gain.relative)}" if gain and gain.relative else "no alpha0 to compare it with"
         where = f"alpha {alpha:g}" + (f", {finding.cell.detail}" if finding.cell.detail else "")
@@ -89,7 +89,8 @@ def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
                 f"{model} on {dataset}",
                 f"What is the best configuration of {model} on {dataset}?",
                 f"{where}" + (": inconclusive, it cannot be told apart from alpha0." if inconclusive else "."),
-                f"Highest mean validation {results.metric} ({value:.4f}) of {count(len(scored), 'configuration')}; {worth}. "
+                f"{'Highest' if results.sign() > 0 else 'Lowest'} mean validation {results.metric} ({value:.4f}) of "
+                f"{count(len(scored), 'configuration')}; {worth}. "
                 "The best of many is flattered by its choice.",
             )
         )

@@ -186,7 +186,8 @@ def _compare(results: Results, one: Runs | None, other: Runs | None, metric: str
     if one is None or other is None:
         return None
     tables = [(a, b) for a, b in paired_tables(results, one, other, metric) if a.shape == b.shape and a.shape[1] >= 2]
-    return over_splits([contrast(a, b) for a, b in tables]) if tables else None
+    less = results.sign(metric) < 0
+    return over_splits([contrast(a, b, lower_is_better=less) for a, b in tables]) if tables else None
 
 
 def _stack(values: Iterable[UserValues]) -> np.ndarray:

@@ -97,7 +97,7 @@ def _pairs(findings: Sequence[Finding]) -> list[tuple[Finding, int, int]]:
 def _moves(
     context: Context, made: Drill, finding: Finding, split: Split, now: Lists, before: Lists, after: np.ndarray, without: np.ndarray
 ) -> list[list[Any]]:
-    change = after.astype(np.float64) - without
+    change = context.results.sign() * (after.astype(np.float64) - without)
     order = np.argsort(np.where(np.isfinite(change), change, 0), kind="stable")
     places = [p for p in (*order[::-1][:MOST_USERS], *order[:MOST_USERS][::-1]) if change[p] != 0 and np.isfinite(change[p])]
     texts = context.texts(finding.cell, split.data.key)

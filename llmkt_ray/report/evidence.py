@@ -121,13 +121,14 @@ def evidence_of(results: Results, cell: Cell) -> Evidence | None:
 
 
 def _speed(results: Results, by_trial: Mapping[str, pd.DataFrame], runs: Runs, alpha0: Runs, column: str) -> Speed | None:
-    epochs, never = [], 0
+    epochs, never, sign = [], 0, results.sign()
     for at, row in runs.rows.items():
         mine = by_trial.get(str(results.keys[row]))
         base = by_trial.get(str(results.keys[alpha0.rows[at]])) if at in alpha0.rows else None
         if mine is None or base is None:
             continue
-        there = mine.loc[mine[column] >= GOAL * base[column].max(), "epoch"]
+        is_there = mine[column] >= GOAL * base[column].max() if sign > 0 else mine[column] <= base[column].min() / GOAL
+        there = mine.loc[is_there, "epoch"]
         if len(there):
             epochs.append(float(there.min()))
         else:
@@ -146,7 +147,7 @@ def _dip(results: Results, by_trial: Mapping[str, pd.DataFrame], treated: Runs, 
         frames = [by_trial.get(str(results.keys[runs.rows[at]])) for runs in (treated, alpha0)]
         ends = [_phase1_end(frame, column) for frame in frames if frame is not None]
         if len(ends) == 2 and ends[0] is not None and ends[1] is not None and ends[1] > 0:
-            dips.append(ends[0] / ends[1] - 1)
+            dips.append(results.sign() * (ends[0] / ends[1] - 1))
     return float(np.mean(dips)) if dips else float("nan")
 
 

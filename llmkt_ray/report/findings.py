@@ -142,9 +142,10 @@ def flags_of(results: Results, cell: Cell, levels: Mapping[str, float]) -> tuple
     treated = cell.treated.get(cell.claim_alpha)
     if treated is None:
         flags.append(f"treated at the prespecified alpha {cell.claim_alpha:g} has not finished")
-    if "EASE" in levels and "alpha0" in levels and levels["alpha0"] < levels["EASE"]:
-        gap = 1 - levels["alpha0"] / levels["EASE"]
-        flags.append(f"below EASE: without transfer the model is {gap:.0%} below it")
+    if "EASE" in levels and "alpha0" in levels:
+        gap = results.sign() * (1 - levels["alpha0"] / levels["EASE"])
+        if gap > 0:
+            flags.append(f"below EASE: without transfer the model is {gap:.0%} worse than it")
     facts = {str(entry.get("alignment")) for entry in results.card.get("cells", []) if entry.get("layer") == cell.factors["layer"]}
     if facts & {"pair", "user_item_table", "sequence"}:
         flags.append(f"the tapped layer {cell.factors['layer']} is not the user's alone ({listed(sorted(facts))})")

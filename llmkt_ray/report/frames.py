@@ -10,7 +10,10 @@ from llmkt_ray.stats.importance import SEED
 
 
 def gain_rows(results: Results, findings: Sequence[Finding]) -> pd.DataFrame:
-    """Returns one row a (cell, alpha, split, seed): its relative gain over alpha0 of the same split and seed, `valid` and `test`."""
+    """Returns one row a (cell, alpha, split, seed): its relative gain over alpha0 of the same split and seed, `valid` and `test`.
+
+    Positive is better.
+    """
     trials = results.trials
     parts = {part: trials[f"{part}_{results.metric}"].to_numpy(dtype=float) for part in ("valid", "test")}
     rows = []
@@ -20,13 +23,15 @@ def gain_rows(results: Results, findings: Sequence[Finding]) -> pd.DataFrame:
             for (split, seed), row in runs.rows.items():
                 base = alpha0.rows.get((split, seed)) if alpha0 else None
                 if base is not None and min(parts["valid"][base], parts["test"][base]) > 0:
-                    gains = {part: values[row] / values[base] - 1 for part, values in parts.items()}
+                    gains = {part: results.sign() * (values[row] / values[base] - 1) for part, values in parts.items()}
                     rows.append({"cell": cell.number, "alpha": alpha, "split": split, "seed": seed, **gains})
     return pd.DataFrame(rows, columns=["cell", "alpha", "split", "seed", "valid", "test"])
 
 
 def factor_rows(results: Results, findings: Sequence[Finding]) -> pd.DataFrame:
-    """Returns one row a treated trial: its factors, alpha, split, seed, and `value`: validation, relative to its dataset and model."""
+    """Returns one row a treated trial: its factors, alpha, split, seed, and `value`: validation, relative to its dataset and model,
+    negative where less of the metric is better.
+    """
     rows = []
     column = results.trials[f"valid_{results.metric}"]
     for finding in findings:
@@ -38,5 +43,5 @@ def factor_rows(results: Results, findings: Sequence[Finding]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     if len(frame):
         # Levels of datasets and models differ by nature; what is asked is what moves a model on a dataset.
-        frame["value"] /= frame.groupby(["dataset", "model"])["value"].transform("mean")
+        frame["value"] *= results.sign() / frame.groupby(["dataset", "model"])["value"].transform("mean")
     return frame

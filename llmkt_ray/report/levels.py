@@ -61,7 +61,7 @@ class Compared:
         dataset, model: where.
         columns: those of the factor that vary.
         levels: in the order of the study's cells.
-        best: place of the level with the highest mean validation value.
+        best: place of the level with the best mean validation value.
     """
 
     dataset: str
@@ -131,7 +131,7 @@ def averaged(results: Results, pairs: Sequence[tuple[Runs, Runs]], metric: str) 
                 np.stack([np.mean([v[1] for v in side[place] if v is not None], axis=0, dtype=np.float64) for place in kept])
                 for side in sides
             )
-            parts.append(contrast(one, other))
+            parts.append(contrast(one, other, lower_is_better=results.sign(metric) < 0))
     return over_splits(parts) if parts else None
 
 
@@ -198,7 +198,8 @@ def _compared(
     rows = {name: [row for one in of_level for row in one.rows.values()] for name, of_level in runs.items()}
     means = {name: float(valid.iloc[mine].mean()) for name, mine in rows.items()}
     names = list(levels)
-    best = max(range(len(names)), key=lambda place: means[names[place]] if np.isfinite(means[names[place]]) else -np.inf)
+    sign = results.sign()
+    best = max(range(len(names)), key=lambda place: sign * means[names[place]] if np.isfinite(means[names[place]]) else -np.inf)
     to_best = {
         name: averaged(results, list(zip(runs[name], runs[names[best]], strict=True)), results.metric)
         for place, name in enumerate(names) if place != best

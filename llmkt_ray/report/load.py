@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from llmkt_ray.errors import StorageError
 from llmkt_ray.results.card import read_card
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.training.metrics import LOWER_IS_BETTER
 
 UserValues = tuple[np.ndarray, np.ndarray]
 """Indices of the evaluated users who have a value int32 `(n,)`, ascending, and their values float32 `(n,)`."""
@@ -59,6 +60,20 @@ class Results:
     def claim_alpha(self) -> float:
         """The prespecified alpha of the claim."""
         return float(self.study.get("transfer", {}).get("claim_alpha", 0.5))
+
+    def sign(self, metric: str | None = None) -> float:
+        """Returns 1, or -1 where less of the metric (the main one, if none is given) is better: more of `sign * value` is better."""
+        return -1.0 if (metric or self.metric) in LOWER_IS_BETTER else 1.0
+
+    @property
+    def direction(self) -> str:
+        """Which direction of the main metric is better, in words."""
+        return "lower is better" if self.sign() < 0 else "higher is better"
+
+    @property
+    def gain(self) -> str:
+        """What a gain in the main metric is, in words."""
+        return f"Gain in test {self.metric}" + (" (its decrease: lower is better)" if self.sign() < 0 else "")
 
     def user_values(self, metric: str) -> dict[str, UserValues]:
         """Returns the per-user test values of every finished trial, by trial key."""

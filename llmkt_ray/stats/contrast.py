@@ -1,4 +1,7 @@
-"""A contrast: arm minus control on the same seeds and users, as a difference and relative to the control."""
+"""A contrast: what an arm is better by than its control on the same seeds and users, as a difference and relative to the control.
+
+Positive is better throughout: arm minus control, or, for a metric of which less is better (LogLoss), control minus arm.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +18,8 @@ class Contrast:
     """What an arm gains over its control.
 
     Attributes:
-        difference: mean paired difference, in the metric's own unit.
-        relative: mean(arm) / mean(control) - 1; None where the control's mean is 0.
+        difference: mean paired difference, in the metric's own unit; positive is better.
+        relative: mean(arm) / mean(control) - 1, with its sign turned where less is better; None where the control's mean is 0.
         mean_arm, mean_control: the two means.
         components: variance components of the relative values (of the differences where `relative` is None).
         n_splits: frozen splits that the contrast was repeated on.
@@ -41,11 +44,17 @@ class Contrast:
         return seeds if self.n_splits >= 3 else (*seeds, f"conditional on these {self.n_splits} splits")
 
 
-def contrast(arm: np.ndarray, control: np.ndarray, level: float = 0.95) -> Contrast:
+def contrast(arm: np.ndarray, control: np.ndarray, level: float = 0.95, *, lower_is_better: bool = False) -> Contrast:
     """Returns the paired contrast of two tables `(seeds, users)` with rows and columns in the same order.
 
     The interval of the relative effect is the delta method's: that of the linearised values (a - (1 + r) b) / mean(b), which have
     the crossed structure of the differences.
+
+    Args:
+        arm: values of the arm.
+        control: values of its control.
+        level: of the intervals.
+        lower_is_better: whether less of the metric is better: then a positive contrast is a decrease.
 
     Raises:
         ValueError: the shapes differ, or a table is not one that `interval` takes.
@@ -53,14 +62,15 @@ def contrast(arm: np.ndarray, control: np.ndarray, level: float = 0.95) -> Contr
     arm, control = np.asarray(arm, dtype=np.float64), np.asarray(control, dtype=np.float64)
     if arm.shape != control.shape:
         raise ValueError(f"a paired contrast needs equal seeds and users, but got {arm.shape} and {control.shape}")
-    d = arm - control
+    sign = -1.0 if lower_is_better else 1.0
+    d = sign * (arm - control)
     difference = interval(d, level)
     mean_arm, mean_control = float(arm.mean()), float(control.mean())
     shared = seed_correlation(arm, control)
     if mean_control == 0:
         return Contrast(difference, None, mean_arm, mean_control, components(d), seed_correlation=shared)
     gain = mean_arm / mean_control - 1
-    linear = (arm - (1 + gain) * control) / mean_control + gain
+    linear = sign * ((arm - (1 + gain) * control) / mean_control + gain)
     relative = interval(linear, level)
     return Contrast(difference, replace(relative, p=difference.p), mean_arm, mean_control, components(linear), seed_correlation=shared)
 

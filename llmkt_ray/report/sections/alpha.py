@@ -7,7 +7,7 @@ from llmkt_ray.report.figures import charts
 from llmkt_ray.report.figures.canvas import span
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut, legend, mean_of, sample
+from llmkt_ray.report.sections.base import Figure, Section, Table, around, chosen, cut, legend, mean_of, sample
 from llmkt_ray.report.text import p_value, percent_interval, plain
 from llmkt_ray.stats.contrast import Contrast
 
@@ -22,13 +22,15 @@ def alpha_curves(results: Results, findings: Sequence[Finding]) -> Section | Non
         cell = finding.cell
         treated = [(alpha, mean_of(results, runs), finding.grid.get(alpha)) for alpha, runs in cell.treated.items()]
         contrasts += [c for _, _, c in treated if c is not None]
-        dots = tuple(_dot(alpha, mean, c, f"treated, alpha {alpha:g}") for alpha, mean, c in treated)
+        dots = tuple(_dot(results, alpha, mean, c, f"treated, alpha {alpha:g}") for alpha, mean, c in treated)
         points = []
         for place, (arm, runs) in enumerate(pair for pair in cell.controls.items() if pair[0] not in ("baseline", "alpha0")):
             # Beside the treated dot, not on it: controls at one alpha would hide each other.
             shown_at = runs.alpha + (0.025 + 0.025 * (place // 2)) * (1 if place % 2 else -1)
             gain = compare(results, cell, runs.alpha, "alpha0", arm=arm)
-            points.append(charts.Series(arm, (_dot(shown_at, mean_of(results, runs), gain, f"{arm}, alpha {runs.alpha:g}"),), joined=False))
+            points.append(
+                charts.Series(arm, (_dot(results, shown_at, mean_of(results, runs), gain, f"{arm}, alpha {runs.alpha:g}"),), joined=False)
+            )
         arms = [charts.Level(arm, arm, finding.levels[arm]) for arm in ("alpha0", "baseline") if arm in finding.levels]
         references = [
             charts.Level(name, "reference", value)
@@ -50,7 +52,7 @@ def alpha_curves(results: Results, findings: Sequence[Finding]) -> Section | Non
             "reading the best one off this figure would be choosing on test."
         ),
         caption=(
-            f"Mean test {results.metric} over seeds and users, by alpha; higher is better. Band and bars: 95 % interval of the "
+            f"Mean test {results.metric} over seeds and users, by alpha; {results.direction}. Band and bars: 95 % interval of the "
             "paired difference to alpha0, "
             f"drawn around the mean; where it holds the alpha0 line the two cannot be told apart. {sample(contrasts)}{cut(len(shown))}"
         ),
@@ -81,9 +83,8 @@ def _alpha_table(results: Results, findings: Sequence[Finding]) -> Table:
     return Table("Every alpha", columns, (False, True, True, True, True, True, True), tuple(rows))
 
 
-def _dot(x: float, mean: float, c: Contrast | None, words: str) -> charts.Dot:
+def _dot(results: Results, x: float, mean: float, c: Contrast | None, words: str) -> charts.Dot:
     if c is None:
         return charts.Dot(x, mean, tip=f"{words}: {plain(mean)}")
-    half = c.difference
     tip = f"{words}: {plain(mean)}" + (f", over alpha0 {percent_interval(c.relative)}" if c.relative else "")
-    return charts.Dot(x, mean, mean - half.estimate + half.low, mean - half.estimate + half.high, tip)
+    return charts.Dot(x, mean, *around(results, mean, c), tip)

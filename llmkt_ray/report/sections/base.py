@@ -117,6 +117,12 @@ def mean_of(results: Results, runs: Runs, part: str = "test") -> float:
     return float(results.trials[f"{part}_{results.metric}"].iloc[list(runs.rows.values())].mean())
 
 
+def around(results: Results, mean: float, c: Contrast) -> tuple[float, float]:
+    """Returns the interval of a contrast drawn around an arm's mean, lower end first, on the metric's own axis."""
+    ends = sorted(mean + results.sign() * (end - c.difference.estimate) for end in (c.difference.low, c.difference.high))
+    return ends[0], ends[1]
+
+
 def legend(findings: Sequence[Finding]) -> tuple[str, ...]:
     """Returns the arms that a legend names."""
     present = {arm for f in findings for arm in f.cell.controls}

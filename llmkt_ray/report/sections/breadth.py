@@ -62,7 +62,7 @@ def breadth_section(results: Results, findings: Sequence[Finding]) -> Section | 
         short="Breadth",
         lead="N2: " + " ".join(said),
         caption=(
-            f"Gain in test {results.metric} of treated at alpha {results.claim_alpha:g} over the control named above each panel, in % "
+            f"{results.gain} of treated at alpha {results.claim_alpha:g} over the control named above each panel, in % "
             "of the control, models by their gain; right of 0 is better. Marker: mean over seeds, users and the model's cells. Line: 95 % "
             f"interval. Grey: smaller than the smallest effect of interest ({results.smallest_effect:.0%}). p in the table by Holm over "
             f"all models and controls. {sample([c for gains in found.values() for c in gains.values()])}"

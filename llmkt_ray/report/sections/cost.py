@@ -38,7 +38,7 @@ def cost_section(results: Results, findings: Sequence[Finding]) -> Section | Non
         if len(points) < 3:
             continue
         behind += sum(p.trials for p in points)
-        front = pareto([p.cost for p in points], [p.valid for p in points])
+        front = pareto([p.cost for p in points], [results.sign() * p.valid for p in points])
         if len(figures) < MOST_PANELS:
             figures.append(_figure(results, dataset, points, front))
         best = sorted(range(len(points)), key=lambda at: points[at].cost)
@@ -59,7 +59,7 @@ def cost_section(results: Results, findings: Sequence[Finding]) -> Section | Non
             + profile_cost(results)
         ),
         caption=(
-            f"Mean validation {results.metric} (higher is better) against mean CPU seconds a trial (left is cheaper; logarithmic), one "
+            f"Mean validation {results.metric} ({results.direction}) against mean CPU seconds a trial (left is cheaper; logarithmic), one "
             "point an arm, alpha and cell; the front is taken on validation, test is in the table. Line: Pareto front. No intervals. n = "
             f"{behind:,} trials. CPU seconds are of the machines that ran them; writing "
             "and encoding profiles is not in them."

@@ -65,7 +65,7 @@ def _section(results: Results, family: str, question: Question, found: Sequence[
         )
         figures.append(Figure(f"{question.key}-{one.model}-{one.dataset}", one.title, f"by {columns_of(one)}", canvas))
     caption = (
-        f"Gain in test {results.metric} of treated at alpha {results.claim_alpha:g} over the alpha0 of the same level, in % of alpha0; "
+        f"{results.gain} of treated at alpha {results.claim_alpha:g} over the alpha0 of the same level, in % of alpha0; "
         "right of 0 is better. Marker: mean over seeds, users and the other factors. Line: 95 % interval. Grey: smaller than the smallest "
         f"effect of interest ({results.smallest_effect:.0%}). {sample(every)}"
         + (f" {MOST_PANELS} of {len(drawn)} are drawn; the table holds all." if len(drawn) > MOST_PANELS else "")

@@ -36,7 +36,7 @@ def gains(results: Results, findings: Sequence[Finding]) -> Section | None:
         )
         figures.append(Figure(f"gains-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas, finding.cell.trials))
     caption = (
-        f"Gain in test {results.metric} of treated at alpha {results.claim_alpha:g} over each control, in % of the control; right "
+        f"{results.gain} of treated at alpha {results.claim_alpha:g} over each control, in % of the control; right "
         "of 0 is better. "
         f"Marker: mean. Line: 95 % interval. Grey: smaller than the smallest effect of interest ({results.smallest_effect:.0%}). "
         f"{sample(every)}"

@@ -91,7 +91,7 @@ def _groups(context: Context, findings: Sequence[Finding], divide: Divide) -> li
             for name, mask in divide(split, values[0]).items():
                 mask = mask & np.isfinite(one).all(axis=0) & np.isfinite(other).all(axis=0)
                 if mask.sum() >= FEWEST_USERS:
-                    found.setdefault(name, []).append(contrast(one[:, mask], other[:, mask]))
+                    found.setdefault(name, []).append(contrast(one[:, mask], other[:, mask], lower_is_better=context.results.sign() < 0))
         made += [Group(finding, kind, name, over_splits(contrasts)) for (kind, name), contrasts in found.items()]
     return made
 
@@ -137,7 +137,7 @@ def _section(
         short=short,
         lead=lead,
         caption=(
-            f"Gain in test {metric} of treated at alpha {context.results.claim_alpha:g} over alpha0 within each group, in % of the "
+            f"{context.results.gain} of treated at alpha {context.results.claim_alpha:g} over alpha0 within each group, in % of the "
             "group's alpha0; right of 0 is better. Marker: mean. Line: 95 % interval. Grey: smaller than the smallest effect of interest. "
             f"{defined} "
             f"{sample([g.found for g in groups])} Groups that look different need not be: the intervals are of each group's gain, not of "

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from llmkt_ray.report.cells import compare
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
@@ -30,7 +28,7 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
         )
         figures.append(Figure(f"references-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas))
     has = [f for f in shown if "EASE" in f.levels]
-    below = [f.cell.label for f in has if f.levels.get("treated", np.inf) < f.levels["EASE"]]
+    below = [f.cell.label for f in has if results.sign() * (f.levels.get("treated", f.levels["EASE"]) - f.levels["EASE"]) < 0]
     lead = "No reference lines were run: nothing says whether these models are good ones."
     if has:
         lead = f"Below EASE even when treated: {listed(below[:6])}." if below else "Every treated model is at or above EASE."
@@ -40,7 +38,7 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
         short="References",
         lead=lead,
         caption=(
-            f"Mean test {results.metric}, higher is better; treated and its controls at alpha {results.claim_alpha:g}, means over "
+            f"Mean test {results.metric}, {results.direction}; treated and its controls at alpha {results.claim_alpha:g}, means over "
             "seeds and users. "
             "Marker: the mean. Dotted line: EASE. References have one deterministic run a split; no intervals are drawn here. "
             f"{_counted(results, shown)}{cut(len(shown))}"
@@ -80,5 +78,6 @@ def other_metrics(results: Results, findings: Sequence[Finding]) -> Section | No
         "All metrics", ("cell", "metric", "treated", "over alpha0 [95 %]", "over shuffled [95 %]", "over template [95 %]"),
         (False, False, True, True, True, True), tuple(rows),
     )  # fmt: skip
-    lead = f"The claim rests on {results.metric}, which was chosen before the study; the others show whether it stands alone."
+    lead = f"The claim rests on {results.metric}, which was chosen before the study; the others show whether it stands alone. "
+    lead += "Positive is better in every column."
     return Section("metrics", "Other metrics", "Metrics", lead, tables=(table,))

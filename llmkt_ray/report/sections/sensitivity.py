@@ -43,7 +43,7 @@ def heat_maps(results: Results, findings: Sequence[Finding]) -> Section | None:
         short="Layer \u00d7 alpha",
         lead="Where in the model and how strong: every combination that ran. Look for areas, not for the brightest square.",
         caption=(
-            f"Mean gain in test {results.metric} of treated over alpha0, in %; higher is better. Blue: gain, orange: loss, the "
+            f"{results.gain} of treated over alpha0, means, in %; higher is better. Blue: gain, orange: loss, the "
             f"stronger the larger (full colour: {percent(reach)[1:]}). Means over seeds and users; the intervals are in the tips and "
             f"in the table of alphas. {sample(every)} A square leads to its trials, and from there to users."
         ),

@@ -52,8 +52,8 @@ def size_section(results: Results, findings: Sequence[Finding]) -> Section | Non
         caption=(
             "First panels: held-out R2 (share of the embedding's variance that a linear readout of the target explains on users it was "
             "not fitted on), kNN overlap (share of each user's 10 nearest neighbours that stay so) and trustworthiness; all at most 1, "
-            "higher is better, one reduction each, no interval. Other panels: gain in test "
-            f"{results.metric} of treated at alpha {results.claim_alpha:g} over alpha0, in % of alpha0, higher is better; band: 95 % "
+            "higher is better, one reduction each, no interval. Other panels: "
+            f"{results.gain} of treated at alpha {results.claim_alpha:g} over alpha0, in % of alpha0, higher is better; band: 95 % "
             f"interval; mean over the other factors. Axis: dimensions, logarithmic. {sample(contrasts)}"
         ),
         figures=(*figures[:MOST_PANELS], *gains[:MOST_PANELS]),

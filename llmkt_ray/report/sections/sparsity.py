@@ -7,7 +7,7 @@ from llmkt_ray.report.figures.canvas import span
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.levels import Compared, Level, compared
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, over, sample
+from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, around, over, sample
 from llmkt_ray.report.text import percent_interval, plain
 from llmkt_ray.stats.contrast import Contrast
 
@@ -37,8 +37,9 @@ def sparsity_section(results: Results, findings: Sequence[Finding]) -> Section |
         short="Sparsity",
         lead=lead,
         caption=(
-            f"Test {results.metric} (higher is better) of treated at alpha {results.claim_alpha:g} and of alpha0, and the gain of the one "
-            "over the other in % of alpha0 (higher is better), by the achieved sparsity: the share of user-item pairs without a train row. "
+            f"Test {results.metric} ({results.direction}) of treated at alpha {results.claim_alpha:g} and of alpha0, and the gain "
+            "of the one over the other in % of alpha0 (higher is better), by the achieved sparsity: the share of user-item "
+            "pairs without a train row. "
             "Each user keeps a share of their train rows; validation, test and masks stay as they are. Band: 95 % interval of the gain, in "
             "the first panel drawn around treated. Dotted line: 99.45 %, the paper's sparsest dataset, where the axis reaches it. "
             f"{sample(contrasts)}"
@@ -79,10 +80,9 @@ def _panels(results: Results, one: Compared, known: Sequence[tuple[float, Level]
         if gain is None:
             continue
         words = f"{_share(level):.0%} of the train rows kept, sparsity {x:.2%}"
-        half = gain.difference
         treated.append(
             charts.Dot(
-                x * 100, gain.mean_arm, gain.mean_arm - half.estimate + half.low, gain.mean_arm - half.estimate + half.high,
+                x * 100, gain.mean_arm, *around(results, gain.mean_arm, gain),
                 f"treated, {words}: {plain(gain.mean_arm)}",
             )
         )  # fmt: skip

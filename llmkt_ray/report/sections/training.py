@@ -50,7 +50,7 @@ def training_curves(results: Results, findings: Sequence[Finding]) -> Section | 
         short="Training",
         lead="Validation after each evaluated epoch, and what the transfer does in phase 1. Test is opened once, after the last epoch.",
         caption=(
-            f"Validation {results.metric} (higher is better), transfer loss (lower is closer to the target) and the ratio of the "
+            f"Validation {results.metric} ({results.direction}), transfer loss (lower is closer to the target) and the ratio of the "
             "transfer's to the model's "
             "gradient norm at the tapped layer (about 1: both pull equally), by epoch. Line: mean over seeds. Band: from the "
             "lowest to the highest seed. "

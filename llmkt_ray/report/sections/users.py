@@ -53,7 +53,7 @@ def _table(context: Context, finding: Finding) -> Table | None:
         return None
     texts = context.texts(cell, split.data.key)
     one, other = pairs[0]
-    change = (one - other).mean(axis=0, dtype=np.float64)
+    change = results.sign() * (one - other).mean(axis=0, dtype=np.float64)  # positive: better
     keys = [str(results.keys[runs.rows[shared[0]]]) for runs in (treated, alpha0)]
     users = results.user_values(results.metric)[keys[0]][0]
     found = dict(context.lists(keys))
@@ -73,7 +73,7 @@ def _table(context: Context, finding: Finding) -> Table | None:
                 _cut(texts.get(token, "no profile")),
             )
         )
-    columns = ("user", f"change in {results.metric}", "treated", "entered the list", "left the list", "profile")
+    columns = ("user", f"gain in {results.metric}", "treated", "entered the list", "left the list", "profile")
     return Table(cell.label, columns, (False, True, True, False, False, False), tuple(rows))
 
 

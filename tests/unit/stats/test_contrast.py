@@ -69,3 +69,18 @@ def test_one_split_is_said_and_three_speak_of_new_ones():
 
 def test_two_seeds_are_conditional_on_them():
     assert contrast(*_arms(np.random.default_rng(5), 2)).conditions == ("conditional on these seeds", "conditional on one split")
+
+
+def test_where_less_is_better_a_decrease_is_positive():
+    """LogLoss: the same numbers as the other direction's with their signs turned, levels as they are."""
+    rng = np.random.default_rng(5)
+    control = rng.gamma(2.0, 0.2, (4, 60))
+    arm = control * 0.95 + rng.normal(0, 0.01, (4, 60))
+    more, less = contrast(arm, control), contrast(arm, control, lower_is_better=True)
+    assert less.relative is not None
+    assert more.relative is not None
+    assert less.relative.low > 0.03
+    assert less.relative.high < 0.07
+    for one, other in ((less.difference, more.difference), (less.relative, more.relative)):
+        assert (one.estimate, one.low, one.high, one.p) == pytest.approx((-other.estimate, -other.high, -other.low, other.p))
+    assert (less.mean_arm, less.mean_control) == (more.mean_arm, more.mean_control)
