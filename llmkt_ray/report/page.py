@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -23,6 +23,7 @@ from llmkt_ray.report.sections.base import Section, Table
 from llmkt_ray.report.text import count, plain, seconds
 from llmkt_ray.report.verdict import Verdict
 from llmkt_ray.stats.interval import BOOTSTRAP_FROM, MIXED_FROM
+from llmkt_ray.study import PLAIN_ARMS
 
 GLYPHS = {"good": "\u2713", "bad": "\u2717", "calm": "\u2248", "blocked": "\u2298"}
 MOST_PANELS_OPEN = 6
@@ -145,9 +146,23 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
             # What holds for all cells of a model on a dataset is said once.
             where = finding.cell.title if kind == "below EASE" else finding.cell.label
             flags.append((kind, f"{where}: {rest}") if colon else ("note", f"{where}: {words}"))
+    flags += [("not converged", words) for words in _waiting_unconverged(results, findings)]
     for entry in results.card.get("datasets", []):
         flags += [("data", f"{entry.get('name')}: {warning}") for warning in (entry.get("notes") or {}).get("warnings", [])]
     return list(dict.fromkeys(flags))
+
+
+def _waiting_unconverged(results: Results, findings: Sequence[Finding]) -> Iterator[str]:
+    """Yields a sentence for every baseline or alpha0 that has not converged and belongs to no cell yet: no treated trial has finished."""
+    trials = results.trials
+    if "converged" not in trials or "arm" not in trials:
+        return
+    of_cells = {row for f in findings for row in f.cell.rows}
+    mine = trials[trials["arm"].isin(PLAIN_ARMS) & (trials["status"] == "done") & ~trials.index.isin(list(of_cells))]
+    for (dataset, model, arm), part in mine.groupby(["dataset", "model", "arm"]):
+        late = int((part["converged"].astype(object) == False).sum())  # noqa: E712 - None means that it does not apply
+        if late:
+            yield f"{model} on {dataset}: {arm}, best epoch at the end in {late} of {count(len(part), 'trial')}"
 
 
 def brief_flags(flags: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -166,7 +181,10 @@ def _tiles(results: Results, findings: Sequence[Finding]) -> list[tuple[str, str
     done, failed = int((trials["status"] == "done").sum()), int((trials["status"] == "failed").sum())
     ended = int((trials["status"] == "pruned").sum())
     planned = results.card.get("planned_trials") or len(trials)
-    seeds = max((runs.seeds for f in findings for runs in f.cell.treated.values()), default=0)
+    trained = trials[(trials["arm"] != "reference") & (trials["status"] == "done")]
+    seeds = max(
+        (runs.seeds for f in findings for runs in f.cell.treated.values()), default=trained["seed_index"].nunique() if len(trained) else 0
+    )
     datasets = sorted({str(d) for d in trials["dataset"].dropna()})
     models = sorted({str(m) for m in trials.loc[trials["arm"] != "reference", "model"].dropna()})
     profiles = results.card.get("profiles", [])

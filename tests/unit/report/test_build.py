@@ -100,6 +100,15 @@ def test_an_interrupted_study_says_how_much_is_missing(tmp_path):
     assert "the control 'shuffled' was not run or did not finish" in text
 
 
+def test_baselines_that_have_not_converged_are_told_before_any_treated_trial_has_finished(tmp_path):
+    late = World(**{**SMALL.__dict__, "converged": lambda model, arm, seed: model != "SimpleX"})
+    text = _text(tmp_path, late, keep=lambda spec: spec.arm in ("baseline", "alpha0", "reference"))
+    assert "No verdict: no trial with transfer has finished yet." in text
+    assert "SimpleX on ml-1m: alpha0, best epoch at the end in 3 of 3 trials" in text
+    assert "MultiVAE on ml-1m: alpha0, best epoch" not in text
+    assert re.search(r"Seeds\s*3\b", text), "trained seeds count where nothing treated has finished"
+
+
 def test_failures_are_shown_with_their_reason(tmp_path):
     text = _text(tmp_path, World(**{**SMALL.__dict__, "fails": lambda s: "loss became nan in epoch 3" if s.arm == "shuffled" else None}))
     assert "6 trials failed" in text
