@@ -25,6 +25,7 @@ from llmkt_ray.study_file import load_study
 from llmkt_ray.sweep.check import check_study, not_at_hand
 from llmkt_ray.sweep.cluster import given_address
 from llmkt_ray.sweep.journal import read_progress
+from llmkt_ray.sweep.llm_cost import LlmLine, llm_lines
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.run import ExecutorName, RunSummary, run_study, store_of
 from llmkt_ray.sweep.smoke import smoke_study
@@ -113,6 +114,10 @@ class Study:
         """
         self.check(needs_all=False)  # a plan may be for another machine
         return make_plan(self.config, store_of(self.config))
+
+    def llm_costs(self, plan: Plan) -> list[LlmLine]:
+        """Returns tokens, GPU hours and money of every set of profiles by a language model: planned, or as it was; asks no model."""
+        return list(llm_lines(plan, store_of(self.config)))
 
     def prompts(self, users: int = 3) -> Iterator[tuple[str, list[Prompt]]]:
         """Yields, for each dataset and LLM choice, its label and the exact prompts of its first users; asks no model.

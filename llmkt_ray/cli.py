@@ -50,12 +50,13 @@ def check(study: StudyFile, allow_code: AllowCode = False) -> None:
 
 @app.command()
 def plan(study: StudyFile, allow_code: AllowCode = False) -> None:
-    """Show cells, trials, artifacts that are there already and the estimated time; start nothing."""
+    """Show cells, trials, artifacts that are there, what language models will take (or took), the estimated time; start nothing."""
     from llmkt_ray.api import Study
     from llmkt_ray.show import plan_tables
 
     opened = Study.from_yaml(study, allow_code=allow_code)
-    for part in plan_tables(opened.plan(), opened.ledger()):
+    planned = opened.plan()
+    for part in plan_tables(planned, opened.ledger(), opened.llm_costs(planned)):
         out.print(part)
 
 

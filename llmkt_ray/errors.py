@@ -62,6 +62,10 @@ class ResourceError(LlmktError):
     """The study asks for hardware or services that are not there."""
 
 
+class BudgetSpent(LlmktError):
+    """What the study may spend on language models is used up; what was paid for is kept, and a larger budget goes on from there."""
+
+
 class SweepError(LlmktError):
     """The sweep as a whole cannot go on."""
 

@@ -13,14 +13,15 @@ from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.summary import summarise
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep.estimate import estimate_s
+from llmkt_ray.sweep.llm_cost import LlmLine
 from llmkt_ray.sweep.plan import Plan
 from llmkt_ray.sweep.progress import duration
 from llmkt_ray.training.knowledge import Knowledge
 from llmkt_ray.transfer.taps import Tap, candidates
 
 
-def plan_tables(plan: Plan, ledger: Ledger) -> Iterator[RenderableType]:
-    """Yields the plan: artifacts, cells, trials by model and arm, and the time it may take."""
+def plan_tables(plan: Plan, ledger: Ledger, llms: Sequence[LlmLine] = ()) -> Iterator[RenderableType]:
+    """Yields the plan: artifacts, cells, what language models take, trials by model and arm, and the time it may take."""
     artifacts = Table("artifact", "of", "there", title="artifacts", title_justify="left", box=None)
     for node in plan.artifacts:
         artifacts.add_row(node.kind, escape(node.label), "yes" if node.key in plan.there else "no")
@@ -32,6 +33,7 @@ def plan_tables(plan: Plan, ledger: Ledger) -> Iterator[RenderableType]:
             escape(cell.split.label), cell.model.name, escape(cell.tap.name), cell.tap.alignment, escape(str(cell.factors["llm"])), target
         )
     yield cells
+    yield from _llm_cost(llms)
     done = ledger.done()
     trials = Table("model", "arm", "trials", "done", title="trials", title_justify="left", box=None)
     planned = Counter((spec.model, spec.arm) for spec in plan.trials)
@@ -47,6 +49,42 @@ def plan_tables(plan: Plan, ledger: Ledger) -> Iterator[RenderableType]:
     yield from _cost(plan.study, seconds)
 
 
+def _llm_cost(llms: Sequence[LlmLine]) -> Iterator[RenderableType]:
+    """Yields what language models will take, what they took beside what was planned, and the sum of what is still to do."""
+    if not llms:
+        return
+    table = Table(title="language models", title_justify="left", box=None, pad_edge=False)
+    table.add_column("profiles")
+    for name in ("prompts", "prompt tokens", "output tokens", "GPU hours", "money"):
+        table.add_column(name, justify="right")
+    notes = []
+    for line in llms:
+        if line.actual is not None:
+            took = {**line.actual}
+            planned = f"{took['planned_prompts']:,}" if "planned_prompts" in took else "-"
+            cost = "-" if took.get("cost") is None else f"{took['cost']:.2f}"
+            # Of the planned output only the bound is known, so the actual one stands alone.
+            prompt = f"{took['prompt_tokens']:,} (planned {took.get('planned_prompt_tokens', 0):,})"
+            hours = "-" if took.get("gpu_hours") is None else f"{took['gpu_hours']:.2f}"
+            table.add_row(f"{escape(line.label)}: took", planned, prompt, f"{took['output_tokens']:,}", hours, cost)
+        elif line.planned is not None:
+            plan = line.planned
+            hours = "-" if plan.gpu_hours is None else f"{plan.gpu_hours:.2f}"
+            money = "-" if plan.money is None else f"{plan.money:.2f}"
+            table.add_row(escape(line.label), f"{plan.prompts:,}", f"{plan.prompt_tokens:,}", f"<= {plan.output_tokens:,}", hours, money)
+            notes.append(f"  {escape(line.label)}: tokens by {escape(plan.counted_by)}; speed: {plan.speed}")
+        else:
+            notes.append(f"  {escape(line.label)}: not known before a run: {escape(str(line.problem))}")
+    yield table
+    yield from notes
+    todo = [line.planned for line in llms if line.planned is not None]
+    if todo:
+        tokens = sum(plan.prompt_tokens + plan.output_tokens for plan in todo)
+        known = [plan.money for plan in todo if plan.money is not None]
+        money = f", at most {sum(known):.2f} in money for {len(known)} of {len(todo)} sets that have a price" if known else ""
+        yield f"language models will take at most {tokens:,} tokens{money}; prices and speeds: `resources`"
+
+
 def _cost(study: StudyConfig, seconds: float) -> Iterator[str]:
     """Yields what the trials may cost, where there are prices, and what the budget allows, where there is one."""
     asked, budget = study.resources.trial, study.budget
@@ -54,7 +92,7 @@ def _cost(study: StudyConfig, seconds: float) -> Iterator[str]:
     if hour:
         yield f"at the prices under `resources` about {seconds / 3600 * hour:.2f} for these trials (profiles apart)"
     if budget.is_set:
-        caps = {"trials": budget.trials, "hours": budget.hours, "money": budget.money}
+        caps = {"trials": budget.trials, "hours": budget.hours, "money": budget.money, "llm_tokens": budget.llm_tokens}
         allowed = ", ".join(f"{name} {value:g}" for name, value in caps.items() if value is not None)
         yield f"a pilot: the most telling trials first, until the budget is spent ({allowed})"
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from llmkt_ray.compat import as_upstream
+from llmkt_ray.errors import unknown_name
 from llmkt_ray.section import Section, as_named, as_tuple
 from llmkt_ray.seeds import content_key
 from llmkt_ray.study_inputs import DatasetConfig, EmbeddingConfig, FilterRule, PositiveRule, ProfileConfig, ReductionConfig, SplitRule
@@ -26,6 +27,7 @@ from llmkt_ray.study_work import (
     EarlyStoppingConfig,
     EvaluationConfig,
     KarConfig,
+    LlmPrice,
     ModelConfig,
     ResourcesConfig,
     ScheduleConfig,
@@ -41,7 +43,7 @@ from llmkt_ray.study_work import (
 __all__ = [
     "ARMS", "INPUT_ARMS", "KAR_ARMS", "NOT_IN_KEY", "OWN_TARGET_ARMS", "PLAIN_ARMS",
     "TABLE_ARMS", "AdaptorConfig", "Arm", "BudgetConfig", "DatasetConfig", "EarlyStoppingConfig",
-    "EmbeddingConfig", "EvaluationConfig", "FilterRule", "KarConfig", "ModelConfig", "PositiveRule",
+    "EmbeddingConfig", "EvaluationConfig", "FilterRule", "KarConfig", "LlmPrice", "ModelConfig", "PositiveRule",
     "ProfileConfig", "ReductionConfig", "ResourcesConfig", "ScheduleConfig", "SearchConfig", "SpaceConfig",
     "SplitRule", "StudyConfig", "TaskResources", "TrackingConfig", "TrainingConfig", "TransferConfig",
     "TuningConfig",
@@ -128,8 +130,12 @@ class StudyConfig(Section):
             problems += self._unfair_stopping(self.search.early_stopping)
         if self.search.kind == "optuna" and self.evaluation.select_on == "LogLoss":
             problems.append("a search maximises what it selects on, but of LogLoss less is better; set evaluation.select_on to AUC or GAUC")
-        if self.budget.money is not None and not self.resources.cpu_hour and not self.resources.gpu_hour:
-            problems.append("budget.money needs a price: give `resources.cpu_hour` or `resources.gpu_hour`")
+        if self.budget.money is not None and not self.resources.cpu_hour and not self.resources.gpu_hour and not self.resources.llm:
+            problems.append(
+                "budget.money needs a price: give `resources.cpu_hour` or `resources.gpu_hour`, or prices under `resources.llm`"
+            )
+        labels = [entry.label for entry in self.profiles]
+        problems += [unknown_name("resources.llm entry", label, labels) for label in self.resources.llm if label not in labels]
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self

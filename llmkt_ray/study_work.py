@@ -253,6 +253,17 @@ class TaskResources(Section):
     gpus: float = Field(0.0, ge=0)
 
 
+class LlmPrice(Section):
+    """What one LLM choice costs by the token, and how fast it is."""
+
+    prompt: float = Field(0.0, ge=0)
+    """Price of a million prompt tokens."""
+    output: float = Field(0.0, ge=0)
+    """Price of a million output tokens."""
+    tokens_per_s: float | None = Field(None, gt=0)
+    """Prompt and output tokens that one engine handles a second; None: as measured where this model wrote profiles in this storage."""
+
+
 class ResourcesConfig(Section):
     """What trials and profile workers ask of Ray; CPU or GPU is this one setting."""
 
@@ -264,6 +275,8 @@ class ResourcesConfig(Section):
     """Price of one CPU for an hour, in any currency; for `budget.money` and the cost that `llmkt plan` states."""
     gpu_hour: float = Field(0.0, ge=0)
     """Price of one GPU for an hour, in the same currency."""
+    llm: dict[str, LlmPrice] = {}
+    """Label of an entry under `profiles` to its prices, for `llmkt plan`, `budget.money` and the report."""
 
 
 class BudgetConfig(Section):
@@ -274,12 +287,14 @@ class BudgetConfig(Section):
     hours: float | None = Field(None, gt=0)
     """Hours of one run; trials that run at the end of them are finished."""
     money: float | None = Field(None, gt=0)
-    """Money in all, over all runs: trial time at the prices under `resources`."""
+    """Money in all, over all runs: trial time, engines and tokens at the prices under `resources`."""
+    llm_tokens: int | None = Field(None, ge=1)
+    """Prompt and output tokens in all, over all runs and LLM choices; generation stops within a block and goes on with a larger budget."""
 
     @property
     def is_set(self) -> bool:
         """Whether anything is limited."""
-        return (self.trials, self.hours, self.money) != (None, None, None)
+        return (self.trials, self.hours, self.money, self.llm_tokens) != (None, None, None, None)
 
 
 class TrackingConfig(Section):

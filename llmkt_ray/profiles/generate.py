@@ -12,13 +12,14 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.raw import shown
 from llmkt_ray.errors import ProfileError
+from llmkt_ray.profiles.cost import Account, Accounts
 from llmkt_ray.profiles.engines.base import Job, Progress
 from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.quality import quality
 from llmkt_ray.profiles.table import KIND, Profiles, one_row_per_user
 from llmkt_ray.seeds import content_key, derive_seed
-from llmkt_ray.study import ProfileConfig, TaskResources
+from llmkt_ray.study import BudgetConfig, ProfileConfig, ResourcesConfig, TaskResources
 
 
 def profiles_key(config: ProfileConfig, data_key: str, study_seed: int, *, leaked: bool = False) -> str:
@@ -50,6 +51,7 @@ def generate(
     progress: Progress = _silent,
     resources: TaskResources = TaskResources(),  # noqa: B008 - frozen
     leaked: bool = False,
+    accounts: Accounts | None = None,
 ) -> Profiles:
     """Returns the profiles of a split, from the store where they are there already.
 
@@ -61,8 +63,10 @@ def generate(
         progress: called with (users done, users in all).
         resources: what one engine actor asks of Ray.
         leaked: write from ALL rows, validation and test included: the control arm `leaked` (METHOD.md, section 3) and nothing else.
+        accounts: what the study has spent on language models; None: nothing is counted.
 
     Raises:
+        BudgetSpent: the budget ends before they are whole; what was paid for is in part files.
         ProfileError: they cannot be written, a user would have no row, or fewer users than `min_coverage` have a text.
         StorageError: they cannot be stored.
     """
@@ -75,7 +79,11 @@ def generate(
     engine = engine_of(config, resources)
     parts = Parts(store, key)
     read = data.with_held_out_as_train() if leaked else data
-    written = engine.write(read, Job(derive_seed(study_seed, KIND, key), progress, parts))
+    account = Account(accounts or Accounts(ResourcesConfig(), BudgetConfig()), config)
+    job = Job(derive_seed(study_seed, KIND, key), progress, parts, account.charge)
+    begun = time.monotonic()
+    written = engine.write(read, job)
+    write_s = time.monotonic() - begun
     table = one_row_per_user(written.table, data.user_tokens)
     with_text = len(table) - table.column("profile").null_count
     notes = {
@@ -88,6 +96,13 @@ def generate(
         **{name: pc.sum(table.column(name)).as_py() or 0 for name in ("prompt_tokens", "output_tokens") if engine.is_llm},
         "quality": quality(table, data),
     }
+    if engine.is_llm:
+        tokens = notes["prompt_tokens"] + notes["output_tokens"]
+        # Start-up of the engine is in it: what a plan multiplies is the whole job.
+        notes["model"], notes["write_s"] = config.model, write_s
+        notes["tokens_per_s"] = None if notes["resumed_rows"] else tokens / write_s / account.prices.actors
+        notes["gpu_hours"] = write_s / 3600 * account.prices.gpus
+        notes["cost"] = account.money if account.prices.known else None
     # Before anything is stored: the part files stay, so that texts that were paid for are there when the cause is mended.
     _check_texts(table, notes, config, data)
     store.save(

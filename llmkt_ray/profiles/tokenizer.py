@@ -1,6 +1,10 @@
 """A model's own tokenizer, from a folder or the hub, for token budgets and costs."""
 
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from llmkt_ray.errors import ProfileError
@@ -24,7 +28,9 @@ class ModelTokens:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                model, revision=revision, trust_remote_code=False, local_files_only=not Path(model).is_dir() and not hub_answers()
+            )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ProfileError(
                 f"model {model!r} has no tokenizer that can be read here ({' '.join(str(error).split())[:200]}); "
@@ -41,3 +47,20 @@ class ModelTokens:
         """Returns the number of tokens of a conversation as the model is given it."""
         text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@cache
+def hub_answers() -> bool:
+    """Says whether the hub can be asked at all, within 5 s: without a network its client would try each file for minutes."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        asked = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 - the hub's own address
+        with urllib.request.urlopen(asked, timeout=5):  # noqa: S310
+            return True
+    except urllib.error.HTTPError:  # it answers, if only that this page is not for us
+        return True
+    except (OSError, ValueError):
+        return False

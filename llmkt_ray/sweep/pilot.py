@@ -87,6 +87,11 @@ class Meter:
             begun = self._running.pop(key, None)
             self._money += 0.0 if begun is None else (time.monotonic() - begun) * self._rate_s
 
+    def pay(self, money: float) -> None:
+        """Notes money that was spent on something else than trials."""
+        with self._lock:
+            self._money += money
+
     def money(self) -> float:
         """Returns the money spent so far, on trials that run too."""
         with self._lock:

@@ -3,7 +3,7 @@
 split -> profiles -> embeddings -> targets. A node is small and picklable; a Ray task or a plain call may compute it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmkt_ray.artifacts import ArtifactStore
@@ -15,6 +15,7 @@ from llmkt_ray.embeddings.encoders import encoder_identity
 from llmkt_ray.embeddings.item_mean import encode_item_means, item_mean_key
 from llmkt_ray.embeddings.knowledge import knowledge_key
 from llmkt_ray.embeddings.targets import make_targets, targets_key
+from llmkt_ray.profiles.cost import Accounts
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.items import ItemTexts, item_texts_key, write_item_texts
 from llmkt_ray.profiles.table import Profiles
@@ -52,6 +53,8 @@ class ProfileNode:
     key: str
     resources: TaskResources
     leaked: bool = False
+    accounts: Accounts | None = field(default=None, compare=False, repr=False)
+    """What the study has spent on language models, while a run makes profiles."""
     kind: str = "profiles"
 
     @property
@@ -67,7 +70,8 @@ class ProfileNode:
     def compute(self, store: ArtifactStore) -> None:
         """Makes the artifact unless it is there."""
         data = PreparedData.load(store, self.split.key)
-        generate(self.config, data, store, study_seed=self.split.study_seed, resources=self.resources, leaked=self.leaked)
+        seed = self.split.study_seed
+        generate(self.config, data, store, study_seed=seed, resources=self.resources, leaked=self.leaked, accounts=self.accounts)
 
 
 @dataclass(frozen=True)

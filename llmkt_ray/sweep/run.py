@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from tempfile import gettempdir
@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from llmkt_ray.artifacts import ArtifactStore
-from llmkt_ray.errors import ResourceError, SweepError
+from llmkt_ray.errors import BudgetSpent, ResourceError, SweepError
 from llmkt_ray.results.card import finish_card, write_card
 from llmkt_ray.results.folder import artifacts_folder, claim, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
@@ -26,6 +26,7 @@ from llmkt_ray.sweep.check import refuse_impossible_targets
 from llmkt_ray.sweep.execute import LoadArtifacts, RunTrial, Workplace, load_artifacts
 from llmkt_ray.sweep.facts import card_facts
 from llmkt_ray.sweep.journal import Journal, here
+from llmkt_ray.sweep.llm_cost import accounts_of
 from llmkt_ray.sweep.loop import LoopExecutor
 from llmkt_ray.sweep.mlflow_mirror import mirrored
 from llmkt_ray.sweep.pilot import Meter, telling_first
@@ -253,8 +254,13 @@ class _Work:
         if not todo:
             return
         self.ledger.remove_damaged()
-        make_targets_for(todo, self.plan, self.store, self.worker, self.progress)
+        try:
+            make_targets_for(todo, self.plan, self.store, self.worker, self.progress)
+        except BudgetSpent as spent:
+            self.stopped = str(spent)
         self._write_card()
+        if self.stopped:
+            return
         self.given |= {spec.key for spec in todo}
         with self.progress.stage(stage, len(todo)):
             self.progress.expect(todo)
@@ -306,7 +312,11 @@ def make_splits(study: StudyConfig, store: ArtifactStore, worker: Executor, prog
 
 
 def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStore, worker: Executor, progress: Progress) -> None:
-    """Makes the missing targets of these trials, stage by stage, with the profiles and embeddings that they come from."""
+    """Makes the missing targets of these trials, stage by stage, with the profiles and embeddings that they come from.
+
+    Raises:
+        BudgetSpent: what may be spent on language models ends before all profiles are whole.
+    """
     wanted = {key for spec in specs for key in (spec.targets_key, spec.twin_key)}
     targets = [node for node in plan.targets if node.key in wanted and node.key not in plan.there]
     read = {spec.knowledge_key for spec in specs}
@@ -314,7 +324,9 @@ def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStor
     wanting: list[TargetNode | KnowledgeNode] = [*targets, *knowledge]
     embeddings = {node.embedding.key: node.embedding for node in wanting if node.embedding.key not in plan.there}
     of_texts = [node.profiles for node in embeddings.values() if isinstance(node, EmbeddingNode)]
-    profiles = {node.key: node for node in of_texts if node.key not in plan.there}
+    accounts = accounts_of(plan, store)
+    before = accounts.money
+    profiles = {node.key: replace(node, accounts=accounts) for node in of_texts if node.key not in plan.there}
     stages: tuple[tuple[str, Sequence[Node]], ...] = (
         ("profiles", tuple(profiles.values())),
         ("item texts", tuple({node.items.key: node.items for node in knowledge if node.items.key not in plan.there}.values())),
@@ -322,10 +334,13 @@ def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStor
         ("knowledge", knowledge),
         ("targets", targets),
     )
-    for name, nodes in stages:
-        if nodes:
-            with progress.stage(name, len(nodes)):
-                worker.compute(nodes, store, progress)
+    try:
+        for name, nodes in stages:
+            if nodes:
+                with progress.stage(name, len(nodes)):
+                    worker.compute(nodes, store, progress)
+    finally:
+        progress.meter.pay(accounts.money - before)
 
 
 def smallest(*limits: int | None) -> int | None:

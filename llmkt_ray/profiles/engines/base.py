@@ -1,6 +1,6 @@
 """The one interface of all engines."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,9 +9,17 @@ import pyarrow as pa
 from llmkt_ray.data.leaks import Certificate
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.profiles.parts import Parts
+from llmkt_ray.profiles.table import ProfileRow
 
 Progress = Callable[[int, int], None]
 """Called with (users done, users in all) as the work goes on."""
+
+Charge = Callable[[Sequence[ProfileRow]], None]
+"""Called with rows whose tokens were paid for; it raises `BudgetSpent` where nothing more may be asked."""
+
+
+def _free(rows: Sequence[ProfileRow]) -> None:
+    """Counts nothing."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,13 @@ class Job:
         seed: of what the engine draws.
         progress: told as users end.
         parts: part files of the run before, and of this one.
+        charge: told of rows as they are paid for, those of the run before first.
     """
 
     seed: int
     progress: Progress
     parts: Parts
+    charge: Charge = _free
 
 
 class Engine(Protocol):

@@ -63,12 +63,17 @@ class LlmEngine:
             "generation": config.generation,
         }
 
-    def builder(self, data: PreparedData) -> PromptBuilder:
-        """Returns what makes the prompts of a split."""
+    def builder(self, data: PreparedData, tokens: Tokens | None = None) -> PromptBuilder:
+        """Returns what makes the prompts of a split; `tokens` counts in place of the model's own tokenizer."""
         config = self._config
         template = PromptTemplate(data.domain, config.prompt)
         return PromptBuilder(
-            template, self._tokens(), config.prompt_budget, config.demographics, config.full_history, config.long_history == "chunks"
+            template,
+            tokens or self._tokens(),
+            config.prompt_budget,
+            config.demographics,
+            config.full_history,
+            config.long_history == "chunks",
         )
 
     def write(self, data: PreparedData, job: Job) -> Written:
@@ -92,6 +97,7 @@ class LlmEngine:
             asked = {(prompt.user_id, prompt.hash): prompt for prompt in prompts}
             rows = {key: row for key, row in finished.items() if key in asked}
             resumed.update(rows)
+            job.charge(list(rows.values()))
             last, before = {key for key, prompt in asked.items() if prompt.is_last}, done
             with closing(self._complete(prompts, rows, builder.template.version, job)) as ended:
                 for row in ended:
@@ -122,7 +128,9 @@ class LlmEngine:
         )
         if not builder.tokens.exact:
             warnings.append("prompt tokens are estimated at 4 characters each: the model's tokenizer is not at hand")
-        counts = {"resumed_rows": len(resumed), "shortened_histories": shortened, "histories_in_parts": in_parts}
+        prompt_tokens = sum(prompt.tokens for prompt in prompts)
+        counts: dict[str, Any] = {"planned_prompts": len(prompts), "planned_prompt_tokens": prompt_tokens}
+        counts |= {"resumed_rows": len(resumed), "shortened_histories": shortened, "histories_in_parts": in_parts}
         return Written(table, certificate, {"warnings": warnings, **counts})
 
     def tokens(self) -> Tokens:
@@ -176,6 +184,7 @@ class LlmEngine:
                             retry.append(prompt)
                     job.parts.append(ended)
                     yield from ended
+                    job.charge(ended)
             # Those that failed go on alone too: what fails twice must not take others with it.
             blocks = again + [[prompt] for prompt in retry]
 
