@@ -12,6 +12,13 @@ from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import Table
 from llmkt_ray.report.text import count, listed, plain
 
+MEASURED = {
+    "full": "with full ranking",
+    "labelled": "by telling positives from negatives among the rows that users rated",
+    "paper_2024": "ranking positives among sampled items",
+}
+"""Protocol to how test was measured."""
+
 
 def run_sentences(results: Results, cells: tuple[Cell, ...]) -> list[str]:
     """Returns what was run, in sentences."""
@@ -20,10 +27,11 @@ def run_sentences(results: Results, cells: tuple[Cell, ...]) -> list[str]:
         return ["No trial has a row yet."]
     done, planned = int((trials["status"] == "done").sum()), card.get("planned_trials")
     of_planned = f" of {planned:,} planned" if planned and planned != done else ""
+    protocol = (results.study.get("evaluation") or {}).get("protocol", "full")
     axes = "dataset \u00d7 model \u00d7 layer \u00d7 profiles \u00d7 ..."
     sentences = [
         f"{count(done, 'trial')} finished{of_planned}, in {count(len(cells), 'cell')} ({axes}), selected on validation {results.metric}; "
-        "test was opened once a trial, with full ranking."
+        f"test was opened once a trial, {MEASURED[str(protocol)]}."
     ]
     ended = int((trials["status"] == "pruned").sum())
     if ended:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from llmkt_ray.study import INPUT_ARMS, TABLE_ARMS
+from llmkt_ray.training.metrics import LOWER_IS_BETTER
 
 CELL = ["dataset", "train_share", "split_repetition", "model", "layer", "llm", "encoder", "reduction", "dims", "loss", "schedule", "switch"]
 """Columns that tell cells apart."""
@@ -26,7 +27,7 @@ class SummaryLine:
     Attributes:
         cell: values of `CELL`, as text.
         arms: column title to mean test value over seeds: baseline, alpha0, one a treated alpha, the control twins.
-        gain: relative difference of treated and alpha0 at the claim's alpha, NaN where either is missing.
+        gain: relative difference of treated and alpha0 at the claim's alpha, positive is better; NaN where either is missing.
         over_shuffled: the same over shuffled.
     """
 
@@ -54,6 +55,7 @@ def summarise(trials: pd.DataFrame, metric: str, claim_alpha: float) -> tuple[tu
     by_dataset: dict[str, dict[str, float]] = {}
     for (dataset, model), value in references.items():
         by_dataset.setdefault(str(dataset), {})[str(model)] = float(value)
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     lines = []
     of_cells = done[done["layer"].notna()]
     for key, rows in of_cells.groupby(CELL, sort=True, dropna=False):
@@ -70,8 +72,8 @@ def summarise(trials: pd.DataFrame, metric: str, claim_alpha: float) -> tuple[tu
             SummaryLine(
                 {name: "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value) for name, value in cell.items()},
                 {arm: value for arm, value in arms.items() if not pd.isna(value)},
-                treated / arms["alpha0"] - 1,
-                treated / arms.get("shuffled", float("nan")) - 1,
+                sign * (treated / arms["alpha0"] - 1),
+                sign * (treated / arms.get("shuffled", float("nan")) - 1),
             )
         )
     return tuple(lines), by_dataset

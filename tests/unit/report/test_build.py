@@ -8,7 +8,9 @@ import pytest
 
 from llmkt_ray.errors import StorageError
 from llmkt_ray.report import build
+from llmkt_ray.report.load import load
 from llmkt_ray.report.page import brief_flags
+from llmkt_ray.report.run_facts import run_sentences
 from llmkt_ray.results.card import CARD
 from tests.unit.report.synthetic import World, write, write_artifacts
 
@@ -107,6 +109,19 @@ def test_baselines_that_have_not_converged_are_told_before_any_treated_trial_has
     assert "SimpleX on ml-1m: alpha0, best epoch at the end in 3 of 3 trials" in text
     assert "MultiVAE on ml-1m: alpha0, best epoch" not in text
     assert re.search(r"Seeds\s*3\b", text), "trained seeds count where nothing treated has finished"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [("full", "with full ranking"), ("paper_2024", "ranking positives among sampled items"), ("labelled", "by telling")],
+)
+def test_the_page_says_how_test_was_measured(tmp_path, protocol, words):
+    folder = write(tmp_path, SMALL)
+    card = json.loads((folder / CARD).read_text())
+    card["study"]["evaluation"]["protocol"] = protocol
+    (folder / CARD).write_text(json.dumps(card))
+    results = load(folder)
+    assert f"test was opened once a trial, {words}" in run_sentences(results, ())[0]
 
 
 def test_failures_are_shown_with_their_reason(tmp_path):
