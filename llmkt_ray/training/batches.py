@@ -17,11 +17,12 @@ from llmkt_ray.seeds import derive_seed
 from llmkt_ray.training.bridge.dataset import PADDING
 from llmkt_ray.training.bridge.models import BuiltModel
 from llmkt_ray.training.bridge.sequences import SequenceTable
+from llmkt_ray.training.isolation import seed_globals
 from llmkt_ray.training.negatives import UniformNegatives
 
 BatchKind = Literal["pairwise", "pointwise", "users", "sequences", "reference", "labelled"]
-_DRAWS_AT_ONCE = 1 << 20
-"""Negatives drawn at once at the most: bounds memory where a row has many."""
+_ROWS_AT_ONCE = 1 << 16
+"""Rows, negatives included, that are gathered and drawn at once (512 KiB a column): they are still in cache when they are used."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class BatchSource:
         seed: the trial's seed.
         labelled: every row is an example with the label `positive`, no negatives are drawn (protocol `labelled`).
 
+    Attributes:
+        kind: the form of the batches.
+        path: "lean", or "recbole" where the model's own sampling is RecBole's code.
+        n_batches: batches a pass.
+
     Raises:
         TrainingError: there are no rows, or a user leaves no negative to draw.
     """
@@ -65,7 +71,8 @@ class BatchSource:
             raise TrainingError(
                 f"protocol 'labelled' needs a model that learns from labels, but {model.entry.name} learns from {model.entry.batches}"
             )
-        self._users, self._items = np.asarray(rows.user, dtype=np.int64), np.asarray(rows.item, dtype=np.int64)
+        # Half as wide as what models read: an epoch's order jumps through these columns, which then stay in cache.
+        self._users, self._items = np.asarray(rows.user, dtype=np.int32), np.asarray(rows.item, dtype=np.int32)
         self._per_row = 0 if labelled else model.negatives_per_row
         self._step = batch_size
         if self.kind == "users":
@@ -73,11 +80,17 @@ class BatchSource:
         elif self.kind == "sequences":
             self._table = SequenceTable.of([rows], model.settings["MAX_ITEM_LIST_LENGTH"])
             self._targets = self._table.targets()
-            self._users, self._items = self._table.users[self._targets], self._table.items[self._targets]
+            self._users = self._table.users[self._targets].astype(np.int32)
+            self._items = self._table.items[self._targets].astype(np.int32)
         elif self.kind == "labelled":
             self._labels = np.asarray(rows.positive, dtype=np.float32)
         if not len(self._users):
             raise TrainingError("no user has two train positives, so there is no sequence to learn from; check the split")
+        self._loader = model.loader(batch_size) if self._per_row else None
+        self.path = model.path if not labelled else "lean"
+        if self._loader is not None:
+            self.n_batches = len(self._loader)
+            return
         if self._per_row:
             self._negatives = UniformNegatives(np.asarray(rows.user), np.asarray(rows.item), model.n_users, model.n_items)
             self._step = max(1, batch_size // (self._per_row + (self.kind == "pointwise")))
@@ -90,8 +103,23 @@ class BatchSource:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yields the batches of epoch `epoch` (1-based); a model whose epoch has several passes counts passes."""
-        order = np.random.default_rng(derive_seed(self._seed, "order", epoch)).permutation(len(self._users))
-        users = self._ids(self._users[order])
+        if self._loader is not None:
+            for batch in self._loader.epoch(self._seed, epoch):
+                yield Batch(*self._model.sampled(batch))
+            return
+        if self.path == "recbole":
+            seed_globals(derive_seed(self._seed, "transform", epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
+        order = torch.randperm(len(self._users), generator=generator).numpy()  # half the time of numpy's permutation
+        negatives = np.random.default_rng(derive_seed(self._seed, "negatives", epoch))
+        batches_at_once = max(1, _ROWS_AT_ONCE // (self._step * max(self._per_row, 1)))
+        for chunk in np.split(order, range(batches_at_once * self._step, len(order), batches_at_once * self._step)):
+            yield from self._chunk(chunk, negatives)
+
+    def _chunk(self, order: np.ndarray, generator: np.random.Generator) -> Iterator[Batch]:
+        """Yields the batches of the rows `order`, a part of an epoch."""
+        of_users = self._users[order]
+        users = self._ids(of_users)
         if self.kind == "users":
             for block in torch.split(users, self._step):
                 yield Batch(block, self._model.rows(block))
@@ -99,37 +127,28 @@ class BatchSource:
         items = self._ids(self._items[order])
         if self.kind == "labelled":
             labels = torch.from_numpy(self._labels[order]).to(self._model.device)
-            for rows in self._slices(len(order)):
-                yield Batch(users[rows], self._model.labelled(users[rows], items[rows], labels[rows]))
+            for rows in zip(*(torch.split(column, self._step) for column in (users, items, labels)), strict=True):
+                yield Batch(rows[0], self._model.labelled(*rows))
             return
-        for rows, negatives in self._with_negatives(order, np.random.default_rng(derive_seed(self._seed, "negatives", epoch))):
+        drawn = [self._ids(self._negatives.draw(of_users, generator)) for _ in range(self._per_row)]
+        columns = [torch.split(column, self._step) for column in (users, items, *drawn)]
+        for place, (some_users, some_items, *some_negatives) in enumerate(zip(*columns, strict=True)):
             if self.kind == "sequences":
-                yield self._sequences(order[rows], users[rows], items[rows], negatives)
+                targets = order[place * self._step : (place + 1) * self._step]
+                yield self._sequences(targets, some_users, some_items, some_negatives)
             else:
-                yield (self._pairwise if self.kind == "pairwise" else self._pointwise)(users[rows], items[rows], negatives)
-
-    def _slices(self, n_rows: int) -> list[slice]:
-        return [slice(start, min(start + self._step, n_rows)) for start in range(0, n_rows, self._step)]
-
-    def _with_negatives(self, order: np.ndarray, generator: np.random.Generator) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-        """Yields each batch's slice of `order` and its negatives, one tensor for each negative of a row."""
-        batches_at_once = max(1, _DRAWS_AT_ONCE // (self._step * max(self._per_row, 1)))
-        slices = self._slices(len(order))
-        for first in range(0, len(slices), batches_at_once):
-            group = slices[first : first + batches_at_once]
-            start = group[0].start
-            of_users = self._users[order[start : group[-1].stop]]
-            drawn = [self._ids(self._negatives.draw(of_users, generator)) for _ in range(self._per_row)]
-            for rows in group:
-                yield rows, [column[rows.start - start : rows.stop - start] for column in drawn]
+                yield (self._pairwise if self.kind == "pairwise" else self._pointwise)(some_users, some_items, some_negatives)
 
     def _ids(self, indices: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(indices + PADDING).to(self._model.device, non_blocking=True)
+        ids = indices.astype(np.int64)
+        ids += PADDING
+        return torch.from_numpy(ids).to(self._model.device, non_blocking=True)
 
     def _sequences(self, order: np.ndarray, users: torch.Tensor, items: torch.Tensor, negatives: list[torch.Tensor]) -> Batch:
         targets = self._targets[order]
         sequences, lengths = (part.to(self._model.device) for part in self._table.sequences(targets, self._table.before[targets]))
-        return Batch(users, self._model.next_items(users, sequences, lengths, items, *negatives), lengths)
+        interaction = self._model.next_items(users, sequences, lengths, items, *negatives)
+        return Batch(users, self._model.transformed(interaction), lengths)
 
     def _pairwise(self, users: torch.Tensor, items: torch.Tensor, negatives: list[torch.Tensor]) -> Batch:
         if len(negatives) > 1:

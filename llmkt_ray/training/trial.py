@@ -222,7 +222,7 @@ def _run_loop(
     if checkpoint is not None:
         checkpoint.delete()
     facts |= {
-        "path": "lean",
+        "path": batches.path,
         "batches": batches.kind,
         "batches_per_epoch": batches.n_batches * len(model.passes),
         "negatives_per_row": 0 if labelled else model.negatives_per_row,

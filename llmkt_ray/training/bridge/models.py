@@ -14,6 +14,7 @@ from llmkt_ray.errors import TrainingError
 from llmkt_ray.training.bridge import graphs, shims
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
 from llmkt_ray.training.bridge.knowledge import KnowledgeInput, with_knowledge
+from llmkt_ray.training.bridge.own_sampling import RecBoleLoader, has_own_negatives, transform_of
 from llmkt_ray.training.bridge.own_trainers import Pass, passes_of
 from llmkt_ray.training.bridge.registry import MODELS, NOT_OFFERED, Batches, Family, ModelEntry, model_entry
 from llmkt_ray.training.bridge.scoring import PAIR_SCORES
@@ -44,8 +45,11 @@ class BuiltModel:
         device: where the model lives.
     """
 
-    def __init__(self, entry: ModelEntry, module: nn.Module, settings: Settings, dataset: SplitDataset, device: torch.device) -> None:
+    def __init__(
+        self, entry: ModelEntry, module: nn.Module, settings: Settings, dataset: SplitDataset, device: torch.device, transform: Any = None
+    ) -> None:
         self.entry, self.module, self.settings, self.dataset, self.device = entry, module, settings, dataset, device
+        self._transform = transform
         self.n_users, self.n_items = dataset.user_num - PADDING, dataset.item_num - PADDING
         self.passes = passes_of(module, settings)
         self._recommender: Any = module
@@ -72,6 +76,22 @@ class BuiltModel:
             return 0
         return int(sampling["sample_num"])
 
+    @property
+    def path(self) -> str:
+        """Where its batches come from: "lean" (ours) or "recbole" (a sampling of its own, see `own_sampling`)."""
+        return "recbole" if self._transform is not None or has_own_negatives(self.entry, self.settings) else "lean"
+
+    def loader(self, batch_size: int) -> RecBoleLoader | None:
+        """Returns RecBole's loader where the model's negatives are not those of the lean path, otherwise None."""
+        if not has_own_negatives(self.entry, self.settings):
+            return None
+        return RecBoleLoader(self.entry, self.module, self.settings, self.dataset, batch_size)
+
+    def sampled(self, batch: Interaction) -> tuple[torch.Tensor, Interaction]:
+        """Returns a batch of RecBole's loader on the model's device, its users `(batch,)` first."""
+        moved = batch.to(self.device)
+        return moved[self._user_field], moved
+
     def pairs(self, users: torch.Tensor, items: torch.Tensor, negatives: torch.Tensor) -> Interaction:
         """Returns a pairwise batch from RecBole ids `(batch,)` each."""
         return Interaction({self._user_field: users, self._item_field: items, self._negative_field: negatives})
@@ -91,6 +111,10 @@ class BuiltModel:
         """Returns a sequential batch from RecBole ids: histories `(batch, longest)`, their lengths, and what came next."""
         columns = {self._user_field: users, self._item_field: items, self._sequence_field: sequences, self._length_field: lengths}
         return Interaction(columns if negatives is None else columns | {self._negative_field: negatives})
+
+    def transformed(self, batch: Interaction) -> Interaction:
+        """Returns a training batch after the model's own transform, which draws from the global generators; mostly the batch itself."""
+        return batch if self._transform is None else self._transform(self.dataset, batch)
 
     def _featured(self, columns: dict[str, torch.Tensor]) -> Interaction:
         """Returns a batch with the features of its users and items joined, for context-aware models."""
@@ -276,6 +300,7 @@ def build_model(
     dataset = SplitDataset(settings, data, data.train.positives())
     if knowledge is not None:
         model_class = with_knowledge(model_class, knowledge)
+    transform = transform_of(settings)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - RecBole's models draw from the global generator
     torch.manual_seed(seed)
@@ -286,4 +311,4 @@ def build_model(
     for part in module.modules():
         if "logger" in part.__dict__:
             part.logger = QUIET
-    return BuiltModel(entry, module.to(torch.device(device)), settings, dataset, torch.device(device))
+    return BuiltModel(entry, module.to(torch.device(device)), settings, dataset, torch.device(device), transform)

@@ -5,6 +5,7 @@ None of this is wanted in a trial, so the same property files are read here, wit
 mapping that models ask.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -84,8 +85,14 @@ def hyperparameter_problems(model: str, hyperparameters: Mapping[str, Any], *, o
     return problems
 
 
-_NEGATIVES: dict[str, tuple[Any, ...]] = {"distribution": ("uniform",), "alpha": (1.0,), "dynamic": (False,), "candidate_num": (0,)}
-"""What `train_neg_sample_args` may say besides `sample_num`: RecBole's defaults."""
+_ALLOWED_NEGATIVES = {
+    "sample_num": "a whole number from 1",
+    "distribution": "'uniform' or 'popularity'",
+    "alpha": "a number above 0, the exponent of popularity",
+    "dynamic": "true or false",
+    "candidate_num": "a whole number from 1, with dynamic: true",
+}
+"""The keys of `train_neg_sample_args`, by RecBole's names, and their values."""
 
 
 def negatives_problem(hyperparameters: Mapping[str, Any], entry: ModelEntry) -> str | None:
@@ -94,20 +101,44 @@ def negatives_problem(hyperparameters: Mapping[str, Any], entry: ModelEntry) -> 
     if name not in hyperparameters:
         return None
     given = hyperparameters[name]
-    allowed = "allowed are distribution 'uniform' and sample_num, a whole number from 1"
     if entry.batches in ("users", "reference"):
         return f"{entry.name} draws no negatives, so hyper-parameter {name!r} would have no effect; leave it out"
     if not isinstance(given, Mapping):
-        return f"hyper-parameter {name!r} of {entry.name} must be a mapping, but got {given!r}; {allowed}"
-    for key, value in given.items():
-        if key != "sample_num" and (key not in _NEGATIVES or value not in _NEGATIVES[key]):
-            return f"{name} of {entry.name} asks for {key}: {value!r}, which is not offered; {allowed}"
-    count = given.get("sample_num", 1)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        return f"{name} of {entry.name} asks for sample_num: {count!r}; {allowed}"
-    if entry.batches == "sequences" and count > 1:
-        return f"{name} of {entry.name} asks for sample_num: {count}, but sequential models draw 1 negative (loss_type BPR) or none (CE)"
+        allowed = "; ".join(f"{key}: {values}" for key, values in _ALLOWED_NEGATIVES.items())
+        return f"hyper-parameter {name!r} of {entry.name} must be a mapping, but got {given!r}; allowed are {allowed}"
+    for key in given:
+        if key not in _ALLOWED_NEGATIVES:
+            return unknown_name(f"key of {name} of {entry.name}", str(key), _ALLOWED_NEGATIVES)
+    chosen = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0} | dict(given)
+    count, candidates, alpha, dynamic = (chosen[key] for key in ("sample_num", "candidate_num", "alpha", "dynamic"))
+    popularity = chosen["distribution"] == "popularity"
+    valid = {
+        "sample_num": _is_count(count),
+        "distribution": chosen["distribution"] in ("uniform", "popularity"),
+        "alpha": not isinstance(alpha, bool) and isinstance(alpha, (int, float)) and 0 < alpha < math.inf,
+        "dynamic": isinstance(dynamic, bool),
+        "candidate_num": _is_count(candidates) if dynamic else candidates == 0,
+    }
+    for key, is_valid in valid.items():
+        if not is_valid:
+            return f"{name} of {entry.name} asks for {key}: {chosen[key]!r}; allowed is {_ALLOWED_NEGATIVES[key]}"
+    if alpha != 1 and not popularity:
+        return f"{name} of {entry.name} asks for alpha: {alpha:g}, which has no effect on uniform negatives; set distribution: popularity"
+    if entry.batches == "sequences" and (count > 1 or popularity or dynamic):
+        return (
+            f"{name} of {entry.name} asks for {dict(given)}, but sequential models draw 1 uniform negative (loss_type BPR) or none (CE); "
+            "leave it out"
+        )
+    if dynamic and entry.family == "context":
+        return (
+            f"{name} of {entry.name} asks for dynamic: True, but RecBole scores the candidates of context-aware models with the features "
+            "of the positive item; leave it out"
+        )
     return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def make_settings(

@@ -90,7 +90,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_alone(data, model):
 
 
 def test_chunks_of_negatives_do_not_lose_rows(data, monkeypatch):
-    monkeypatch.setattr("llmkt_ray.training.batches._DRAWS_AT_ONCE", 100)
+    monkeypatch.setattr("llmkt_ray.training.batches._ROWS_AT_ONCE", 100)
     batches = list(source(data, "BPR", batch_size=24).epoch(1))
     users, items = (torch.cat([b.interaction[field] for b in batches]) for field in ("user_id", "item_id"))
     assert pairs(users, items) == train_pairs(data)

@@ -157,20 +157,19 @@ def test_resume_is_bitwise_for_models_with_state_of_their_own(run, tmp_path, mod
 @pytest.mark.parametrize(
     ("model", "given", "told"),
     [
-        (
-            "BPR",
-            {"distribution": "popularity"},
-            "asks for distribution: 'popularity', which is not offered; allowed are distribution 'uniform'",
-        ),
-        ("BPR", {"distribution": "none"}, "asks for distribution: 'none'"),
-        ("BPR", {"dynamic": True}, "asks for dynamic: True"),
-        ("BPR", {"alpha": 0.5}, "asks for alpha: 0.5"),
+        ("BPR", {"distribution": "none"}, "asks for distribution: 'none'; allowed is 'uniform' or 'popularity'"),
+        ("BPR", {"dynamic": True}, "asks for candidate_num: 0"),
+        ("BPR", {"dynamic": "yes"}, "asks for dynamic: 'yes'"),
+        ("BPR", {"alpha": 0.5}, "asks for alpha: 0.5, which has no effect on uniform negatives"),
+        ("BPR", {"distribution": "popularity", "alpha": -1}, "asks for alpha: -1"),
         ("BPR", {"candidate_num": 5}, "asks for candidate_num: 5"),
         ("BPR", {"sample_num": 0}, "asks for sample_num: 0"),
-        ("BPR", {"sample_nmu": 2}, "asks for sample_nmu: 2"),
+        ("BPR", {"sample_nmu": 2}, "sample_nmu"),
+        ("DeepFM", {"dynamic": True, "candidate_num": 3}, "with the features of the positive item"),
+        ("SASRec", {"distribution": "popularity"}, "sequential models draw 1 uniform negative"),
         ("BPR", None, "must be a mapping, but got None"),
         ("MultiVAE", {"sample_num": 2}, "draws no negatives"),
-        ("SASRec", {"sample_num": 2}, "sequential models draw 1 negative"),
+        ("SASRec", {"sample_num": 2}, "sequential models draw 1 uniform negative"),
     ],
 )
 def test_negatives_that_are_not_drawn_are_refused_before_training(model, given, told):
@@ -194,5 +193,5 @@ def test_the_check_of_a_study_tells_all_of_this(tmp_path):
         return str(caught.value)
 
     assert "model 'NCL' is not offered: RecBole clusters" in told(models=["NCL"])
-    asked = [{"name": "BPR", "hyperparameters": {"train_neg_sample_args": {"distribution": "popularity"}}}]
-    assert "train_neg_sample_args of BPR asks for distribution: 'popularity', which is not offered" in told(models=asked)
+    asked = [{"name": "BPR", "hyperparameters": {"train_neg_sample_args": {"distribution": "zipf"}}}]
+    assert "train_neg_sample_args of BPR asks for distribution: 'zipf'; allowed is 'uniform' or 'popularity'" in told(models=asked)
