@@ -96,7 +96,7 @@ def generate(
         **{name: pc.sum(table.column(name)).as_py() or 0 for name in ("prompt_tokens", "output_tokens") if engine.is_llm},
         "quality": quality(table, data),
     }
-    if engine.is_llm:
+    if "resumed_rows" in written.notes:  # an engine that asks a model, not a file of texts
         tokens = notes["prompt_tokens"] + notes["output_tokens"]
         # Start-up of the engine is in it: what a plan multiplies is the whole job.
         notes["model"], notes["write_s"] = config.model, write_s

@@ -18,12 +18,16 @@ from llmkt_ray.report.findings import find
 from llmkt_ray.report.load import load
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.summary import summarise
-from llmkt_ray.study import ARMS
+from llmkt_ray.study import ARMS as EVERY_ARM
+from llmkt_ray.study import KAR_ARMS
 from llmkt_ray.sweep.check import check_study
 from llmkt_ray.sweep.pipeline import split_nodes
 from llmkt_ray.sweep.plan import make_plan
 from llmkt_ray.sweep.run import run_study, store_of
 from tests.tiny import USERS, tiny_study
+
+ARMS = tuple(arm for arm in EVERY_ARM if arm not in KAR_ARMS)
+"""The arms of ranking models; KAR's need a table of feature embeddings."""
 
 
 def texts(folder):
