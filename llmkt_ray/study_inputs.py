@@ -154,8 +154,10 @@ class EmbeddingConfig(Section):
 
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     """A sentence-transformers name or path, `tfidf_svd` (scikit-learn, no weights), or, with `via: openai`, a name the endpoint knows."""
-    via: Literal["local", "openai"] = "local"
-    """Where the encoder runs: here, or behind any OpenAI-compatible /embeddings endpoint (text-embedding-ada-002 is the paper's)."""
+    via: Literal["local", "vllm", "openai"] = "local"
+    """What runs it: sentence-transformers, vLLM's embed task, or any OpenAI-compatible /embeddings endpoint (text-embedding-ada-002)."""
+    engine: dict[str, str | int | float | bool] = {}
+    """`via: vllm`: vLLM's own engine settings by name: max_model_len, gpu_memory_utilization, dtype..."""
     base_url: str = "https://api.openai.com/v1"
     """`via: openai`: the endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -172,6 +174,14 @@ class EmbeddingConfig(Section):
     """Put before every text: the instruction that some encoders need ("passage: ")."""
     max_tokens: int | None = Field(None, ge=8)
     """Where texts are cut; None: the model's own limit."""
+
+    @model_validator(mode="after")
+    def _engine(self) -> Self:
+        if self.engine and self.via != "vllm":
+            raise ValueError(f"embedding.engine holds settings of vLLM, but via is {self.via!r}; set via: vllm, or leave engine out")
+        if self.encoder == "tfidf_svd" and self.via != "local":
+            raise ValueError(f"encoder 'tfidf_svd' has no weights that {self.via!r} could run; leave `via` out")
+        return self
 
     @property
     def label(self) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -175,6 +175,10 @@ def encoder_of(config: EmbeddingConfig, device: str = "cpu") -> TextEncoder:
         return TfidfSvdEncoder(config)
     if config.via == "openai":
         return EndpointEncoder(config)
+    if config.via == "vllm":
+        from llmkt_ray.embeddings.vllm_encoder import VllmEncoder
+
+        return VllmEncoder(config, device)
     return SentenceTransformerEncoder(config, device)
 
 
@@ -204,6 +208,21 @@ def _sentence_transformer_identity(config: EmbeddingConfig) -> dict[str, Any]:
     }
 
 
+def _vllm_identity(config: EmbeddingConfig) -> dict[str, Any]:
+    weights = find_weights(config.encoder, config.revision)
+    return {
+        "encoder": config.encoder,
+        "via": "vllm",
+        "weights_sha256": weights.sha256,
+        "config_sha256": weights.config_sha256,
+        "max_tokens": config.max_tokens,
+        "prefix": config.prefix,
+        "batch_size": config.batch_size,
+        "engine": dict(config.engine),
+        "versions": {name: version(name) for name in sorted(set(packages_distributions().get("vllm", [])))},
+    }
+
+
 def encoder_identity(config: EmbeddingConfig) -> dict[str, Any]:
     """Returns what determines the vectors beside the texts: part of the embeddings' key, JSON values only.
 
@@ -213,7 +232,8 @@ def encoder_identity(config: EmbeddingConfig) -> dict[str, Any]:
     """
     if config.encoder == TFIDF_SVD:
         return _tfidf_identity(config)
-    return _endpoint_identity(config) if config.via == "openai" else _sentence_transformer_identity(config)
+    identities = {"openai": _endpoint_identity, "vllm": _vllm_identity, "local": _sentence_transformer_identity}
+    return identities[config.via](config)
 
 
 ENDPOINT_WIDTHS = {"text-embedding-ada-002": 1536, "text-embedding-3-small": 1536, "text-embedding-3-large": 3072}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from llmkt_ray.embeddings import encode, targets
 from llmkt_ray.embeddings.encoders import encoder_identity, encoder_width
@@ -86,3 +87,15 @@ def test_a_model_that_does_not_tell_its_width_is_refused(model: Path) -> None:
     write(model / "config.json", {})
     with pytest.raises(EmbeddingError, match="does not tell how wide"):
         output_width(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": {"dtype": "float32"}}, "settings of vLLM, but via is 'local'"),
+        ({"encoder": "tfidf_svd", "via": "vllm"}, "has no weights"),
+    ],
+)
+def test_settings_of_another_way_to_run_an_encoder_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EmbeddingConfig(**settings)  # type: ignore[arg-type]
