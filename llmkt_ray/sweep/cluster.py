@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+CONNECTION_TRIES = "2"
+"""Tries to reach a head, a minute each: Ray's 20 would keep a driver for as many minutes where the head has died meanwhile."""
+PATIENCE_S = 20.0
 PENDING_TRIALS = "200"
 """Trials that wait for a place at once on a cluster: an autoscaler adds nodes for what waits, and Tune lets one wait by default."""
 
@@ -59,6 +63,8 @@ def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: 
     local = address == "local"
     if not local:
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", PENDING_TRIALS)
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", CONNECTION_TRIES)
+        _refuse_silent(address)
     guarded = local and os.environ.get("RAY_AUTH_MODE") == "token" and not os.environ.get("RAY_AUTH_TOKEN")
     if guarded and dashboard and not _TOKEN_FILE.exists():
         raise ResourceError(
@@ -74,6 +80,21 @@ def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: 
             yield _dashboard_link()
         finally:
             ray.shutdown()
+
+
+def _refuse_silent(address: str) -> None:
+    """Returns if something listens at `host:port`; an address of another form is left to Ray.
+
+    Raises:
+        ResourceError: nothing does: a head that died, or a wrong port.
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_S).close()
+    except OSError as error:
+        raise ResourceError(f"no Ray head answers at {address!r} ({error}); start one, or mend --address or RAY_ADDRESS") from error
 
 
 def _dashboard_link() -> str | None:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -12,26 +13,42 @@ import yaml
 
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
+from tests.clusters import Head
 from tests.tiny import study_text
 
 EPOCHS = 300
 
 
 class Study:
-    """A study of ten trials of about a second each, run by the real command in a process of its own."""
+    """A study of ten trials of about a second each, run by the real command in a process of its own.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: a folder of its own.
+        epochs: of a trial, some 3 ms each.
+        changes: sections of the study file that are replaced.
+    """
+
+    def __init__(self, root: Path, epochs: int = EPOCHS, **changes: Any) -> None:
         root.mkdir(parents=True, exist_ok=True)
         content = yaml.safe_load(study_text(root))
-        content["models"][0] |= {"epochs": EPOCHS}
-        content |= {"training": {"evaluate_every": 20}, "seeds": 2}
+        content["models"][0] |= {"epochs": epochs}
+        content |= {"training": {"evaluate_every": 20}, "seeds": 2} | changes
         self.file, self.folder = root / "study.yaml", root / "results" / "tiny"
         self.file.write_text(yaml.safe_dump(content))
+        self.environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+        self.options: tuple[str, ...] = ("--workers", "2")
+
+    def on(self, head: Head) -> "Study":
+        """Has the runs to come join a cluster."""
+        self.environment = head.environment(head.token) | {"PYTHONPATH": os.getcwd()}
+        self.options = ("--address", head.gcs_address)
+        return self
 
     def start(self, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "llmkt_ray.cli", "run", str(self.file), "--workers", "2", *options]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=self.file.parent)
+        command = [sys.executable, "-m", "llmkt_ray.cli", "run", str(self.file), *self.options, *options]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment, cwd=self.file.parent
+        )
 
     def run(self, *options: str) -> int:
         process = self.start(*options)
@@ -45,6 +62,14 @@ class Study:
 
     def numbers(self) -> pd.DataFrame:
         return Ledger(self.folder).trials().drop(columns=[*MEASUREMENT_COLUMNS, "study_key"])
+
+    def finish(self, before: dict[str, int], expected: pd.DataFrame) -> None:
+        """Runs again; fails unless the rows that were there are as they were, and all are those expected, bit for bit."""
+        assert self.run() == 0, self.said
+        after = self.rows_on_disk()
+        assert {name: after[name] for name in before} == before, "a finished trial was run again"
+        pd.testing.assert_frame_equal(self.numbers(), expected, check_exact=True)
+        assert not list((self.folder / "checkpoints").glob("*")), "a checkpoint was left behind"
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 180) -> None:
@@ -62,11 +87,16 @@ def trial_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if "ImplicitFunc" in " ".join(child.cmdline()):
+            if is_trial(child):
                 found.append(child)
         except psutil.Error:
             continue
     return found
+
+
+def is_trial(process: psutil.Process) -> bool:
+    """Says whether a process is a Ray worker that is running a trial now."""
+    return "ImplicitFunc" in " ".join(process.cmdline())
 
 
 def gone(processes: list[psutil.Process], seconds: float = 60) -> bool:

@@ -6,17 +6,9 @@ import pandas as pd
 import pytest
 
 from llmkt_ray.results.folder import holder
-from tests.faults.conftest import Study, gone, trial_workers, wait_for
+from tests.faults.conftest import gone, trial_workers, wait_for
 
 pytestmark = pytest.mark.ray
-
-
-def finish(study: Study, before: dict[str, int], expected: pd.DataFrame) -> None:
-    assert study.run() == 0, study.said
-    after = study.rows_on_disk()
-    assert {name: after[name] for name in before} == before, "a finished trial was run again"
-    pd.testing.assert_frame_equal(study.numbers(), expected, check_exact=True)
-    assert not list((study.folder / "checkpoints").glob("*")), "a checkpoint was left behind"
 
 
 @pytest.mark.parametrize("rows", [1, 4])
@@ -30,7 +22,7 @@ def test_the_driver_is_killed(study, uninterrupted, rows):
     before = study.rows_on_disk()
     assert len(before) < len(uninterrupted)
     assert holder(study.folder) is None, "a dead process holds no lock"
-    finish(study, before, uninterrupted)
+    study.finish(before, uninterrupted)
 
 
 def test_a_trials_worker_is_killed(study, uninterrupted):
@@ -55,4 +47,4 @@ def test_interrupted_by_hand_or_by_a_scheduler(study, uninterrupted, number):
     assert "run the same command again" in err
     assert "Traceback" not in err
     assert gone(working)
-    finish(study, study.rows_on_disk(), uninterrupted)
+    study.finish(study.rows_on_disk(), uninterrupted)
