@@ -1,6 +1,6 @@
 """How much of a sweep's time is mathematics?
 
-    make benchmark                                              the short set, about 20 minutes
+    make benchmark                                              the short set, half an hour or more
     OMP_NUM_THREADS=1 python -m benchmarks.speed.run --what epoch evaluation --models BPR --data 1m --pairs 9
 
 start       CPU seconds from the call of run_trial to the first training step, at 1M interactions at most 1
