@@ -56,17 +56,18 @@ def diagnose(results: Results, findings: Sequence[Finding]) -> tuple[Diagnosis, 
 
 def _signatures(finding: Finding, found: Evidence, smallest: float) -> list[Diagnosis]:
     label, gain, made = finding.cell.label, finding.contrasts.get("alpha0"), []
+    balanced = finding.cell.factors.get("balance") == "initial"
     if gain is not None and gain.relative is not None:
         said = f"{percent_interval(gain.relative)} over alpha0"
         if gain.difference.high < 0:
-            cause, remedy = _why_degraded(found)
+            cause, remedy = _why_degraded(found, balanced)
             dip = f"; end of phase 1 {percent(found.dip)} against alpha0" if np.isfinite(found.dip) else ""
             made.append(Diagnosis(label, "degraded baseline", _joined(said + dip, found), cause, remedy))
         elif gain.relative.low <= 0:
-            cause, remedy = why_no_gain(found, finding.contrasts.get("shuffled"), gain, smallest)
+            cause, remedy = why_no_gain(found, finding.contrasts.get("shuffled"), gain, smallest, balanced)
             made.append(Diagnosis(label, "no gain", _joined(said, found), cause, remedy))
     if found.slowness >= SLOW:
-        cause, remedy = _why_slow(found)
+        cause, remedy = _why_slow(found, balanced)
         speed = {arm: one.words for arm, one in found.speed.items()}
         said = f"epochs to {GOAL:.0%} of alpha0's best validation value: treated {speed['treated']}, alpha0 {speed['alpha0']}"
         said += f", shuffled {speed['shuffled']}" if "shuffled" in speed else ""
@@ -74,11 +75,11 @@ def _signatures(finding: Finding, found: Evidence, smallest: float) -> list[Diag
     return made
 
 
-def _why_degraded(found: Evidence) -> tuple[str, str]:
+def _why_degraded(found: Evidence, balanced: bool) -> tuple[str, str]:
     if found.gradient_ratio > STRONG_RATIO:
         return (
             "overfitting to the pretext task: the transfer's gradient outweighs the model's",
-            "a smaller alpha, balance: initial, or an earlier switch",
+            _or_balance("a smaller alpha, an earlier switch", balanced),
         )
     if found.dip < -DIP:
         return (
@@ -88,7 +89,7 @@ def _why_degraded(found: Evidence) -> tuple[str, str]:
     return "the evidence names none", "a smaller alpha, another layer, and handover: best_valid"
 
 
-def why_no_gain(found: Evidence, own: Contrast | None, gain: Contrast, smallest: float) -> tuple[str, str]:
+def why_no_gain(found: Evidence, own: Contrast | None, gain: Contrast, smallest: float, balanced: bool = False) -> tuple[str, str]:
     """Returns the likeliest cause of a gain that is not there, and its remedy.
 
     Args:
@@ -96,9 +97,10 @@ def why_no_gain(found: Evidence, own: Contrast | None, gain: Contrast, smallest:
         own: treated against shuffled.
         gain: treated against alpha0.
         smallest: smallest effect of interest, relative.
+        balanced: whether the losses are balanced already (`transfer.balance: initial`).
     """
     if found.gradient_ratio < WEAK_RATIO:
-        return "weight: the transfer is too weak to move the layer", "a larger alpha, or balance: initial"
+        return "weight: the transfer is too weak to move the layer", _or_balance("a larger alpha", balanced)
     poor = _poor_profiles(found)
     if poor:
         return f"profile quality: {poor}", "another prompt or LLM; look at the texts of a few users"
@@ -119,9 +121,14 @@ def why_no_gain(found: Evidence, own: Contrast | None, gain: Contrast, smallest:
     return "the evidence names none: the profiles may hold nothing that the interactions do not", "other profiles, or another layer"
 
 
-def _why_slow(found: Evidence) -> tuple[str, str]:
+def _or_balance(remedy: str, balanced: bool) -> str:
+    """Returns a remedy of weight, with the balance of the losses where the study does not have it yet."""
+    return remedy if balanced else f"{remedy}, or balance: initial"
+
+
+def _why_slow(found: Evidence, balanced: bool) -> tuple[str, str]:
     if found.gradient_ratio > STRONG_RATIO:
-        return "weight: the transfer's gradient outweighs the model's in phase 1", "a smaller alpha or balance: initial"
+        return "weight: the transfer's gradient outweighs the model's in phase 1", _or_balance("a smaller alpha", balanced)
     poor = _poor_profiles(found)
     if poor:
         return f"noisy embeddings: {poor}", "another prompt or LLM; a smaller alpha"
