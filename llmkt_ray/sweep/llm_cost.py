@@ -73,8 +73,9 @@ def accounts_of(plan: Plan, store: ArtifactStore) -> Accounts:
     """Returns what finished profiles of the study have taken; part files are counted when they are read."""
     tokens, money = 0, 0.0
     for node in plan.profiles:
-        if store.files.exists(f"{KIND}/{node.key}/{MANIFEST}"):  # made in this run too, after the plan
-            notes = store.manifest(KIND, node.key).notes
+        manifest = store.find(KIND, node.key)  # made in this run too, after the plan
+        if manifest is not None:
+            notes = manifest.notes
             tokens += sum(int(notes.get(name) or 0) for name in ("prompt_tokens", "output_tokens"))
             money += float(notes.get("cost") or 0.0)
     return Accounts(plan.study.resources, plan.study.budget, tokens, money)
