@@ -55,8 +55,8 @@ def test_texts_that_say_nothing_of_the_user_are_no_gain_from_profile_quality(tmp
 
 
 def test_a_transfer_that_runs_the_model_is_a_degraded_baseline(tmp_path):
-    """Alpha .98 for four fifths of the epochs, towards the wrong users' profiles: the pretext task is learnt, ranking is not."""
-    found = _diagnosed(tmp_path, _of_the_wrong_user(), 30, alphas=[0.98], claim_alpha=0.98, schedule={"switch": 0.8})
+    """Alpha .98 for nine tenths of the epochs, towards the wrong users' profiles: the pretext task is learnt, ranking is not."""
+    found = _diagnosed(tmp_path, _of_the_wrong_user(), 30, alphas=[0.98], claim_alpha=0.98, schedule={"switch": 0.9})
     degraded = found["degraded baseline"]
     assert degraded.cause == "overfitting to the pretext task: the transfer's gradient outweighs the model's"
     assert "end of phase 1 \u2212" in degraded.evidence
