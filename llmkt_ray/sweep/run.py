@@ -351,9 +351,8 @@ def smallest(*limits: int | None) -> int | None:
 def meter_of(study: StudyConfig, plan: Plan, store: ArtifactStore, ledger: Ledger) -> Meter:
     """Returns the meter of a run: with the trial time of earlier runs on it, and what the profiles have cost."""
     rows = ledger.trials()
-    costs = [store.manifest(node.kind, node.key).notes.get("cost") for node in plan.profiles if node.key in plan.there]
     spent_s = float(rows["wall_s"].sum()) if "wall_s" in rows else 0.0
-    return Meter(study.budget, study.resources, spent_s, sum(float(cost) for cost in costs if isinstance(cost, int | float)))
+    return Meter(study.budget, study.resources, spent_s, accounts_of(plan, store).money)
 
 
 def refuse_other_device(ledger: Ledger, device: str) -> None:
