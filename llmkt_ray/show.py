@@ -59,30 +59,33 @@ def _llm_cost(llms: Sequence[LlmLine]) -> Iterator[RenderableType]:
         table.add_column(name, justify="right")
     notes = []
     for line in llms:
+        plan = line.planned
+        if plan is not None:
+            tokens = f"{plan.prompt_tokens:,}", f"<= {plan.output_tokens:,}"
+            table.add_row(f"{escape(line.label)}: planned", f"{plan.prompts:,}", *tokens, *_hours_and_money(plan.gpu_hours, plan.money))
+            notes.append(f"  {escape(line.label)}: planned tokens by {escape(plan.counted_by)}; speed: {plan.speed}")
         if line.actual is not None:
-            took = {**line.actual}
-            planned = f"{took['planned_prompts']:,}" if "planned_prompts" in took else "-"
-            cost = "-" if took.get("cost") is None else f"{took['cost']:.2f}"
-            # Of the planned output only the bound is known, so the actual one stands alone.
-            prompt = f"{took['prompt_tokens']:,} (planned {took.get('planned_prompt_tokens', 0):,})"
-            hours = "-" if took.get("gpu_hours") is None else f"{took['gpu_hours']:.2f}"
-            table.add_row(f"{escape(line.label)}: took", planned, prompt, f"{took['output_tokens']:,}", hours, cost)
-        elif line.planned is not None:
-            plan = line.planned
-            hours = "-" if plan.gpu_hours is None else f"{plan.gpu_hours:.2f}"
-            money = "-" if plan.money is None else f"{plan.money:.2f}"
-            table.add_row(escape(line.label), f"{plan.prompts:,}", f"{plan.prompt_tokens:,}", f"<= {plan.output_tokens:,}", hours, money)
-            notes.append(f"  {escape(line.label)}: tokens by {escape(plan.counted_by)}; speed: {plan.speed}")
-        else:
+            took = line.actual
+            tokens = f"{took['prompt_tokens']:,}", f"{took['output_tokens']:,}"
+            asked = f"{took['asked']:,}" if "asked" in took else "-"
+            table.add_row(f"{escape(line.label)}: took", asked, *tokens, *_hours_and_money(took.get("gpu_hours"), took.get("cost")))
+            if took.get("resumed_rows"):
+                why = f"{took['resumed_rows']:,} texts were there from an earlier run, whose hours are not in these figures"
+                notes.append(f"  {escape(line.label)}: {why}")
+        elif plan is None:
             notes.append(f"  {escape(line.label)}: not known before a run: {escape(str(line.problem))}")
     yield table
     yield from notes
-    todo = [line.planned for line in llms if line.planned is not None]
+    todo = [line.planned for line in llms if line.planned is not None and line.actual is None]
     if todo:
-        tokens = sum(plan.prompt_tokens + plan.output_tokens for plan in todo)
+        most = sum(plan.prompt_tokens + plan.output_tokens for plan in todo)
         known = [plan.money for plan in todo if plan.money is not None]
         money = f", at most {sum(known):.2f} in money for {len(known)} of {len(todo)} sets that have a price" if known else ""
-        yield f"language models will take at most {tokens:,} tokens{money}; prices and speeds: `resources`"
+        yield f"language models will take at most {most:,} tokens{money}; prices and speeds: `resources`"
+
+
+def _hours_and_money(hours: float | None, money: float | None) -> tuple[str, str]:
+    return "-" if hours is None else f"{hours:.2f}", "-" if money is None else f"{money:.2f}"
 
 
 def _cost(study: StudyConfig, seconds: float) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """Profile texts to vectors, in fixed batches, in this process or by an actor pool of Ray Data.
 
 Texts are sorted by their SHA-256 and cut into batches once; a batch is one forward pass. So neither the number of workers, nor the
-order in which they finish, nor the order of users can change a float.
+order in which they finish, nor the order of users can change a float. A text that this encoder embedded before, in whatever set of
+the storage, keeps the vector that it has: what a second set costs is its new texts.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.embeddings.encoders import encoder_identity, encoder_of, is_fitted_on_texts, runs_once
 from llmkt_ray.embeddings.vectors import KIND, Embeddings, check_finite, text_hash
 from llmkt_ray.embeddings.weights import find_weights
+from llmkt_ray.errors import ArtifactError
+from llmkt_ray.profiles.engines.base import Progress, silent
 from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.seeds import content_key
 from llmkt_ray.study import EmbeddingConfig, TaskResources
@@ -38,10 +42,6 @@ def fixed_batches(texts: Sequence[str], size: int) -> list[list[str]]:
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _silent(done: int, total: int) -> None:
-    """Reports no progress."""
-
-
 def encode(
     config: EmbeddingConfig,
     profiles: Profiles,
@@ -49,7 +49,7 @@ def encode(
     *,
     workers: int = 0,
     resources: TaskResources = TaskResources(),  # noqa: B008 - frozen
-    progress: Callable[[int, int], None] = _silent,
+    progress: Progress = silent,
 ) -> Embeddings:
     """Returns the embeddings of profiles, from the store where they are there already.
 
@@ -71,7 +71,8 @@ def encode(
         return Embeddings.load(store, key)
     started = time.monotonic()
     user_ids, texts = profiles.texts()
-    matrix = encode_texts(config, texts, workers=workers, resources=resources, progress=progress)
+    known = {} if is_fitted_on_texts(config) else known_vectors(store, identity, {text_hash(text) for text in texts})
+    matrix = encode_texts(config, texts, workers=workers, resources=resources, progress=progress, known=known)
     check_finite(matrix, user_ids, config.encoder)
     store.save(
         KIND,
@@ -83,6 +84,7 @@ def encode(
             "dim": int(matrix.shape[1]),
             "texts": len(texts),
             "different_texts": len(set(texts)),
+            "texts_embedded_before": len(known),
             "device": device_of(resources),
             "workers": workers,
             "source": source_of(config),
@@ -99,15 +101,23 @@ def encode_texts(
     *,
     workers: int = 0,
     resources: TaskResources = TaskResources(),  # noqa: B008 - frozen
-    progress: Callable[[int, int], None] = _silent,
+    progress: Progress = silent,
+    known: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> np.ndarray:
-    """Returns the vectors of texts, float32 `(len(texts), dim)`, equal texts encoded once; see `encode` for the arguments."""
+    """Returns the vectors of texts, float32 `(len(texts), dim)`, equal texts encoded once.
+
+    The arguments are those of `encode`; `known` holds vectors `(dim,)` by the hash of their text: these are not encoded.
+    """
+    vectors = {text: known[text_hash(text)] for text in set(texts) if text_hash(text) in known}
+    new = [text for text in texts if text not in vectors]
+    if not new:
+        return np.stack([vectors[text] for text in texts]).astype(np.float32)
     parts: Iterator[tuple[int, np.ndarray]]
     if is_fitted_on_texts(config):
-        batches = [sorted(set(texts), key=text_hash)]
+        batches = [sorted(set(new), key=text_hash)]
         parts = iter([(0, encoder_of(config).encode(batches[0]))])
     else:
-        batches = fixed_batches(texts, config.batch_size)
+        batches = fixed_batches(new, config.batch_size)
         if workers and not runs_once(config):
             # Imported here: encoding in this process must not need Ray.
             from llmkt_ray.embeddings.pool import pooled
@@ -115,11 +125,33 @@ def encode_texts(
             parts = pooled(config, batches, workers, resources, device_of(resources))
         else:
             parts = _in_process(config, batches, device_of(resources))
-    vectors: dict[str, np.ndarray] = {}
     for index, part in parts:
         vectors.update(zip(batches[index], part, strict=True))
         progress(len(vectors), len(set(texts)))
     return np.stack([vectors[text] for text in texts]).astype(np.float32)
+
+
+def known_vectors(store: ArtifactStore, identity: dict[str, Any], wanted: Set[str]) -> dict[str, np.ndarray]:
+    """Returns hash to vector of the texts that the encoder with this identity has embedded for any set of profiles in this storage.
+
+    Args:
+        store: where finished embeddings are.
+        identity: of the encoder, prefix included.
+        wanted: hashes of texts.
+    """
+    encoder, found = content_key(identity), dict[str, np.ndarray]()
+    for manifest in store.manifests(KIND):
+        made_of = manifest.inputs
+        # Means over items have no texts of users.
+        if made_of.get("version") != EMBEDDINGS_VERSION or "profiles" not in made_of or content_key(made_of["encoder"]) != encoder:
+            continue
+        try:
+            embeddings = Embeddings.load(store, manifest.key)
+        except ArtifactError:  # damaged: it will be made anew
+            continue
+        new = ((row, digest) for row, digest in enumerate(embeddings.text_hashes.tolist()) if digest in wanted and digest not in found)
+        found.update((digest, np.array(embeddings.vectors[row])) for row, digest in new)
+    return found
 
 
 def device_of(resources: TaskResources) -> str:

@@ -5,17 +5,19 @@ no key. Planned output is the most that `max_tokens` allows; models that stop ea
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import BudgetSpent, ProfileError
 from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
-from llmkt_ray.profiles.prompts import EstimatedTokens, Prompt, PromptBuilder
+from llmkt_ray.profiles.prompts import EstimatedTokens, Prompt, Tokens
 from llmkt_ray.profiles.table import ProfileRow
 from llmkt_ray.study import BudgetConfig, LlmPrice, ProfileConfig, ResourcesConfig
 
@@ -94,11 +96,19 @@ class Accounts:
         resources: prices.
         budget: what may be spent.
         tokens, money: spent before.
+        speeds: model to tokens per second of one engine, as measured before.
     """
 
-    def __init__(self, resources: ResourcesConfig, budget: BudgetConfig, tokens: int = 0, money: float = 0.0) -> None:
+    def __init__(
+        self,
+        resources: ResourcesConfig,
+        budget: BudgetConfig,
+        tokens: int = 0,
+        money: float = 0.0,
+        speeds: Mapping[str, float] | None = None,
+    ) -> None:
         self.resources, self._budget = resources, budget
-        self.tokens, self.money = tokens, money
+        self.tokens, self.money, self.speeds = tokens, money, speeds or {}
 
     def spent(self) -> str | None:
         """Returns what is used up, in words, or None while more may be asked."""
@@ -110,19 +120,20 @@ class Accounts:
 
 
 class Account:
-    """What one set of profiles spends while it is made.
+    """What one set of texts spends while it is made.
 
     Args:
         accounts: the study's.
         config: whose.
+        planned: what was planned for it; None where no language model writes.
     """
 
-    def __init__(self, accounts: Accounts, config: ProfileConfig) -> None:
-        self._accounts, self._config = accounts, config
-        self.prices = Prices.of(config, accounts.resources)
-        self.money = 0.0
+    def __init__(self, accounts: Accounts, config: ProfileConfig, planned: LlmCost | None) -> None:
+        self._accounts, self._config, self._planned = accounts, config, planned
+        self._prices = Prices.of(config, accounts.resources)
+        self._money = 0.0
         self._texts = 0
-        self._last = time.monotonic()
+        self._begun = self._last = time.monotonic()
 
     def charge(self, rows: Sequence[ProfileRow]) -> None:
         """Counts finished rows and the time since the last call.
@@ -132,15 +143,37 @@ class Account:
         """
         prompt, output = (sum(getattr(row, name) or 0 for row in rows) for name in ("prompt_tokens", "output_tokens"))
         now = time.monotonic()
-        money = self.prices.tokens(prompt, output) + (now - self._last) / 3600 * self.prices.hour
+        money = self._prices.tokens(prompt, output) + (now - self._last) / 3600 * self._prices.hour
         self._last = now
-        self.money += money
+        self._money += money
         self._texts += sum(row.profile is not None for row in rows)
         self._accounts.tokens += prompt + output
         self._accounts.money += money
         spent = self._accounts.spent()
         if spent:
             raise BudgetSpent(f"{spent}, with {self._texts:,} texts of {self._config.label!r} kept for the next run")
+
+    def notes(self, table: pa.Table, resumed: int) -> dict[str, Any]:
+        """Returns what whole texts took, beside what was planned, as JSON values; nothing where no language model wrote.
+
+        Args:
+            table: with `prompt_tokens` and `output_tokens`.
+            resumed: rows of runs before, whose hours nobody counted here.
+        """
+        if self._planned is None:
+            return {}
+        tokens = {name: int(pc.sum(table.column(name)).as_py() or 0) for name in ("prompt_tokens", "output_tokens")}
+        write_s = time.monotonic() - self._begun
+        return {
+            **tokens,
+            "model": self._config.model,
+            "write_s": write_s,
+            # Start-up of the engine is in it: what a plan multiplies is the whole job.
+            "tokens_per_s": None if resumed else sum(tokens.values()) / write_s / self._prices.actors,
+            "gpu_hours": write_s / 3600 * self._prices.gpus,
+            "cost": self._money if self._prices.known else None,
+            "planned": self._planned.as_notes(),
+        }
 
 
 def planned(
@@ -188,9 +221,15 @@ def plan_cost(config: ProfileConfig, data: PreparedData, resources: ResourcesCon
         ProfileError: the prompts cannot be built.
     """
     engine = engine_of(config, resources.profiles)
-    if not isinstance(engine, LlmEngine):
-        return None
-    builder, counted_by = _builder(engine, data, config)
+    return cost_of(engine, config, data, resources, tokens_per_s) if isinstance(engine, LlmEngine) else None
+
+
+def cost_of(
+    engine: LlmEngine, config: ProfileConfig, data: PreparedData, resources: ResourcesConfig, tokens_per_s: float | None
+) -> LlmCost:
+    """Returns what one set of profiles by this engine will take; see `plan_cost`."""
+    tokens, counted_by = counter_of(engine, config)
+    builder = engine.builder(data, tokens)
     users = [str(token) for token in data.user_tokens]
     if len(users) > _SAMPLE:
         users = np.random.default_rng(0).choice(users, _SAMPLE, replace=False).tolist()
@@ -200,12 +239,17 @@ def plan_cost(config: ProfileConfig, data: PreparedData, resources: ResourcesCon
     return planned(builder.build(data, chosen.__contains__), config, Prices.of(config, resources), tokens_per_s, counted_by, scale)
 
 
-def _builder(engine: LlmEngine, data: PreparedData, config: ProfileConfig) -> tuple[PromptBuilder, str]:
+def counter_of(engine: LlmEngine, config: ProfileConfig) -> tuple[Tokens, str]:
+    """Returns the token counter of an engine, or a stand-in where its tokenizer is not at hand, and which of them it is, in words.
+
+    Raises:
+        ProfileError: the model cannot be asked at all.
+    """
     if config.llm == "openai":
-        return engine.builder(data), "4 characters a token: the tokenizer is not published as a file"
+        return EstimatedTokens(), "4 characters a token: the tokenizer is not published as a file"
     try:
-        return engine.builder(data), "the model's tokenizer"
+        return engine.tokens(), "the model's tokenizer"
     except ProfileError as error:
         if "tokenizer" not in str(error):
             raise
-        return engine.builder(data, EstimatedTokens()), "4 characters a token: the model's tokenizer is not at hand here"
+        return EstimatedTokens(), "4 characters a token: the model's tokenizer is not at hand here"

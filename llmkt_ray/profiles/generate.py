@@ -12,8 +12,9 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.raw import shown
 from llmkt_ray.errors import ProfileError
-from llmkt_ray.profiles.cost import Account, Accounts
-from llmkt_ray.profiles.engines.base import Job, Progress
+from llmkt_ray.profiles.cost import Account, Accounts, cost_of
+from llmkt_ray.profiles.engines.base import Job, Progress, silent
+from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.quality import quality
@@ -38,17 +39,13 @@ def _inputs(config: ProfileConfig, data_key: str, study_seed: int, leaked: bool)
     return {**inputs, "leaked": True} if leaked else inputs
 
 
-def _silent(done: int, total: int) -> None:
-    """Reports no progress."""
-
-
 def generate(
     config: ProfileConfig,
     data: PreparedData,
     store: ArtifactStore,
     *,
     study_seed: int,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     resources: TaskResources = TaskResources(),  # noqa: B008 - frozen
     leaked: bool = False,
     accounts: Accounts | None = None,
@@ -79,11 +76,14 @@ def generate(
     engine = engine_of(config, resources)
     parts = Parts(store, key)
     read = data.with_held_out_as_train() if leaked else data
-    account = Account(accounts or Accounts(ResourcesConfig(), BudgetConfig()), config)
+    accounts = accounts or Accounts(ResourcesConfig(), BudgetConfig())
+    # What `llmkt plan` said, once more: it is stored beside what was taken.
+    speed = accounts.speeds.get(str(config.model))
+    planned = cost_of(engine, config, read, accounts.resources, speed) if isinstance(engine, LlmEngine) else None
+    account = Account(accounts, config, planned)
     job = Job(derive_seed(study_seed, KIND, key), progress, parts, account.charge)
-    begun = time.monotonic()
     written = engine.write(read, job)
-    write_s = time.monotonic() - begun
+    took = account.notes(written.table, int(written.notes.get("resumed_rows", 0)))
     table = one_row_per_user(written.table, data.user_tokens)
     with_text = len(table) - table.column("profile").null_count
     notes = {
@@ -93,16 +93,9 @@ def generate(
         "users": len(table),
         "with_profile": with_text,
         "coverage": with_text / len(table),
-        **{name: pc.sum(table.column(name)).as_py() or 0 for name in ("prompt_tokens", "output_tokens") if engine.is_llm},
+        **took,
         "quality": quality(table, data),
     }
-    if "resumed_rows" in written.notes:  # an engine that asks a model, not a file of texts
-        tokens = notes["prompt_tokens"] + notes["output_tokens"]
-        # Start-up of the engine is in it: what a plan multiplies is the whole job.
-        notes["model"], notes["write_s"] = config.model, write_s
-        notes["tokens_per_s"] = None if notes["resumed_rows"] else tokens / write_s / account.prices.actors
-        notes["gpu_hours"] = write_s / 3600 * account.prices.gpus
-        notes["cost"] = account.money if account.prices.known else None
     # Before anything is stored: the part files stay, so that texts that were paid for are there when the cause is mended.
     _check_texts(table, notes, config, data)
     store.save(

@@ -20,14 +20,15 @@ from llmkt_ray.data.history import Entry, Item, item_facts, kinds_of
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.raw import id_column, shown
 from llmkt_ray.errors import ProfileError
-from llmkt_ray.profiles.engines.base import Job, Progress
+from llmkt_ray.profiles.cost import Account, Accounts, LlmCost, Prices, counter_of, planned
+from llmkt_ray.profiles.engines.base import Job, Progress, silent
 from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
-from llmkt_ray.profiles.prompts import Prompt, PromptTemplate, line_of
+from llmkt_ray.profiles.prompts import Prompt, PromptTemplate, Tokens, line_of, one_line
 from llmkt_ray.profiles.table import ProfileRow, as_table
 from llmkt_ray.seeds import content_key, derive_seed
-from llmkt_ray.study import ProfileConfig, TaskResources
+from llmkt_ray.study import BudgetConfig, ProfileConfig, ResourcesConfig, TaskResources
 
 KIND = "item_texts"
 ITEMS_VERSION = "items-1"
@@ -81,18 +82,15 @@ def _inputs(config: ProfileConfig, data_key: str, study_seed: int) -> dict[str, 
     return {**inputs, "items": ITEMS_VERSION, "template": asked}
 
 
-def _silent(done: int, total: int) -> None:
-    """Reports no progress."""
-
-
 def write_item_texts(
     config: ProfileConfig,
     data: PreparedData,
     store: ArtifactStore,
     *,
     study_seed: int,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     resources: TaskResources = TaskResources(),  # noqa: B008 - frozen
+    accounts: Accounts | None = None,
 ) -> ItemTexts:
     """Returns the texts of a split's items, from the store where they are there already.
 
@@ -103,8 +101,10 @@ def write_item_texts(
         study_seed: of what an engine draws.
         progress: called with (items done, items in all).
         resources: what one engine actor asks of Ray.
+        accounts: what the study has spent on language models; None: nothing is counted.
 
     Raises:
+        BudgetSpent: the budget ends before they are whole; what was paid for is in part files.
         ProfileError: nothing is known of the items, the file cannot be read, no text can be written, or fewer items than
             `min_coverage` have one.
         StorageError: they cannot be stored.
@@ -114,12 +114,19 @@ def write_item_texts(
         return ItemTexts.load(store, key)
     started = time.monotonic()
     parts = Parts(store, key)
+    took: dict[str, Any] = {}
     if config.llm == "file":
         rows = _of_file(config, data)
     else:
         engine = engine_of(config, resources)
-        job = Job(derive_seed(study_seed, KIND, key), progress, parts)
-        rows = _asked(engine, config, data, job) if isinstance(engine, LlmEngine) else _described(data)
+        seed = derive_seed(study_seed, KIND, key)
+        if isinstance(engine, LlmEngine):
+            accounts = accounts or Accounts(ResourcesConfig(), BudgetConfig())
+            account = Account(accounts, config, _cost_of(engine, config, data, accounts.resources, accounts.speeds.get(str(config.model))))
+            rows, counts = _asked(engine, config, data, Job(seed, progress, parts, account.charge))
+            took = counts | account.notes(as_table(rows), counts["resumed_rows"])
+        else:
+            rows = _described(data)
     table = as_table(rows).drop_columns(["history_size"]).rename_columns({"user_id": "item_id", "profile": "text"})
     coverage = 1 - table.column("text").null_count / max(len(table), 1)
     if coverage < config.min_coverage:
@@ -133,7 +140,13 @@ def write_item_texts(
         key,
         inputs=_inputs(config, data.key, study_seed),
         tables={"items": table},
-        notes={"items": len(table), "with_text": len(table) - table.column("text").null_count, "coverage": coverage, "llm": config.label},
+        notes={
+            "items": len(table),
+            "with_text": len(table) - table.column("text").null_count,
+            "coverage": coverage,
+            "llm": config.label,
+            **took,
+        },
         wall_s=time.monotonic() - started,
     )
     parts.delete()
@@ -145,25 +158,53 @@ def item_sentence(item: Item, noun: str) -> str:
     kinds = kinds_of(item)
     if not (item.title or kinds or item.description):
         return ""
-    name = f'"{_one_line(item.title)}"' if item.title else f"This {noun}"
+    name = f'"{one_line(item.title)}"' if item.title else f"This {noun}"
     facts = [f"is a {noun}"]
     if item.year:
-        facts.append(f"of {_one_line(item.year)}")
+        facts.append(f"of {one_line(item.year)}")
     if item.creator:
-        facts.append(f"by {_one_line(item.creator)}")
+        facts.append(f"by {one_line(item.creator)}")
     sentence = f"{name} {' '.join(facts)}."
     if kinds:
-        sentence += f" Its kinds are {', '.join(map(_one_line, kinds))}."
-    return f"{sentence} {_one_line(item.description)}" if item.description else sentence
+        sentence += f" Its kinds are {', '.join(map(one_line, kinds))}."
+    return f"{sentence} {one_line(item.description)}" if item.description else sentence
 
 
-def item_prompts(config: ProfileConfig, engine: LlmEngine, data: PreparedData) -> tuple[list[Prompt], str]:
+def plan_item_texts(config: ProfileConfig, data: PreparedData, resources: ResourcesConfig, tokens_per_s: float | None) -> LlmCost | None:
+    """Returns what the texts of a split's items will take; None where no language model writes them. No model is asked.
+
+    Args:
+        config: who writes.
+        data: the split.
+        resources: prices and speeds.
+        tokens_per_s: of one engine actor of this model, where it was measured before.
+
+    Raises:
+        ProfileError: the prompts cannot be built.
+    """
+    engine = engine_of(config, resources.profiles)
+    return _cost_of(engine, config, data, resources, tokens_per_s) if isinstance(engine, LlmEngine) else None
+
+
+def _cost_of(
+    engine: LlmEngine, config: ProfileConfig, data: PreparedData, resources: ResourcesConfig, tokens_per_s: float | None
+) -> LlmCost:
+    tokens, counted_by = counter_of(engine, config)
+    return planned(item_prompts(config, tokens, data)[0], config, Prices.of(config, resources), tokens_per_s, counted_by)
+
+
+def item_prompts(config: ProfileConfig, tokens: Tokens, data: PreparedData) -> tuple[list[Prompt], str]:
     """Returns the prompt of every item of which something is known, and the template's version.
+
+    Args:
+        config: for its prompt and budget.
+        tokens: the model's own counting.
+        data: the split; only its items table is read.
 
     Raises:
         ProfileError: the template fails, or one item alone does not fit into the budget.
     """
-    template, tokens = PromptTemplate(_TEMPLATE, config.prompt), engine.tokens()
+    template = PromptTemplate(_TEMPLATE, config.prompt)
     one, many = ITEM_NOUNS[data.domain]
     common = {"domain": data.domain, "noun": one, "nouns": many}
     system = template.render("system", common)
@@ -180,11 +221,13 @@ def item_prompts(config: ProfileConfig, engine: LlmEngine, data: PreparedData) -
     return prompts, template.version
 
 
-def _asked(engine: LlmEngine, config: ProfileConfig, data: PreparedData, job: Job) -> list[ProfileRow]:
-    prompts, version = item_prompts(config, engine, data)
-    rows = engine.ask(prompts, version, job)
+def _asked(engine: LlmEngine, config: ProfileConfig, data: PreparedData, job: Job) -> tuple[list[ProfileRow], dict[str, int]]:
+    prompts, version = item_prompts(config, engine.tokens(), data)
+    rows, counts = engine.ask(prompts, version, job)
     empty = "no_facts: the items table says nothing of this item"
-    return [rows.get(str(token)) or ProfileRow(str(token), None, str(config.model), version, 0, error=empty) for token in data.item_tokens]
+    return [
+        rows.get(str(token)) or ProfileRow(str(token), None, str(config.model), version, 0, error=empty) for token in data.item_tokens
+    ], counts
 
 
 def _described(data: PreparedData) -> list[ProfileRow]:
@@ -236,7 +279,3 @@ def _digest(config: ProfileConfig) -> str:
         raise ProfileError(
             f"item texts {config.path!r} cannot be read: {error.strerror}; give a Parquet file of item_id and text"
         ) from error
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())

@@ -289,17 +289,18 @@ def line_of(entry: Entry, rated: bool) -> str:
 def _facts(entry: Entry) -> dict[str, Any]:
     item = entry.item
     return {
-        "title": _one_line(item.title, _FIELD_CHARS),
-        "year": _one_line(item.year, 10),
-        "genres": _one_line(", ".join(item.genres), _FIELD_CHARS),
-        "creator": _one_line(item.creator, _FIELD_CHARS),
-        "category": _one_line(", ".join(item.category), _FIELD_CHARS),
-        "description": _one_line(item.description, _DESCRIPTION_CHARS),
+        "title": one_line(item.title, _FIELD_CHARS),
+        "year": one_line(item.year, 10),
+        "genres": one_line(", ".join(item.genres), _FIELD_CHARS),
+        "creator": one_line(item.creator, _FIELD_CHARS),
+        "category": one_line(", ".join(item.category), _FIELD_CHARS),
+        "description": one_line(item.description, _DESCRIPTION_CHARS),
         "rating": entry.rating,
     }
 
 
-def _one_line(text: str | None, limit: int) -> str:
+def one_line(text: str | None, limit: int | None = None) -> str:
+    """Returns a text on one line, cut to `limit` characters; empty for None."""
     return " ".join((text or "").split())[:limit]
 
 
@@ -308,4 +309,4 @@ def _demographics(data: PreparedData) -> list[str | None]:
     names = [name for name in ("age", "gender", "occupation") if name in data.users.column_names]
     columns = [data.users.column(name).to_pylist() for name in names]
     rows = zip(*columns, strict=True) if columns else iter([()] * data.n_users)
-    return [", ".join(f"{n} {_one_line(str(v), 40)}" for n, v in zip(names, row, strict=True) if v is not None) or None for row in rows]
+    return [", ".join(f"{n} {one_line(str(v), 40)}" for n, v in zip(names, row, strict=True) if v is not None) or None for row in rows]

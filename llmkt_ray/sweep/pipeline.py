@@ -179,6 +179,8 @@ class ItemTextsNode:
     config: ProfileConfig
     key: str
     resources: TaskResources
+    accounts: Accounts | None = field(default=None, compare=False, repr=False)
+    """What the study has spent on language models, while a run makes texts."""
     kind: str = "item_texts"
 
     @property
@@ -189,7 +191,8 @@ class ItemTextsNode:
     def compute(self, store: ArtifactStore) -> None:
         """Makes the artifact unless it is there."""
         data = PreparedData.load(store, self.split.key)
-        write_item_texts(self.config, data, store, study_seed=self.split.study_seed, resources=self.resources)
+        seed = self.split.study_seed
+        write_item_texts(self.config, data, store, study_seed=seed, resources=self.resources, accounts=self.accounts)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from llmkt_ray.sweep.check import refuse_impossible_targets
 from llmkt_ray.sweep.execute import LoadArtifacts, RunTrial, Workplace, load_artifacts
 from llmkt_ray.sweep.facts import card_facts
 from llmkt_ray.sweep.journal import Journal, here
-from llmkt_ray.sweep.llm_cost import accounts_of
+from llmkt_ray.sweep.llm_cost import accounts_of, money_spent
 from llmkt_ray.sweep.loop import LoopExecutor
 from llmkt_ray.sweep.mlflow_mirror import mirrored
 from llmkt_ray.sweep.pilot import Meter, telling_first
@@ -324,12 +324,12 @@ def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStor
     wanting: list[TargetNode | KnowledgeNode] = [*targets, *knowledge]
     embeddings = {node.embedding.key: node.embedding for node in wanting if node.embedding.key not in plan.there}
     of_texts = [node.profiles for node in embeddings.values() if isinstance(node, EmbeddingNode)]
-    accounts = accounts_of(plan, store)
-    before = accounts.money
-    profiles = {node.key: replace(node, accounts=accounts) for node in of_texts if node.key not in plan.there}
+    profiles = {node.key: node for node in of_texts if node.key not in plan.there}
+    items = {node.items.key: node.items for node in knowledge if node.items.key not in plan.there}
+    accounts, before = accounts_of(plan, store) if profiles or items else None, money_spent(plan, store)
     stages: tuple[tuple[str, Sequence[Node]], ...] = (
-        ("profiles", tuple(profiles.values())),
-        ("item texts", tuple({node.items.key: node.items for node in knowledge if node.items.key not in plan.there}.values())),
+        ("profiles", tuple(replace(node, accounts=accounts) for node in profiles.values())),
+        ("item texts", tuple(replace(node, accounts=accounts) for node in items.values())),
         ("embeddings", tuple(embeddings.values())),
         ("knowledge", knowledge),
         ("targets", targets),
@@ -340,7 +340,7 @@ def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStor
                 with progress.stage(name, len(nodes)):
                     worker.compute(nodes, store, progress)
     finally:
-        progress.meter.pay(accounts.money - before)
+        progress.meter.pay(accounts.money - before if accounts else 0.0)
 
 
 def smallest(*limits: int | None) -> int | None:
@@ -352,7 +352,7 @@ def meter_of(study: StudyConfig, plan: Plan, store: ArtifactStore, ledger: Ledge
     """Returns the meter of a run: with the trial time of earlier runs on it, and what the profiles have cost."""
     rows = ledger.trials()
     spent_s = float(rows["wall_s"].sum()) if "wall_s" in rows else 0.0
-    return Meter(study.budget, study.resources, spent_s, accounts_of(plan, store).money)
+    return Meter(study.budget, study.resources, spent_s, money_spent(plan, store))
 
 
 def refuse_other_device(ledger: Ledger, device: str) -> None:

@@ -14,6 +14,11 @@ from llmkt_ray.profiles.table import ProfileRow
 Progress = Callable[[int, int], None]
 """Called with (users done, users in all) as the work goes on."""
 
+
+def silent(done: int, total: int) -> None:
+    """Reports no progress."""
+
+
 Charge = Callable[[Sequence[ProfileRow]], None]
 """Called with rows whose tokens were paid for; it raises `BudgetSpent` where nothing more may be asked."""
 
@@ -43,7 +48,7 @@ class Job:
 
     Attributes:
         seed: of what the engine draws.
-        progress: told as users end.
+        progress: told as users (or items) end.
         parts: part files of the run before, and of this one.
         charge: told of rows as they are paid for, those of the run before first.
     """

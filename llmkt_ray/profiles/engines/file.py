@@ -180,10 +180,6 @@ def write_folder(folder: Path, table: pa.Table, manifest: FileManifest) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _why_absent(has_row: bool) -> str:
-    return "empty: the text in the file is empty" if has_row else "missing: the file has no row for this user"
-
-
 def _locate(path: Path) -> _Source:
     if path.is_file():
         return _Source(path, None)

@@ -1,7 +1,7 @@
 """Profiles by a language model: prompts, part files, retries, and every user in exactly one row, whatever the engine does."""
 
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -19,6 +19,8 @@ from llmkt_ray.study import ProfileConfig
 
 _UNWANTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffd]")
 """Control characters, lone surrogates and replacement characters: none belongs into a profile."""
+_Key = tuple[str, str]
+"""User (or item) id and prompt hash."""
 _SINGLES = 32
 """A block this small that killed its engine is tried again one prompt at a time, a larger one in halves."""
 
@@ -89,21 +91,19 @@ class LlmEngine:
         pairs = [(index[prompt.user_id], item) for prompt in prompts for item in prompt.items]
         certificate = verify(data, *np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
         finished = job.parts.finished()
-        resumed: set[tuple[str, str]] = set()
-        done = 0
+        resumed: set[_Key] = set()
+        done = asked = 0
 
-        def ask(prompts: list[Prompt]) -> dict[tuple[str, str], ProfileRow]:
-            nonlocal done
-            asked = {(prompt.user_id, prompt.hash): prompt for prompt in prompts}
-            rows = {key: row for key, row in finished.items() if key in asked}
-            resumed.update(rows)
-            job.charge(list(rows.values()))
-            last, before = {key for key, prompt in asked.items() if prompt.is_last}, done
-            with closing(self._complete(prompts, rows, builder.template.version, job)) as ended:
-                for row in ended:
-                    rows[row.user_id, row.prompt_hash or ""] = row
-                    job.progress(before + len(last & rows.keys()), data.n_users)
-            done += len(last)
+        def ask(prompts: list[Prompt]) -> dict[_Key, ProfileRow]:
+            nonlocal done, asked
+            last, before = {(prompt.user_id, prompt.hash) for prompt in prompts if prompt.is_last}, done
+
+            def tell(ended: Collection[_Key]) -> None:
+                job.progress(before + len(last.intersection(ended)), data.n_users)
+
+            rows = self._charged(prompts, finished, builder.template.version, job, tell)
+            resumed.update(rows.keys() & finished.keys())
+            done, asked = done + len(last), asked + self._asked(rows)
             return rows
 
         with closing(self._backend):
@@ -128,17 +128,15 @@ class LlmEngine:
         )
         if not builder.tokens.exact:
             warnings.append("prompt tokens are estimated at 4 characters each: the model's tokenizer is not at hand")
-        prompt_tokens = sum(prompt.tokens for prompt in prompts)
-        counts: dict[str, Any] = {"planned_prompts": len(prompts), "planned_prompt_tokens": prompt_tokens}
-        counts |= {"resumed_rows": len(resumed), "shortened_histories": shortened, "histories_in_parts": in_parts}
+        counts = {"asked": asked, "resumed_rows": len(resumed), "shortened_histories": shortened, "histories_in_parts": in_parts}
         return Written(table, certificate, {"warnings": warnings, **counts})
 
     def tokens(self) -> Tokens:
         """Returns the model's token counter."""
         return self._tokens()
 
-    def ask(self, prompts: list[Prompt], version: str, job: Job) -> dict[str, ProfileRow]:
-        """Returns a row for every prompt by its id, going on from the part files of an interrupted run.
+    def ask(self, prompts: list[Prompt], version: str, job: Job) -> tuple[dict[str, ProfileRow], dict[str, int]]:
+        """Returns a row for every prompt by its id, going on from the part files of an interrupted run, and counts for the notes.
 
         Args:
             prompts: one for each text, whatever it is about.
@@ -149,15 +147,38 @@ class LlmEngine:
             ProfileError: no text can be written.
             StorageError: part files cannot be written.
         """
-        asked = {(prompt.user_id, prompt.hash) for prompt in prompts}
-        rows = {key: row for key, row in job.parts.finished().items() if key in asked}
-        with closing(self._backend), closing(self._complete(prompts, rows, version, job)) as ended:
+        finished = job.parts.finished()
+        with closing(self._backend):
+            rows = self._charged(prompts, finished, version, job, lambda ended: job.progress(len(ended), len(prompts)))
+        counts = {"asked": self._asked(rows), "resumed_rows": len(rows.keys() & finished.keys())}
+        return {row.user_id: row for row in rows.values()}, counts
+
+    def _charged(
+        self, prompts: list[Prompt], finished: Mapping[_Key, ProfileRow], version: str, job: Job, tell: Callable[[Collection[_Key]], None]
+    ) -> dict[_Key, ProfileRow]:
+        """Returns a row for every prompt: one of `finished`, or what the model says now. All of them are charged.
+
+        Args:
+            prompts: what is asked.
+            finished: rows of the run before, of these prompts or of others.
+            version: of the template.
+            job: where rows go and are charged.
+            tell: called with the keys that have a row, whenever one ends.
+        """
+        keys = {(prompt.user_id, prompt.hash) for prompt in prompts}
+        rows = {key: row for key, row in finished.items() if key in keys}
+        job.charge(list(rows.values()))
+        with closing(self._complete(prompts, rows, version, job)) as ended:
             for row in ended:
                 rows[row.user_id, row.prompt_hash or ""] = row
-                job.progress(len(rows), len(prompts))
-        return {row.user_id: row for row in rows.values()}
+                tell(rows)
+        return rows
 
-    def _complete(self, prompts: list[Prompt], rows: dict[tuple[str, str], ProfileRow], version: str, job: Job) -> Generator[ProfileRow]:
+    def _asked(self, rows: Mapping[_Key, ProfileRow]) -> int:
+        # A row that was forgotten on request has more attempts than there can be.
+        return sum(min(row.attempts, self._config.attempts) for row in rows.values())
+
+    def _complete(self, prompts: list[Prompt], rows: dict[_Key, ProfileRow], version: str, job: Job) -> Generator[ProfileRow]:
         """Yields a row for every prompt that has none yet or an error worth another attempt, until all have ended."""
         attempts = {key: row.attempts for key, row in rows.items()}
         finished = {key for key, row in rows.items() if row.profile is not None or row.attempts >= self._config.attempts}

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,12 @@ def test_minilm_vectors_are_the_official_ones() -> None:
     np.testing.assert_allclose(encoder_of(EmbeddingConfig()).encode(texts), expected, atol=1e-6)
 
 
-def test_order_of_users_and_repeated_texts_do_not_change_a_float(profiles: Profiles, store: ArtifactStore) -> None:
+def test_order_of_users_and_repeated_texts_do_not_change_a_float(profiles: Profiles, store: ArtifactStore, tmp_path: Path) -> None:
     few = profiles.table.slice(0, 20)
     config = EmbeddingConfig(batch_size=8)
     once = encode(config, replace(profiles, key="once", table=few), store)
     mixed = pa.concat_tables([few.take(list(reversed(range(20))))])
-    again = encode(config, replace(profiles, key="again", table=mixed), store)
+    again = encode(config, replace(profiles, key="again", table=mixed), ArtifactStore(tmp_path / "elsewhere"))
     assert again.user_ids.tolist() == once.user_ids.tolist()[::-1]
     np.testing.assert_array_equal(again.vectors[::-1], once.vectors)
     np.testing.assert_allclose(np.linalg.norm(once.vectors, axis=1), 1, atol=1e-5)
@@ -66,6 +67,44 @@ def test_users_without_a_text_have_no_row(profiles: Profiles, store: ArtifactSto
     embeddings = encode(TFIDF, replace(profiles, key="partial", table=table), store)
     assert embeddings.vectors.shape == (39, 8)
     assert "u03" not in embeddings.user_ids
+
+
+class _Counting:
+    """Counts the texts that reach the real encoder."""
+
+    def __init__(self, config: EmbeddingConfig, seen: list[str]) -> None:
+        self._encoder, self._seen = encoder_of(config), seen
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        self._seen += texts
+        return self._encoder.encode(texts)
+
+
+def test_a_text_that_did_not_change_is_not_embedded_again(
+    profiles: Profiles, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(module, "encoder_of", lambda config, device="cpu": _Counting(config, seen))
+    config = EmbeddingConfig(batch_size=8)
+    few = replace(profiles, key="first", table=profiles.table.slice(0, 12))
+    first = encode(config, few, store)
+    assert len(seen) == 12
+    # Another choice of LLM, or the same generated again: all texts are as they were but two, and a user is new.
+    texts = profiles.table.slice(0, 13).column("profile").to_pylist()
+    texts[3], texts[7] = "Likes westerns.", "Likes horror."
+    changed = profiles.table.slice(0, 13).set_column(1, "profile", pa.array(texts, pa.string()))
+    second = encode(config, replace(profiles, key="second", table=changed), store)
+    assert sorted(seen[12:]) == sorted([texts[3], texts[7], texts[12]])
+    kept = [row for row in range(12) if row not in (3, 7)]
+    np.testing.assert_array_equal(second.vectors[kept], first.vectors[kept])
+    assert store.manifest("embeddings", second.key).notes["texts_embedded_before"] == 10
+    # Nothing new, no encoder; another prefix, all of them.
+    monkeypatch.setattr(module, "encoder_of", lambda *given: pytest.fail("an encoder was loaded for nothing"))
+    third = encode(config, replace(profiles, key="third", table=changed.slice(1, 9)), store)
+    np.testing.assert_array_equal(third.vectors, second.vectors[1:10])
+    monkeypatch.setattr(module, "encoder_of", lambda config, device="cpu": _Counting(config, seen))
+    encode(EmbeddingConfig(batch_size=8, prefix="query: "), few, store)
+    assert len(seen) == 12 + 3 + 12
 
 
 def test_stored_vectors_are_used_again(profiles: Profiles, store: ArtifactStore) -> None:

@@ -8,22 +8,24 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.errors import StudyError
 from llmkt_ray.profiles import cost as cost_module
 from llmkt_ray.profiles import generate as generate_module
-from llmkt_ray.profiles.cost import Prices, plan_cost, planned
+from llmkt_ray.profiles.cost import Accounts, Prices, plan_cost, planned
 from llmkt_ray.profiles.engines.backend import Answer, Outcome
 from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
+from llmkt_ray.profiles.generate import generate
 from llmkt_ray.profiles.prompts import EstimatedTokens, Prompt
 from llmkt_ray.profiles.table import KIND
 from llmkt_ray.profiles.tokenizer import ModelTokens
 from llmkt_ray.results.folder import study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.show import plan_tables
-from llmkt_ray.study import ProfileConfig, ResourcesConfig, StudyConfig, TaskResources
+from llmkt_ray.study import BudgetConfig, LlmPrice, ProfileConfig, ResourcesConfig, StudyConfig, TaskResources
 from llmkt_ray.study_file import parse_study
-from llmkt_ray.sweep.llm_cost import llm_lines
+from llmkt_ray.sweep.llm_cost import accounts_of, llm_lines, money_spent
 from llmkt_ray.sweep.plan import make_plan
 from llmkt_ray.sweep.run import run_study, store_of
 from tests.films import film_split
@@ -77,6 +79,11 @@ def _printed(study: StudyConfig) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
+def _cells(table: str, label: str) -> list[str]:
+    [line] = [line for line in table.splitlines() if line.startswith(label)]
+    return line.removeprefix(label).replace("<= ", "").split()
+
+
 def test_a_budget_of_tokens_stops_cleanly_and_a_larger_one_goes_on(tmp_path: Path, stub: Stub) -> None:
     first = run_study(_study(tmp_path, budget={"llm_tokens": 2_000}), executor="loop", console=QUIET)
     assert first.ran == 0
@@ -111,17 +118,39 @@ def test_plan_before_and_after(tmp_path: Path, stub: Stub) -> None:
     assert not stub.asked
     run_study(study, executor="loop", console=QUIET)
     after = _printed(study)
-    assert "toy, Stub: took" in after
-    assert f"{USERS * 100:,} (planned " in after
-    assert "0.12" in after
+    assert _cells(after, "toy, Stub: planned") == _cells(before, "toy, Stub: planned"), "the plan of before stands beside what was taken"
+    money = f"{USERS * (100 * 10 + 20 * 50) / 1e6:.2f}"
+    assert _cells(after, "toy, Stub: took") == [str(USERS), f"{USERS * 100:,}", f"{USERS * 20:,}", "0.00", money]
+    assert "language models will take" not in after
     # Another set by the same model is planned with the speed that was measured.
     other = _study(tmp_path, profiles=[WRITER | {"generation": 1}], resources={})
     assert "tokens/s an engine, measured" in _printed(other)
 
 
-def test_tokens_are_those_of_the_models_own_tokenizer(tmp_path: Path) -> None:
-    from llmkt_ray.artifacts import ArtifactStore
+def test_plan_and_hours_of_engines_on_ones_own_machines(tmp_path: Path, stub: Stub) -> None:
+    """What is stored has hours and money of GPUs too, planned with the stated speed and as it was."""
+    data = film_split(tmp_path / "films", ArtifactStore(tmp_path / "artifacts"))
+    config = ProfileConfig(llm="openai", model="stub", max_tokens=50)
+    resources = ResourcesConfig(gpu_hour=3600.0, profiles={"gpus": 1}, llm={config.label: {"tokens_per_s": 10}})
+    plan = planned([Prompt("a", (), 150, 9, (1,))], config, Prices(LlmPrice(tokens_per_s=10), 3600.0, 1.0, 1), None, "x")
+    assert (plan.gpu_hours, plan.money) == (pytest.approx(200 / 10 / 3600), pytest.approx(200 / 10))
+    notes = generate(config, data, ArtifactStore(tmp_path / "artifacts"), study_seed=1, accounts=Accounts(resources, BudgetConfig())).notes
+    assert notes["planned"] == plan_cost(config, data, resources, None).as_notes()  # type: ignore[union-attr]
+    assert (notes["asked"], notes["planned"]["prompts"], notes["gpu_hours"]) == (40, 40, 0.0)
 
+
+def test_finished_profiles_are_not_read_again_for_the_accounts(tmp_path: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = _study(tmp_path)
+    run_study(study, executor="loop", console=QUIET)
+    plan, store = make_plan(study, store_of(study)), store_of(study)
+    monkeypatch.setattr(ArtifactStore, "_checked_bytes", lambda *given: pytest.fail("read what is of no interest"))
+    accounts = accounts_of(plan, store)
+    assert accounts.tokens == USERS * 120
+    assert accounts.money == money_spent(plan, store) == pytest.approx(USERS * (100 * 10 + 20 * 50) / 1e6)
+    assert set(accounts.speeds) == {"stub"}
+
+
+def test_tokens_are_those_of_the_models_own_tokenizer(tmp_path: Path) -> None:
     data = film_split(tmp_path / "films", ArtifactStore(tmp_path / "artifacts"))
     model = str(build_tiny_llama(tmp_path / "model", [f"Film Number {item}" for item in range(60)]))
     config = ProfileConfig(llm="vllm-sync", model=model, max_tokens=50)
