@@ -56,7 +56,7 @@ class Arm:
         with self.transfer.epoch(epoch):
             for batch in self.batches.epoch(epoch):
                 self.weights.optimizer.zero_grad(set_to_none=True)
-                self.transfer.step(self.model.loss(batch.interaction), batch.users).backward()
+                self.transfer.backward(self.model.loss(batch.interaction), batch.users)
                 self.weights.optimizer.step()
         self.transfer.record()
         return time.process_time() - started

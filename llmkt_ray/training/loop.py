@@ -134,8 +134,7 @@ class TrainingLoop:
                 at_rest = each.at_rest(module)
                 for batch in self._batches.epoch((epoch - 1) * len(passes) + place):
                     optimizer.zero_grad(set_to_none=True)
-                    loss = transfer.step(self._model.loss(batch.interaction, each), batch.users, batch.lengths)
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    transfer.backward(self._model.loss(batch.interaction, each), batch.users, batch.lengths)
                     for parameter in at_rest:
                         parameter.grad = None
                     optimizer.step()

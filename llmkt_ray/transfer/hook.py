@@ -96,9 +96,9 @@ class HookManager:
             kind = "is integer-valued" if not activation.is_floating_point() else "takes no gradient (all parameters before it are frozen?)"
             raise LayerError(f"layer {self.tap.name!r} of {type(self._model).__name__} {kind}: nothing could be learned through it")
         self._stop_listening()
-        return self._rows(self._listen(activation) if measure else activation, users, lengths)
+        return self._rows(self.listen(activation) if measure else activation, users, lengths)
 
-    def _listen(self, activation: Tensor) -> Tensor:
+    def listen(self, activation: Tensor) -> Tensor:
         """Returns a view of the activation that only the transfer loss sees, and listens to both gradients.
 
         The gradient at the activation is the sum of both losses' shares, that at the view the transfer's alone: one
@@ -112,6 +112,14 @@ class HookManager:
 
         self._listeners = [ours.register_hook(shares.append), activation.register_hook(both)]  # type: ignore[no-untyped-call]
         return ours
+
+    def listen_to_model(self, activation: Tensor, transfer: Tensor) -> None:
+        """Listens to the gradient at an activation that takes no part in the transfer loss, whose own share has the norm `transfer`."""
+
+        def models(share: Tensor) -> None:
+            self.gradient_norms = (transfer, share.norm())
+
+        self._listeners = [activation.register_hook(models)]  # type: ignore[no-untyped-call]
 
     def _stop_listening(self) -> None:
         for handle in self._listeners:

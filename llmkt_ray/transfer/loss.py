@@ -17,14 +17,13 @@ nobody is their own negative; users without a profile take no part.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from llmkt_ray.errors import LayerError, TrainingError, unknown_name
+from llmkt_ray.transfer.squares import Squares, SquaresMaker
 
 RMSE_EPS = 1e-8
 CKA_EPS = 1e-16
@@ -201,51 +200,8 @@ def one_row_each(h: Tensor, users: Tensor, weight: Tensor) -> tuple[Tensor, Tens
     return mean[keep], distinct[keep], total[keep] * (kept / len(users))
 
 
-class WeightedSquares(torch.autograd.Function):
-    """The weighted mean squared error of rows to targets, in as few passes over memory as it takes.
-
-    Equal to `mse(h, targets, weight)`, whose chain of small operations costs a light model (BPR) half an epoch. The differences
-    and their weighted copy lie in buffers that outlive the step, because fresh memory costs as much as the arithmetic in it: their dot
-    product is the loss, the copy becomes the gradient in place. One backward pass follows each forward pass.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, table: Tensor, users: Tensor | None, weight: Tensor, rows: int, buffers: Tensor) -> Tensor:
-        """Returns the loss, a scalar.
-
-        Args:
-            ctx: the node's memory.
-            h: `(m, d)`.
-            table: the targets `(n, d)`; row `users[i]` belongs to row i of h, row i where users is None.
-            users: int64 `(m,)` or None.
-            weight: of the rows `(m,)`.
-            rows: what the weighted sum is divided by, with d.
-            buffers: `(2, m, d)`, overwritten.
-        """
-        difference, ctx.gradient = buffers[0], buffers[1]
-        if users is None:
-            torch.sub(h, table, out=difference)
-        else:
-            torch.index_select(table, 0, users, out=difference)
-            torch.sub(h, difference, out=difference)
-        ctx.scale = 1 / (rows * h.shape[1])
-        torch.mul(difference, weight.unsqueeze(1), out=ctx.gradient)
-        return torch.dot(difference.view(-1), ctx.gradient.view(-1)).mul_(ctx.scale)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        """Returns the gradient at h."""
-        found, ctx.gradient = ctx.gradient, None
-        return found.mul_(gradient * (2 * ctx.scale)), None, None, None, None, None
-
-
-_FROM_SQUARES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mse": lambda squares: squares,
-    "rmse": lambda squares: (squares + RMSE_EPS).sqrt(),
-    "rmse_plain": lambda squares: squares.sqrt(),
-}
-"""Losses that are a function of the weighted mean square alone."""
+_ROOT_EPS: dict[str, float | None] = {"mse": None, "rmse": RMSE_EPS}
+"""Losses whose value and gradient are known in closed form, with the eps under the root."""
 
 
 class LossManager:
@@ -259,12 +215,11 @@ class LossManager:
 
     def __init__(self, loss: str, targets: Tensor, weights: Tensor) -> None:
         self._loss = transfer_loss(loss)
-        self._plain_root = loss == "rmse_plain"
-        self._from_squares = _FROM_SQUARES.get(loss)
+        self._name = loss
+        self._squares = SquaresMaker(_ROOT_EPS[loss]) if loss in _ROOT_EPS else None
         self._targets = targets.detach()
         self._weights = weights.detach()
         self.beta = 1.0
-        self._buffers: Tensor | None = None
 
     def transfer(self, h: Tensor, users: Tensor, targets: Tensor | None = None) -> Tensor:
         """Returns the transfer loss L_rec of rows h `(m, d)` that belong to `users` `(m,)`; a scalar.
@@ -272,39 +227,42 @@ class LossManager:
         `targets` replaces the trial's own (the balance of a control is measured against the treated arm's).
         """
         table = self._targets if targets is None else targets.detach()
-        if self._from_squares is not None:
-            if self._plain_root and not bool(self._weights[users].any()):
-                return h.sum() * 0  # the NaN of the plain root is for an exact match, not for a batch of users without a profile
-            return self._squares(h, table, users, self._weights.index_select(0, users), len(users))
         weight = self._weights.index_select(0, users)
+        if self._name == "rmse_plain" and not bool(weight.any()):
+            return h.sum() * 0  # the NaN of the plain root is for an exact match, not for a batch of users without a profile
         if self._loss.between_users:
             h, users, weight = one_row_each(h, users, weight)
             if len(users) < 2:
                 return h.sum() * 0
         return self._loss.function(h, table.index_select(0, users), weight)
 
-    def reads_tables(self, rows: int) -> bool:
-        """Says whether `transfer_table` gives this loss, and is cheaper than `transfer` for a batch of so many rows."""
-        return self._from_squares is not None and not self._plain_root and len(self._targets) <= 2 * rows
+    @property
+    def has_squares(self) -> bool:
+        """Whether `squares` gives this loss."""
+        return self._squares is not None
 
-    def transfer_table(self, table: Tensor, users: Tensor) -> Tensor:
-        """Returns the transfer loss of the rows `users` `(m,)` of a user table `(n_users, d)`, without gathering them.
+    def squares(self, h: Tensor, users: Tensor) -> Squares:
+        """Returns what `transfer` gives, and its gradient, in closed form."""
+        assert self._squares is not None
+        return self._squares.make(h, self._targets, users, self._weights.index_select(0, users), len(users))
+
+    def reads_tables(self, rows: int) -> bool:
+        """Says whether `table_squares` gives this loss, and is cheaper than `squares` for a batch of so many rows."""
+        return self._name == "mse" and len(self._targets) <= 2 * rows
+
+    def table_squares(self, table: Tensor, users: Tensor) -> Squares:
+        """Returns the mse of the rows `users` `(m,)` of a user table `(n_users, d)`, without gathering them.
 
         A user's rows are equal, so that their squares are the user's squares times their number.
         """
+        assert self._squares is not None
         counts = torch.bincount(users, minlength=len(table))
-        return self._squares(table, self._targets, None, counts * self._weights, len(users))
+        return self._squares.make(table, self._targets, None, counts * self._weights, len(users))
 
-    def _squares(self, h: Tensor, table: Tensor, users: Tensor | None, weight: Tensor, rows: int) -> Tensor:
-        assert self._from_squares is not None
-        squares = WeightedSquares.apply(h, table, users, weight, rows, self._buffers_for(h))  # type: ignore[no-untyped-call]
-        return self._from_squares(cast(Tensor, squares))
-
-    def _buffers_for(self, h: Tensor) -> Tensor:
-        """Returns memory for two tensors like h `(m, d)`: the same from step to step, but for a last batch that is shorter."""
-        if self._buffers is None or self._buffers.shape[1:] != h.shape or self._buffers.dtype != h.dtype:
-            self._buffers = torch.empty(2, *h.shape, dtype=h.dtype, device=h.device)
-        return self._buffers
+    def row_norm(self, squares: Squares, share: float) -> Tensor:
+        """Returns the norm of share times the gradient at the ROWS of the batch, of what `table_squares` gave; a scalar."""
+        each = torch.dot(squares.weight * squares.length, self._weights * squares.length)
+        return each.sqrt_().mul_(2 * squares.scale * share)
 
     def combine(self, loss_model: Tensor, loss_transfer: Tensor, alpha: float) -> Tensor:
         """Returns the loss to descend; at alpha 1 the model's own loss is left out altogether."""

@@ -1,6 +1,6 @@
 """What the training loop holds in its hands: one object for the hook, the losses and their record.
 
-The loop reads: `with transfer.epoch(e):` around the training steps, `loss = transfer.step(loss_model, users)` in each,
+The loop reads: `with transfer.epoch(e):` around the training steps, `transfer.backward(loss_model, users)` in each,
 `transfer.record()` after them, and `transfer.check_computed()` at the end of the trial.
 """
 
@@ -72,7 +72,7 @@ class TransferManager:
         self.transfer_steps = 0
         """Training steps whose transfer loss was computed, over the whole trial."""
         self._setup = setup
-        self._on_table: nn.Embedding | None = None
+        self._on_table: Tensor | None = None
         self.projection: nn.Module | None = None
         if setup is None:
             return
@@ -161,22 +161,56 @@ class TransferManager:
         self._sums[0] = self._sums[0] + loss_model.detach()
         if self._alpha_now == 0 or self.projection is None:
             return loss_model
-        if self._on_table is not None and self._steps > 1:
-            self._hook.detach()  # not before: the first step's backward pass is still listened to
-            loss_transfer = self._loss.transfer_table(self._on_table.weight, users)
-        else:
-            h, rows = self._hook.take(users, lengths, measure=self._steps == 1)
-            loss_transfer = self._loss.transfer(self.projection(h), rows)
-            if self._steps == 1 and self._table is not None and self._loss.reads_tables(len(users)):
-                self._use_table(self._table, h, users)
+        h, rows = self._hook.take(users, lengths, measure=self._steps == 1)
+        loss_transfer = self._loss.transfer(self.projection(h), rows)
         self._sums[1] = self._sums[1] + loss_transfer.detach()
         self.transfer_steps += 1
         return self._loss.combine(loss_model, loss_transfer, self._alpha_now)
 
-    def _use_table(self, table: nn.Embedding, h: Tensor, users: Tensor) -> None:
-        """Lets the rest of the epoch read the user table itself, once its rows have proven to be what the hook reads."""
-        if torch.equal(h, table.weight[users]):
-            self._on_table = table
+    def backward(self, loss_model: Tensor, users: Tensor, lengths: Tensor | None = None) -> None:
+        """Adds the gradients of the loss that `step` returns to the parameters, in fewer operations where they are known in closed form.
+
+        Takes what `step` takes.
+
+        Raises:
+            LayerError: the tap did not fire or takes no gradient.
+        """
+        if self._alpha_now == 0 or self.projection is None or not self._loss.has_squares:
+            self.step(loss_model, users, lengths).backward()  # type: ignore[no-untyped-call]
+            return
+        self._steps += 1
+        self.transfer_steps += 1
+        self._sums[0] = self._sums[0] + loss_model.detach()
+        share = self._alpha_now * self.beta
+        losses = [loss_model] if self._alpha_now < 1 else []
+        shares = [torch.full_like(each, 1 - self._alpha_now) for each in losses]
+        first, tapped, rows = self._steps == 1, None, users
+        if self._on_table is None:
+            tapped, rows = self._hook.take(users, lengths, measure=first and self._table is None)
+            if first and self._table is not None:
+                self._on_table = self._proven(self._table, tapped, users)
+                tapped = self._hook.listen(tapped) if self._on_table is None else tapped
+        else:
+            self._hook.detach()  # not before: the first step's backward pass is still listened to
+        if self._on_table is None:
+            h = self.projection(tapped)
+            squares = self._loss.squares(h, rows)
+            torch.autograd.backward([*losses, h], [*shares, squares.gradient(share)])
+        else:
+            squares = self._loss.table_squares(self._on_table, users)
+            if tapped is not None:
+                self._hook.listen_to_model(tapped, self._loss.row_norm(squares, share))
+            if losses:
+                torch.autograd.backward(losses, shares)
+            if self._on_table.grad is None:
+                self._on_table.grad = torch.zeros_like(self._on_table)
+            squares.add_gradient(self._on_table.grad, share)
+        self._sums[1] = self._sums[1] + squares.value
+
+    def _proven(self, table: nn.Embedding, h: Tensor, users: Tensor) -> Tensor | None:
+        """Returns the user table, for the rest of the epoch, if its rows are what the hook reads and it is the smaller one."""
+        weight = table.weight
+        return weight if self._loss.reads_tables(len(users)) and torch.equal(h.detach(), weight.detach()[users]) else None
 
     def record(self) -> dict[str, float]:
         """Returns the epoch's means: loss_model, loss_transfer and gradient_ratio.
@@ -224,5 +258,6 @@ def _user_table(model: nn.Module, setup: TransferSetup) -> nn.Embedding | None:
     if setup.tap.alignment != "user_rows" or setup.projection != "none" or site.is_input or site.path or site.position is not None:
         return None
     module = dict(model.named_modules()).get(site.module)
-    fits = isinstance(module, nn.Embedding) and module.num_embeddings == len(setup.targets) and module.max_norm is None
-    return module if fits else None  # type: ignore[return-value]
+    if not isinstance(module, nn.Embedding) or module.max_norm is not None or module.sparse:
+        return None
+    return module if module.num_embeddings == len(setup.targets) else None

@@ -75,19 +75,6 @@ def test_the_gradient_of_mse_by_hand():
     torch.testing.assert_close(h.grad, by_hand)
 
 
-@pytest.mark.parametrize("name", ["mse", "rmse", "rmse_plain"])
-def test_the_gathered_form_equals_the_plain_one_in_value_and_gradient(name):
-    table, weights = torch.randn(9, 5, dtype=torch.float64), torch.rand(9, dtype=torch.float64)
-    users = torch.tensor([3, 3, 0, 8, 5, 3, 1])
-    results = []
-    for gathered in (True, False):
-        h = drawn(rows=7)[0].requires_grad_(True)
-        loss = LossManager(name, table, weights).transfer(h, users) if gathered else LOSSES[name].function(h, table[users], weights[users])
-        (3 * loss).backward()
-        results.append((loss.detach(), h.grad))
-    torch.testing.assert_close(results[0], results[1])
-
-
 def test_unweighted_mse_is_torchs():
     h, t, _ = drawn()
     torch.testing.assert_close(LOSSES["mse"].function(h, t, torch.ones(len(h), dtype=h.dtype)), torch.nn.functional.mse_loss(h, t))

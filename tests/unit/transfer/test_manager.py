@@ -45,9 +45,8 @@ def trial(toy, kind, name, *, alpha=0.5, plan=None, choices=None, balanced=False
         with transfer.epoch(epoch):
             for _ in range(BATCHES):
                 weights.optimizer.zero_grad(set_to_none=True)
-                loss = transfer.step(batch.loss(batch.users, False), batch.users)
+                transfer.backward(batch.loss(batch.users, False), batch.users)
                 noise.append(torch.get_rng_state())
-                loss.backward()
                 weights.optimizer.step()
         rows.append(transfer.record())
         model.eval()
@@ -143,7 +142,7 @@ def test_memory_does_not_grow_with_epochs(toy):
     for epoch in range(1, 13):
         with transfer.epoch(epoch):
             for _ in range(3):
-                transfer.step(batch.loss(batch.users, False), batch.users).backward()
+                transfer.backward(batch.loss(batch.users, False), batch.users)
         transfer.record()
         if epoch in (2, 12):
             gc.collect()
@@ -157,7 +156,7 @@ def test_the_gradient_ratio_is_that_of_the_weighted_losses(toy):
     transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup)
     with transfer.epoch(1):
         for _ in range(2):
-            transfer.step(batch.loss(batch.users, False), batch.users).backward()
+            transfer.backward(batch.loss(batch.users, False), batch.users)
     rows = model.user_embedding(batch.users).detach().requires_grad_(True)
     items = model.item_embedding.weight.detach()
     place = torch.arange(9) * 3
@@ -297,7 +296,7 @@ def test_pretrain_leaves_the_models_own_loss_out(toy):
     model, batch = toy("rows")
     transfer = TransferManager(model, PhasePlan(ScheduleConfig(kind="pretrain"), 2), setup_of(model, batch, "user_embedding", alpha=0.3))
     with transfer.epoch(1):
-        transfer.step(batch.loss(batch.users, False), batch.users).backward()
+        transfer.backward(batch.loss(batch.users, False), batch.users)
     assert model.item_embedding.weight.grad is None
     assert done["transfer"].transfer_steps == BATCHES
 
@@ -312,20 +311,54 @@ def test_state_comes_back(toy):
 
 
 @pytest.mark.parametrize("loss", ["mse", "rmse"])
-def test_a_small_user_table_gives_the_loss_and_gradient_of_its_rows(loss):
-    """The shortcut for light models: equal to the rows' loss, whatever users and however often, absent ones without a share."""
+def test_squares_of_rows_and_of_a_small_user_table_have_the_value_and_gradient_of_the_loss(loss):
+    """What light models compute: equal to the loss written plainly, whatever users and however often, absent ones without a share."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(9, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     targets = torch.randn(9, 4, dtype=torch.float64, generator=generator)
     weights = torch.tensor([0, 1.0, 2, 0, 0.5, 1, 1, 3, 1], dtype=torch.float64)
     users = torch.tensor([1, 1, 7, 3, 8, 1, 4])
     manager = LossManager(loss, targets, weights)
-    assert manager.reads_tables(len(users))
-    found = []
-    for value in (manager.transfer(table[users], users), manager.transfer_table(table, users)):
-        found.append((value.detach(), torch.autograd.grad(value, table)[0]))
-    torch.testing.assert_close(found[0], found[1])
+    expected = manager.transfer(table[users], users)
+    (gradient,) = torch.autograd.grad(expected, table)
+    rows = manager.squares(table[users], users)
+    torch.testing.assert_close(rows.value, expected.detach())
+    torch.testing.assert_close(torch.zeros_like(table).index_add(0, users, rows.gradient(0.3)), 0.3 * gradient)
+    assert manager.reads_tables(len(users)) is (loss == "mse")
     assert not manager.reads_tables(4), "a table that is larger than the batch is not read whole"
+    if loss == "mse":
+        whole, total = manager.table_squares(table, users), torch.ones_like(table)
+        torch.testing.assert_close(whole.value, expected.detach())
+        whole.add_gradient(total, 0.3)
+        torch.testing.assert_close(total, 1 + 0.3 * gradient)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("choices", [{}, {"loss": "rmse"}, {"projection": "student", "dims": 4}, {"loss": "cosine"}])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("rows", "user_embedding"), ("prefix", "dropout"), ("graph", "forward[0]"), ("sequence", "item_embedding")]
+)
+def test_backward_leaves_the_gradients_of_the_loss(toy, kind, name, choices, alpha):
+    """Twice an epoch: the first step reads the hook, the second may read the table itself."""
+    gradients, records = [], []
+    for plainly in (True, False):
+        model, batch = toy(kind)
+        lengths = torch.tensor([1, 5, 2, 3, 4, 5, 1, 2, 3]) if kind == "sequence" else None
+        transfer = TransferManager(model, PhasePlan(ScheduleConfig(kind="joint"), 2), setup_of(model, batch, name, alpha=alpha, **choices))
+        model.eval()
+        with transfer.epoch(1):
+            for _ in range(2):
+                if plainly:
+                    transfer.step(batch.loss(batch.users, False), batch.users, lengths).backward()
+                else:
+                    transfer.backward(batch.loss(batch.users, False), batch.users, lengths)
+        gradients.append([parameter.grad for parameter in [*model.parameters(), *transfer.parameters]])
+        records.append(transfer.record())
+    for plain, found in zip(*gradients, strict=True):
+        assert (plain is None) == (found is None)
+        if plain is not None:
+            torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-7)
+    assert records[1] == pytest.approx(records[0], rel=1e-5, nan_ok=True)
 
 
 def test_the_epoch_with_the_shortcut_is_the_epoch_without_it(toy, monkeypatch):
@@ -355,7 +388,7 @@ def test_no_tensor_is_left_behind_by_an_epoch(toy, kind, name):
         with transfer.epoch(epoch):
             for _ in range(BATCHES):
                 optimizer.zero_grad()
-                transfer.step(batch.loss(batch.users, False), batch.users).backward()
+                transfer.backward(batch.loss(batch.users, False), batch.users)
                 optimizer.step()
         transfer.record()
         gc.collect()
