@@ -45,27 +45,38 @@ class SplitNode:
 
 
 @dataclass(frozen=True)
-class ProfileNode:
-    """The profiles that one LLM (or template, or file) writes from one split; `leaked`: from its held-out rows too."""
+class TextsNode:
+    """Texts of one split by one LLM (or template, or file): of its users or of its items."""
 
     split: SplitNode
     config: ProfileConfig
     key: str
     resources: TaskResources
-    leaked: bool = False
     accounts: Accounts | None = field(default=None, compare=False, repr=False)
-    """What the study has spent on language models, while a run makes profiles."""
+    """What the study has spent on language models, while a run makes texts."""
+
+    @property
+    def source(self) -> str:
+        """Who wrote them, as results name it."""
+        return self.config.label
+
+    @property
+    def label(self) -> str:
+        """The node in words."""
+        return f"{self.split.label}, {self.source}"
+
+
+@dataclass(frozen=True)
+class ProfileNode(TextsNode):
+    """The profiles that one LLM (or template, or file) writes from one split; `leaked`: from its held-out rows too."""
+
+    leaked: bool = False
     kind: str = "profiles"
 
     @property
     def source(self) -> str:
         """Who wrote them, as results name it."""
         return f"{self.config.label} (leaked)" if self.leaked else self.config.label
-
-    @property
-    def label(self) -> str:
-        """The node in words."""
-        return f"{self.split.label}, {self.source}"
 
     def compute(self, store: ArtifactStore) -> None:
         """Makes the artifact unless it is there."""
@@ -172,21 +183,15 @@ class TargetNode:
 
 
 @dataclass(frozen=True)
-class ItemTextsNode:
+class ItemTextsNode(TextsNode):
     """The item knowledge texts of one split, which the arms of KAR read."""
 
-    split: SplitNode
-    config: ProfileConfig
-    key: str
-    resources: TaskResources
-    accounts: Accounts | None = field(default=None, compare=False, repr=False)
-    """What the study has spent on language models, while a run makes texts."""
     kind: str = "item_texts"
 
     @property
-    def label(self) -> str:
-        """The node in words."""
-        return f"{self.split.label}, items by {self.config.label}"
+    def source(self) -> str:
+        """Who wrote them, as results name it."""
+        return f"items by {self.config.label}"
 
     def compute(self, store: ArtifactStore) -> None:
         """Makes the artifact unless it is there."""
@@ -212,7 +217,7 @@ class KnowledgeNode:
     @property
     def label(self) -> str:
         """The node in words."""
-        return f"{self.embedding.label}, with items by {self.items.config.label}"
+        return f"{self.embedding.label}, with {self.items.source}"
 
     def compute(self, store: ArtifactStore, *, workers: int = 0) -> None:
         """Makes the artifact unless it is there, the item texts encoded by a pool of `workers` Ray actors (0: in this process)."""

@@ -85,6 +85,27 @@ class KnowledgeFields(nn.Module):
         return (self.adaptor.preference(users), self.adaptor.item(items))
 
 
+class JoinedFields(ContextRecommender):  # type: ignore[misc]  # RecBole has no types
+    """Between a model and RecBole's base: called by both constructors and asked for the fields.
+
+    Attributes:
+        given: what is joined; a class attribute, because RecBole's constructors take no more than settings and dataset.
+    """
+
+    given: KnowledgeInput
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.knowledge = KnowledgeFields(self.given, self.embedding_size)
+        self._id_fields = (dataset.uid_field, dataset.iid_field)
+        self.num_feature_field += self.knowledge.n_fields
+
+    def concat_embed_input_fields(self, interaction: Any) -> Tensor:
+        """Returns the fields' embeddings `(batch, fields, width)`, the knowledge last."""
+        own = super().concat_embed_input_fields(interaction)
+        return torch.cat([own, self.knowledge(*(interaction[field] for field in self._id_fields))], dim=1)
+
+
 def with_knowledge(model_class: Any, given: KnowledgeInput) -> Any:
     """Returns a subclass of a context-aware model that has the knowledge as further fields.
 
@@ -94,22 +115,7 @@ def with_knowledge(model_class: Any, given: KnowledgeInput) -> Any:
     problem = knowledge_problem(given.arm, model_class.__name__, [base.__name__ for base in model_class.__mro__])
     if problem:
         raise TrainingError(problem)
-
-    class Joined(ContextRecommender):  # type: ignore[misc]  # RecBole has no types
-        """Between the model and RecBole's base: called by both constructors and asked for the fields."""
-
-        def __init__(self, config: Any, dataset: Any) -> None:
-            super().__init__(config, dataset)
-            self.knowledge = KnowledgeFields(given, self.embedding_size)
-            self._id_fields = (dataset.uid_field, dataset.iid_field)
-            self.num_feature_field += self.knowledge.n_fields
-
-        def concat_embed_input_fields(self, interaction: Any) -> Tensor:
-            """Returns the fields' embeddings `(batch, fields, width)`, the knowledge last."""
-            own = super().concat_embed_input_fields(interaction)
-            return torch.cat([own, self.knowledge(*(interaction[field] for field in self._id_fields))], dim=1)
-
-    return type(model_class.__name__, (model_class, Joined), {"__module__": __name__})
+    return type(model_class.__name__, (model_class, JoinedFields), {"__module__": __name__, "given": given})
 
 
 def knowledge_problem(arm: str, model: str, bases: Sequence[str] = ()) -> str | None:

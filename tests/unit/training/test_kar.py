@@ -1,14 +1,20 @@
 """Knowledge as feature fields: every model that is offered, what it reads, and that evaluation serves the same numbers as training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from llmkt_ray.embeddings.knowledge import Knowledge
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.study import AdaptorConfig
 from llmkt_ray.training.bridge.knowledge import TAKES_FIELDS, KnowledgeInput, knowledge_problem
 from llmkt_ray.training.bridge.models import build_model
+from llmkt_ray.training.inputs import knowledge_input
 from llmkt_ray.training.layers import probe_split
+from llmkt_ray.training.spec import TrialArtifacts
+from tests.unit.training.conftest import make_spec
 
 DIMS = 6
 
@@ -90,13 +96,6 @@ def test_models_without_fields_are_refused_by_name():
 
 
 def test_knowledge_of_other_users_or_in_another_order_is_refused(data):
-    from dataclasses import replace
-
-    from llmkt_ray.embeddings.knowledge import Knowledge
-    from llmkt_ray.training.inputs import knowledge_input
-    from llmkt_ray.training.spec import TrialArtifacts
-    from tests.unit.training.conftest import make_spec
-
     spec = make_spec(data, "DeepFM", "kar").model_copy(update={"knowledge_key": "k"})
     vectors = np.ones((data.n_users, 3), np.float32), np.ones((data.n_items, 3), np.float32)
     knowledge = Knowledge("k", *vectors, data.user_tokens, data.item_tokens)
