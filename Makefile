@@ -6,7 +6,7 @@ PIP    := -m pip --disable-pip-version-check install --quiet --constraint constr
 # One thread a process: trials run side by side, and a thread pool in each would only fight over the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test lint browser benchmark demo-job demo-autoscaling drill-profiles clean
+.PHONY: help setup quickstart test lint browser benchmark demo-job demo-autoscaling drill drill-profiles clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -47,6 +47,9 @@ demo-job: $(TESTS)/installed  ## a study as a job on a local two-node cluster, a
 
 demo-autoscaling: $(TESTS)/installed  ## a cluster that grows from zero and shrinks back, a node taken: the timeline
 	@$(TESTS)/bin/python -m benchmarks.autoscaling.timeline
+
+drill: $(TESTS)/installed  ## workers, nodes, drivers and heads of a local cluster killed at random moments: the kill table (about 10 minutes)
+	@$(TESTS)/bin/python -m benchmarks.faults.drill
 
 drill-profiles: $(TESTS)/installed  ## drivers and engines that write profiles killed at random moments: the kill table (about 15 minutes)
 	@$(TESTS)/bin/python -m benchmarks.faults.profiles_drill

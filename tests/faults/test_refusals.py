@@ -71,7 +71,7 @@ def test_a_full_disk_ends_the_sweep_and_a_later_run_goes_on(tmp_path, executor):
 
 
 def test_a_really_full_disk_leaves_no_half_written_row(tmp_path):
-    """On a small file system of its own, where the kernel lets us mount one; otherwise the file size limit stands in."""
+    """The file size limit stands in for a full disk: the kernel refuses to write in the same place."""
     import resource
 
     study = tiny_study(tmp_path)

@@ -1,13 +1,8 @@
 """Searches in rounds, their driver killed in mid-round: the rows are those of a search that nothing happened to."""
 
-import io
-
 import pandas as pd
 import pytest
-from rich.console import Console
 
-from llmkt_ray.study_file import load_study
-from llmkt_ray.sweep.run import run_study
 from tests.faults.conftest import Study, wait_for
 
 pytestmark = pytest.mark.ray
@@ -16,7 +11,7 @@ pytestmark = pytest.mark.ray
 @pytest.mark.parametrize("sampler", ["random", "qmc", "tpe"])
 def test_the_driver_of_a_search_is_killed(tmp_path, sampler):
     search = {"kind": "optuna", "sampler": sampler, "trials": 4, "round_size": 2}
-    settings = {"epochs": 60, "search": search, "controls": ["alpha0"], "evaluation": {"references": []}}
+    settings = {"epochs": 60, "seeds": 2, "search": search, "controls": ["alpha0"], "evaluation": {"references": []}}
     study, plain = Study(tmp_path / "killed", **settings), Study(tmp_path / "plain", **settings)
     process = study.start("--executor", "loop")
     wait_for(lambda: len(study.rows_on_disk()) >= 7, process)  # 2 controls, round 1 of 4 trials, round 2 has begun
@@ -25,7 +20,7 @@ def test_the_driver_of_a_search_is_killed(tmp_path, sampler):
     before = study.rows_on_disk()
     assert len(before) < 10, "killed too late"
     for each in (study, plain):
-        run_study(load_study(each.file), executor="loop", console=Console(file=io.StringIO()))
+        each.run_here()
     after = study.rows_on_disk()
     assert {name: after[name] for name in before} == before, "a finished trial was run again"
     assert len(after) == 10

@@ -5,8 +5,10 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,12 @@ from llmkt_ray.results.card import read_card
 from llmkt_ray.results.folder import artifacts_folder, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
+from llmkt_ray.study import ResourcesConfig
+from llmkt_ray.sweep import tuner
 from llmkt_ray.sweep.execute import load_artifacts
 from llmkt_ray.sweep.plan import make_plan
 from llmkt_ray.sweep.run import run_study, store_of
+from llmkt_ray.sweep.tuner import RayExecutor
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
 from llmkt_ray.training.trial import run_trial
 from tests.tiny import tiny_study
@@ -162,6 +167,48 @@ def test_one_worker_and_two_give_the_same_rows(tmp_path, reference):
         study = tiny_study(tmp_path / str(concurrency), resources={"concurrency": concurrency})
         run(study, "ray")
         pd.testing.assert_frame_equal(numbers(study), numbers(reference), check_exact=True)
+
+
+def met(spec: TrialSpec, artifacts: TrialArtifacts, *, checkpoint_dir: Path, **_: object) -> TrialResult:
+    """A trial that ends when four run at once, or fails after a minute."""
+    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    (checkpoint_dir / f"{spec.key}.here").touch()
+    until = time.monotonic() + 60
+    while len(list(checkpoint_dir.glob("*.here"))) < 4:
+        if time.monotonic() > until:
+            raise TimeoutError("four trials of half a CPU do not run at once on two CPUs")
+        time.sleep(0.05)
+    return TrialResult(spec=spec, status="done", valid=dict.fromkeys(spec.metrics, 0.5), test=dict.fromkeys(spec.metrics, 0.5))
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_trials_that_ask_for_fractions_share_a_cpu(tmp_path, monkeypatch):
+    study = tiny_study(tmp_path, resources={"trial": {"cpus": 0.5}}, evaluation={"references": []}, controls=["alpha0", "shuffled"])
+    assert RayExecutor(study.resources).workers() == 4
+    summary = run(study, "ray", run_trial=met)
+    assert (summary.ran, summary.failed) == (4, 0)
+    monkeypatch.setattr(tuner, "capacity", lambda: {"CPU": 64.0, "GPU": 2.0})
+    for trial, concurrency, expected in (({"gpus": 0.25}, None, 8), ({"gpus": 0.3}, None, 6), ({"gpus": 0.25}, 5, 5)):
+        resources = ResourcesConfig.model_validate({"trial": trial, "concurrency": concurrency})
+        assert RayExecutor(resources).workers() == expected
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_large_study_runs_in_batches(tmp_path, monkeypatch, reference):
+    """As one of thousands of trials does, 500 a Tuner."""
+    sizes: list[int] = []
+    begin = tuner._Feed.__init__
+
+    def noted(feed: tuner._Feed, queue: tuner._Queue, *more: Any) -> None:
+        sizes.append(len(queue.waiting))
+        begin(feed, queue, *more)
+
+    monkeypatch.setattr(tuner._Feed, "__init__", noted)
+    monkeypatch.setattr(tuner, "TUNER_TRIALS", 4)
+    study = tiny_study(tmp_path)
+    run(study, "ray")
+    assert sizes == [4, 2]
+    pd.testing.assert_frame_equal(numbers(study), numbers(reference), check_exact=True)
 
 
 @pytest.mark.usefixtures("two_workers")

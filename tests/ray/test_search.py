@@ -1,6 +1,13 @@
 """A search is as reproducible as a grid: by executor, by crash, and its told states are true."""
 
 import io
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +25,12 @@ from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep.check import check_study
 from llmkt_ray.sweep.execute import load_artifacts
+from llmkt_ray.sweep.plan import make_plan
 from llmkt_ray.sweep.run import run_study, store_of
+from llmkt_ray.sweep.space import search_cells
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
 from llmkt_ray.training.trial import run_trial
+from tests.clusters import free_port
 from tests.tiny import tiny_study
 
 pytestmark = pytest.mark.ray
@@ -85,6 +95,56 @@ def test_told_states_are_true(tmp_path):
     assert seen == {TrialState.FAIL, TrialState.COMPLETE}, "the test met both"
 
 
+def test_what_is_told_can_live_in_a_database(tmp_path):
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    study, plain = searching(tmp_path, trials=4, storage=url), searching(tmp_path / "plain", trials=4)
+    run(study)
+    next((tmp_path / "results" / "tiny" / "ledger" / "trials").iterdir()).unlink()
+    run(study)
+    run(plain)
+    assert not (tmp_path / "results" / "tiny" / "search").exists(), "no journal beside it"
+    (name,) = optuna.get_all_study_names(url)
+    found = optuna.load_study(study_name=name, storage=url).trials
+    told = optuna_trials(plain)
+    assert [(trial.state, trial.values, trial.params) for trial in found] == [(trial.state, trial.values, trial.params) for trial in told]
+    assert len(found) == 4
+
+
+def test_the_dashboard_of_optuna_shows_what_was_told(tmp_path):
+    """The command of docs/search.md, asked as a browser asks it."""
+    study = searching(tmp_path, trials=4, sampler="random", alpha=(0.0, 1.0))
+    run(study)
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("optuna-dashboard")), "journal.log", "--host", "127.0.0.1", "--port", str(port)]
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(command, cwd=f"{study_folder(study)}/search", stdout=said, stderr=said)
+    try:
+        studies = ask(f"http://127.0.0.1:{port}/api/studies", process)["study_summaries"]
+        assert [each["study_name"] for each in studies] == [f"tiny {search_cells(make_plan(study, store_of(study)))[0].name}"]
+        shown = ask(f"http://127.0.0.1:{port}/api/studies/{studies[0]['study_id']}", process)["trials"]
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+    told = optuna_trials(study)
+    assert [trial["state"].upper() for trial in shown] == [trial.state.name for trial in told]
+    assert [trial.get("values") for trial in shown] == [trial.values for trial in told]
+    assert [trial["params"][0]["param_external_value"] for trial in shown] == [str(trial.params["alpha"]) for trial in told]
+
+
+def ask(url: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """Returns the JSON at a URL of a server that may still be starting."""
+    for _ in range(300):
+        assert process.poll() is None, "the dashboard has ended"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError:
+            raise
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the dashboard does not answer")
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "qmc"])
 def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, sampler):
     whole = searching(tmp_path / "whole", sampler=sampler)
@@ -110,12 +170,13 @@ def test_tpe_finds_the_top_of_a_known_curve(tmp_path):
 
 
 def test_objectives_over_seeds(tmp_path):
-    study = searching(tmp_path, trials=4, sampler="tpe", objectives=["mean", "worst", "epochs"])
+    study = searching(tmp_path, trials=4, sampler="tpe", objectives=["mean", "worst", "mean_minus_sd", "epochs"], risk=2.0)
     run(study)
     for trial in optuna_trials(study):
         if trial.state == TrialState.COMPLETE:
-            mean, worst, epochs = trial.values
+            mean, worst, robust, epochs = trial.values
             assert mean - worst == pytest.approx(0.005)
+            assert mean - robust == pytest.approx(2 * 0.01 / np.sqrt(2))
             assert epochs == 3
 
 

@@ -44,3 +44,11 @@ def test_the_claim_is_made_where_the_search_looks():
 def test_a_search_over_alpha_needs_a_schedule_that_has_one():
     found = refusal(search={"kind": "optuna"}, transfer={"schedule": {"kind": "pretrain"}})
     assert "schedule 'pretrain' has alpha 1 only" in found
+
+
+def test_the_journal_of_a_search_cannot_live_in_an_object_store():
+    found = refusal(search={"kind": "optuna"}, storage="s3://team/results")
+    assert "'s3://team/results' is an object store, where Optuna's journal cannot live: give `search.storage` an RDB URL" in found
+    search = {"kind": "optuna", "storage": "postgresql://host/optuna"}
+    text = yaml.safe_dump({"name": "s", "datasets": ["ml-100k"], "models": ["BPR"], "search": search, "storage": "s3://team/results"})
+    assert parse_study(text).search.storage == "postgresql://host/optuna"
