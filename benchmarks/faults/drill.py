@@ -3,8 +3,9 @@
     python -m benchmarks.faults.drill --kills 12
 
 The studies are a grid and searches with random, QMC and TPE suggestions, in turn. Each round starts `llmkt run`, waits a random
-time, and kills by SIGKILL a trial's worker, a node, the driver or the head with all of its processes: each as often as the others. A
-study is run again until all its rows are there; after every kill the rows are compared with those of a run that nothing happened to.
+time (every second time counted from when trials run, so that slow machines are not struck before), and kills by SIGKILL a trial's
+worker, a node, the driver or the head with all of its processes: each as often as the others. A study is run again until all its rows
+are there; after every kill the rows are compared with those of a run that nothing happened to.
 """
 
 import argparse
@@ -70,12 +71,16 @@ class Drill:
         self._mend()
         runs, process, begun = logs(study.folder), study.on(self._head).start(), time.monotonic()
         target, wait = next(self._targets), self._draw.uniform(1.0, self._longest)
-        while process.poll() is None and (time.monotonic() - begun < wait or (target == "worker" and not self._workers())):
+        if target == "worker" or self._draw.random() < 0.5:
+            while process.poll() is None and not self._workers():
+                time.sleep(0.05)
+            wait = time.monotonic() - begun + wait / 3
+        while process.poll() is None and time.monotonic() - begun < wait:
             time.sleep(0.05)
         moment, workers = time.monotonic() - begun, self._workers()
         doing, then = what_runs(logs(study.folder) - runs), study.rows_on_disk()
-        if process.poll() is not None:
-            target, doing = "none", "it had ended"
+        if process.poll() is not None or (target == "worker" and not workers):
+            target, doing = "none", "it had ended, or was between two stages"
         self._kill(target, process, workers)
         process.communicate(timeout=600)
         assert target != "driver" or gone(workers), "trials of a dead driver go on"
