@@ -162,11 +162,22 @@ def test_a_folder_in_use_is_refused(tmp_path, executor):
 
 
 @pytest.mark.usefixtures("two_workers")
-def test_one_worker_and_two_give_the_same_rows(tmp_path, reference):
-    for concurrency in (1, 2):
+def test_one_worker_and_two_give_the_same_rows_also_in_batches(tmp_path, monkeypatch, reference):
+    """A study of thousands of trials is given to Tune 500 at a time; here four."""
+    sizes: list[int] = []
+    begin = tuner._Feed.__init__
+
+    def noted(feed: tuner._Feed, queue: tuner._Queue, *more: Any) -> None:
+        sizes.append(len(queue.waiting))
+        begin(feed, queue, *more)
+
+    monkeypatch.setattr(tuner._Feed, "__init__", noted)
+    for concurrency, batch in ((1, 500), (2, 4)):
+        monkeypatch.setattr(tuner, "TUNER_TRIALS", batch)
         study = tiny_study(tmp_path / str(concurrency), resources={"concurrency": concurrency})
         run(study, "ray")
         pd.testing.assert_frame_equal(numbers(study), numbers(reference), check_exact=True)
+    assert sizes == [6, 4, 2]
 
 
 def met(spec: TrialSpec, artifacts: TrialArtifacts, *, checkpoint_dir: Path, **_: object) -> TrialResult:
@@ -191,24 +202,6 @@ def test_trials_that_ask_for_fractions_share_a_cpu(tmp_path, monkeypatch):
     for trial, concurrency, expected in (({"gpus": 0.25}, None, 8), ({"gpus": 0.3}, None, 6), ({"gpus": 0.25}, 5, 5)):
         resources = ResourcesConfig.model_validate({"trial": trial, "concurrency": concurrency})
         assert RayExecutor(resources).workers() == expected
-
-
-@pytest.mark.usefixtures("two_workers")
-def test_a_large_study_runs_in_batches(tmp_path, monkeypatch, reference):
-    """As one of thousands of trials does, 500 a Tuner."""
-    sizes: list[int] = []
-    begin = tuner._Feed.__init__
-
-    def noted(feed: tuner._Feed, queue: tuner._Queue, *more: Any) -> None:
-        sizes.append(len(queue.waiting))
-        begin(feed, queue, *more)
-
-    monkeypatch.setattr(tuner._Feed, "__init__", noted)
-    monkeypatch.setattr(tuner, "TUNER_TRIALS", 4)
-    study = tiny_study(tmp_path)
-    run(study, "ray")
-    assert sizes == [4, 2]
-    pd.testing.assert_frame_equal(numbers(study), numbers(reference), check_exact=True)
 
 
 @pytest.mark.usefixtures("two_workers")
