@@ -81,15 +81,17 @@ class VllmSyncBackend:
         self._open.enter_context(connected_ray())
         waiting = iter(enumerate(blocks))
         running: dict[Any, tuple[int, Any]] = {}
-        while len(self._actors) < min(self._config.workers[-1], len(blocks)):
+        size = min(self._config.workers[-1], len(blocks))
+        while len(self._actors) < size:
             self._actors.append(self._start(seed))
         for actor in self._actors:
             self._await_start(actor)
         free = list(self._actors)
         while True:
-            while free and (following := next(waiting, None)) is not None:
+            while len(running) < size and (following := next(waiting, None)) is not None:
                 number, block = following
-                actor = free.pop()
+                # One that died is replaced when there is something to ask, not before: a start takes its time.
+                actor = free.pop() if free else self._another(seed)
                 running[actor.answer.remote([prompt.messages for prompt in block])] = (number, actor)
             if not running:
                 return
@@ -98,15 +100,12 @@ class VllmSyncBackend:
             outcome: Outcome
             try:
                 outcome = ray.get(finished)
+                free.append(actor)
             except ray.exceptions.RayError as error:
                 outcome = failure(error)
                 # An engine that raised may still hold half a batch: it is not asked again.
                 ray.kill(actor)
                 self._actors.remove(actor)
-                actor = self._start(seed)
-                self._actors.append(actor)
-                self._await_start(actor)
-            free.append(actor)
             yield number, outcome
 
     def close(self) -> None:
@@ -121,6 +120,12 @@ class VllmSyncBackend:
         options = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus, "runtime_env": {"env_vars": variables}}
         settings = engine_settings(self._config, self._resources) | {"seed": seed, "revision": self._config.revision}
         return ray.remote(**options)(Engine).remote(str(self._config.model), settings, sampling(self._config))
+
+    def _another(self, seed: int) -> Any:
+        actor = self._start(seed)
+        self._actors.append(actor)
+        self._await_start(actor)
+        return actor
 
     def _await_start(self, actor: Any) -> None:
         try:
