@@ -95,6 +95,8 @@ class ProfileConfig(Section):
     """Most tokens a prompt may have."""
     long_history: Literal["select", "chunks"] = "select"
     """A history that is too long for one prompt: `select` its most telling rows, or `chunks`: a text about each part, then one of all."""
+    structured: Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")], ...], Field(max_length=12)] = ()
+    """Structured output: names of parts ([genres, moods, dislikes]) that every profile has; a text each, stored as one line a part."""
     demographics: bool = False
     """Whether age, gender and occupation enter the prompt."""
     max_tokens: int = Field(220, ge=1)
@@ -129,6 +131,10 @@ class ProfileConfig(Section):
             raise ValueError(f"profiles with llm {self.llm!r} need a `model`")
         if not language and self.model:
             raise ValueError(f"`model` belongs to a language model (vllm, vllm-sync, openai), not to {self.llm!r}")
+        if self.structured and not language:
+            raise ValueError(f"`structured` belongs to a language model (vllm, vllm-sync, openai), not to {self.llm!r}")
+        if len(set(self.structured)) < len(self.structured):
+            raise ValueError(f"the parts of `structured` have names of their own, but got {list(self.structured)}")
         if len(self.workers) > 2 or (len(self.workers) == 2 and self.workers[0] > self.workers[1]):
             raise ValueError(f"workers is a number or [min, max], but got {list(self.workers)}")
         return self

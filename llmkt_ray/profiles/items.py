@@ -26,6 +26,7 @@ from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.prompts import Prompt, PromptTemplate, Tokens, line_of, one_line
+from llmkt_ray.profiles.structured import instruction
 from llmkt_ray.profiles.table import ProfileRow, as_table
 from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import BudgetConfig, ProfileConfig, ResourcesConfig, TaskResources
@@ -207,7 +208,7 @@ def item_prompts(config: ProfileConfig, tokens: Tokens, data: PreparedData) -> t
     template = PromptTemplate(_TEMPLATE, config.prompt)
     one, many = ITEM_NOUNS[data.domain]
     common = {"domain": data.domain, "noun": one, "nouns": many}
-    system = template.render("system", common)
+    system = template.render("system", common) + instruction(config.structured)
     prompts = []
     for index, item in enumerate(item_facts(data.items)):
         if not item_sentence(item, one):

@@ -21,6 +21,7 @@ from llmkt_ray.data.history import Entry, histories
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.template import Population
+from llmkt_ray.profiles.structured import instruction
 from llmkt_ray.seeds import canonical_json
 
 PROMPT_VERSION = "1"
@@ -152,6 +153,7 @@ class PromptBuilder:
         demographics: whether age, gender and occupation enter the prompt.
         full_history: from the full train split although the data is thinned.
         chunks: deal a history that is too long for one prompt out to several, instead of leaving its least telling rows out.
+        structured: names of the parts that an answer must have.
     """
 
     template: PromptTemplate
@@ -160,6 +162,7 @@ class PromptBuilder:
     demographics: bool = False
     full_history: bool = False
     chunks: bool = False
+    structured: Sequence[str] = ()
 
     def build(self, data: PreparedData, only: Callable[[str], bool] = lambda user: True) -> Iterator[Prompt]:
         """Yields the prompt of every user with a history, in index order; with `chunks` all parts of a user one after the other.
@@ -175,7 +178,7 @@ class PromptBuilder:
         population = Population.of(past)
         about = _demographics(data) if self.demographics else [None] * data.n_users
         common = self._common(data, population)
-        system = self.template.render("system", common)
+        system = self.template.render("system", common) + instruction(self.structured)
         lines: dict[tuple[int, float | None], tuple[str, int]] = {}
         for user, (user_id, history) in enumerate(past):
             if history and only(user_id):

@@ -10,6 +10,7 @@ import numpy as np
 from llmkt_ray.data.history import histories
 from llmkt_ray.data.leaks import verify
 from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.profiles import structured
 from llmkt_ray.profiles.chunks import Merger, in_rounds
 from llmkt_ray.profiles.engines.backend import Answer, Backend, Outcome
 from llmkt_ray.profiles.engines.base import Job, Written
@@ -63,6 +64,7 @@ class LlmEngine:
             },
             "sampling": {"max_tokens": config.max_tokens, "temperature": config.temperature, "top_p": config.top_p},
             "generation": config.generation,
+            **({"structured": list(config.structured)} if config.structured else {}),
         }
 
     def builder(self, data: PreparedData, tokens: Tokens | None = None) -> PromptBuilder:
@@ -76,6 +78,7 @@ class LlmEngine:
             config.demographics,
             config.full_history,
             config.long_history == "chunks",
+            config.structured,
         )
 
     def write(self, data: PreparedData, job: Job) -> Written:
@@ -212,6 +215,11 @@ class LlmEngine:
     def _row(self, prompt: Prompt, answer: Answer, attempts: int, version: str) -> ProfileRow:
         text = clean(answer.text) if answer.text is not None else None
         error = answer.error or (None if text else "empty: the model gave no text")
+        if text and self._config.structured:
+            text = structured.as_text(text, self._config.structured)
+            error = error or (
+                None if text else "malformed: not the JSON object that was asked for, or nothing in it"
+            )
         return ProfileRow(
             user_id=prompt.user_id,
             profile=None if error else text,

@@ -10,6 +10,7 @@ import aiohttp
 from llmkt_ray.profiles.endpoint import Endpoint, Reply, end
 from llmkt_ray.profiles.engines.backend import Answer, Outcome
 from llmkt_ray.profiles.prompts import Prompt
+from llmkt_ray.profiles.structured import schema
 from llmkt_ray.study import ProfileConfig
 
 
@@ -72,6 +73,7 @@ class OpenAIBackend:
 
     def _request(self, prompt: Prompt, seed: int) -> dict[str, Any]:
         config = self._config
+        form = {"name": "profile", "strict": True, "schema": schema(config.structured)}
         return {
             "model": config.model,
             "messages": list(prompt.messages),
@@ -79,6 +81,7 @@ class OpenAIBackend:
             "temperature": config.temperature,
             "top_p": config.top_p,
             "seed": seed,
+            **({"response_format": {"type": "json_schema", "json_schema": form}} if config.structured else {}),
         }
 
 

@@ -1,11 +1,13 @@
 """What both ways of running vLLM share: where the weights are, the engine's settings, the environment of its processes."""
 
+import json
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from llmkt_ray.errors import ProfileError, ResourceError
+from llmkt_ray.profiles.structured import schema
 from llmkt_ray.study import ProfileConfig, TaskResources
 
 _CPU_KV_CACHE_BYTES = 1 << 30
@@ -16,6 +18,9 @@ def engine_settings(config: ProfileConfig, resources: TaskResources) -> dict[str
     """Returns the keyword arguments of a vLLM engine: the study's, with prefix caching on and a cache that fits a CPU."""
     settings: dict[str, Any] = {"enable_prefix_caching": True, **config.engine}
     settings.setdefault("max_model_len", config.prompt_budget + config.max_tokens)
+    if config.structured:
+        # Space between the parts is free in JSON, and a model may fill its whole answer with it. Only this backend can forbid it.
+        settings["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
     if not resources.gpus:
         settings.setdefault("kv_cache_memory_bytes", _CPU_KV_CACHE_BYTES)
     return settings
@@ -69,7 +74,9 @@ def model_identity(config: ProfileConfig) -> dict[str, Any]:
 
 def sampling(config: ProfileConfig) -> dict[str, Any]:
     """Returns vLLM's sampling settings. No seed a row: with chunked prefill it kills the CPU engine; the engine has one."""
-    return {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens}
+    settings = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens}
+    # The schema as a string: in Ray Data's tables a dictionary would get the fields of all its rows.
+    return settings | ({"structured_outputs": {"json": json.dumps(schema(config.structured))}} if config.structured else {})
 
 
 def failure(error: Exception) -> str:

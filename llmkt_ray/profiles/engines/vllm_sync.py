@@ -22,14 +22,16 @@ class Engine:
     Args:
         model: folder or hub name.
         settings: vLLM's own engine settings.
-        sampling: vLLM's sampling settings.
+        sampling: vLLM's sampling settings, `structured_outputs` as a dictionary.
     """
 
     def __init__(self, model: str, settings: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
         import vllm
 
         self._llm = vllm.LLM(model=model, disable_log_stats=True, **settings)
-        self._sampling = vllm.SamplingParams(**sampling)
+        form = sampling.get("structured_outputs")
+        enforced = vllm.sampling_params.StructuredOutputsParams(**form) if form else None
+        self._sampling = vllm.SamplingParams(**{**sampling, "structured_outputs": enforced})
 
     def ready(self) -> bool:
         """Returns True: the weights are loaded."""

@@ -262,3 +262,20 @@ def test_key_depends_on_what_determines_the_texts(server: Server, data: Prepared
     for same in ({"concurrency": 2}, {"attempts": 5}, {"timeout_s": 9}, {"block_size": 3}, {"name": "label"}):
         assert profiles_key(_config(server, **same), data.key, 1) in keys
     assert json.dumps(sorted(keys))
+
+
+def test_structured_output_is_asked_for_and_an_answer_without_it_is_tried_again(
+    server: Server, data: PreparedData, store: ArtifactStore
+) -> None:
+    answers = {1: "I like films.", 2: '{"genres": "Noir", "moods": "dark'}
+    server.reply = lambda request, number: completion(answers.get(number, '{"genres": "Noir", "moods": "dark"}'))
+    profiles = _run(server, data, store, structured=("genres", "moods"), concurrency=1)
+    form = server.requests[0]["response_format"]
+    assert (form["type"], form["json_schema"]["schema"]["required"]) == ("json_schema", ["genres", "moods"])
+    assert set(profiles.table.column("profile").to_pylist()) == {"genres: Noir\nmoods: dark"}
+    assert sorted(profiles.table.column("attempts").to_pylist()) == [1] * 39 + [2]
+
+
+def test_no_format_is_asked_for_without_it(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    _run(server, data, store)
+    assert "response_format" not in server.requests[0]
