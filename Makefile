@@ -6,7 +6,7 @@ PIP    := -m pip --disable-pip-version-check install --quiet --constraint constr
 # One thread a process: trials run side by side, and a thread pool in each would only fight over the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test lint browser benchmark demo-job demo-autoscaling drill drill-profiles clean
+.PHONY: help setup quickstart test lint browser benchmark demo-job demo-autoscaling drill drill-profiles benchmark-profiles clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
@@ -56,6 +56,9 @@ drill: $(TESTS)/installed  ## workers, nodes, drivers and heads of a local clust
 
 drill-profiles: $(TESTS)/installed  ## drivers and engines that write profiles killed at random moments: the kill table (about 15 minutes)
 	@$(TESTS)/bin/python -m benchmarks.faults.profiles_drill
+
+benchmark-profiles: $(TESTS)/installed  ## tokens per second of vllm-sync and ray.data.llm against the bare engine (about 6 minutes)
+	@$(TESTS)/bin/python -m benchmarks.profiles.speed
 
 BENCHMARK := $(TESTS)/bin/python -m benchmarks.speed.run
 benchmark: $(TESTS)/installed  ## the short set of speed benchmarks: one line a target, a table and a picture (half an hour or more)

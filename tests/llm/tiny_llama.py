@@ -1,4 +1,4 @@
-"""A real Llama of some 100,000 random weights, with a tokenizer trained on titles and a chat template: it writes nonsense, really."""
+"""A real Llama of 100,000 random weights or more, with a tokenizer trained on titles and a chat template: it writes nonsense, really."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tiny_llama(folder: Path, texts: Iterable[str], *, max_length: int = 1024) -> Path:
+def build_tiny_llama(folder: Path, texts: Iterable[str], *, max_length: int = 1024, hidden: int = 64, layers: int = 2) -> Path:
     """Writes the model in Hugging Face format and returns its folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,11 +27,11 @@ def build_tiny_llama(folder: Path, texts: Iterable[str], *, max_length: int = 10
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(fast),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 32,
         max_position_embeddings=max_length,
         bos_token_id=fast.bos_token_id,
         eos_token_id=fast.eos_token_id,
