@@ -217,9 +217,7 @@ class LlmEngine:
         error = answer.error or (None if text else "empty: the model gave no text")
         if text and self._config.structured:
             text = structured.as_text(text, self._config.structured)
-            error = error or (
-                None if text else "malformed: not the JSON object that was asked for, or nothing in it"
-            )
+            error = error or (None if text else "malformed: not the JSON object that was asked for, or nothing in it")
         return ProfileRow(
             user_id=prompt.user_id,
             profile=None if error else text,

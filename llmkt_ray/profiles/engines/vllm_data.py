@@ -89,10 +89,11 @@ class VllmDataBackend:
         ]
         answers: dict[int, dict[int, Answer]] = {number: {} for number in blocks}
         source = ray.data.from_items(asked, override_num_blocks=min(len(asked), 4 * self._config.workers[-1]))
+        longest = int(engine_settings(self._config, self._resources)["max_model_len"])
         with quiet_ray_data():
             for row in self._processor(seed)(source).iter_rows():
                 number = int(row["block"])
-                answers[number][int(row["place"])] = self._answer(row)
+                answers[number][int(row["place"])] = answer_of(row, self._config.max_tokens, longest)
                 if len(answers[number]) == len(blocks[number]):
                     yield number, [answers[number][place] for place in range(len(blocks[number]))]
 
@@ -124,19 +125,26 @@ class VllmDataBackend:
         built.get_stage_by_name("vLLMEngineStage").map_batches_kwargs.update(max_restarts=1, max_task_retries=1)
         return built
 
-    def _answer(self, row: dict[str, Any]) -> Answer:
-        """Returns a row of the pipeline as an answer; it carries other columns where it has an error."""
-        if row.get(_ERROR):
-            return Answer(None, error=f"inference: {str(row[_ERROR])[:300]}")
-        tokens = int(row["num_generated_tokens"])
-        return Answer(
-            row["generated_text"],
-            # ray.data.llm does not say why a text ended; reaching the limit is what "length" means.
-            finish_reason="length" if tokens >= self._config.max_tokens else "stop",
-            prompt_tokens=int(row["num_input_tokens"]),
-            output_tokens=tokens,
-            latency_s=float(row["time_taken_llm"]),
-        )
+
+def answer_of(row: dict[str, Any], max_tokens: int, longest: int) -> Answer:
+    """Returns a row of the pipeline as an answer; it carries other columns where it has an error.
+
+    Args:
+        row: of `ray.data.llm`.
+        max_tokens: most tokens of an answer.
+        longest: most tokens of prompt and answer together.
+    """
+    if row.get(_ERROR):
+        return Answer(None, error=f"inference: {str(row[_ERROR])[:300]}")
+    asked, tokens = int(row["num_input_tokens"]), int(row["num_generated_tokens"])
+    return Answer(
+        row["generated_text"],
+        # ray.data.llm does not say why a text ended; reaching a limit is what "length" means.
+        finish_reason="length" if tokens >= min(max_tokens, longest - asked) else "stop",
+        prompt_tokens=asked,
+        output_tokens=tokens,
+        latency_s=float(row["time_taken_llm"]),
+    )
 
 
 class _Ask:
