@@ -74,5 +74,7 @@ class CheckpointFile:
         return int(saved["epoch"]), saved["state"]
 
     def delete(self) -> None:
-        """Removes the checkpoint; absent is fine."""
+        """Removes the checkpoint, and what processes that were killed while they wrote it have left; absent is fine."""
         self.path.unlink(missing_ok=True)
+        for partial in self.path.parent.glob(f".{self.path.name}.*.partial"):
+            partial.unlink(missing_ok=True)

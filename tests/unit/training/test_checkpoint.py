@@ -89,3 +89,13 @@ def test_fresh_checkpoints_are_not_written_again(tmp_path):
     file = CheckpointFile(tmp_path, "k", 1000.0)
     file.save(1, lambda: pytest.fail("asked for the state"))
     assert file.load(torch.device("cpu")) is None
+
+
+def test_what_a_killed_process_left_of_it_goes_with_it(tmp_path):
+    """SIGKILL in the middle of a write runs no `finally`: the part of a file stays until the trial ends."""
+    file, other = CheckpointFile(tmp_path, "a", 0.0), CheckpointFile(tmp_path, "b", 0.0)
+    for each in (file, other):
+        each.save(1, dict)
+        each.path.with_name(f".{each.path.name}.1b002dba.partial").write_bytes(b"PK")
+    file.delete()
+    assert {path.name for path in tmp_path.iterdir()} == {"b.pt", ".b.pt.1b002dba.partial"}
