@@ -5,7 +5,7 @@ no key. Planned output is the most that `max_tokens` allows; models that stop ea
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,6 +87,9 @@ class Prices:
     def tokens(self, prompt_tokens: int, output_tokens: int) -> float:
         """Returns the price of tokens."""
         return float(prompt_tokens * self.price.prompt + output_tokens * self.price.output) / 1e6
+
+
+CostOf = Callable[[LlmEngine, ProfileConfig, PreparedData, ResourcesConfig, float | None], LlmCost]
 
 
 class Accounts:
@@ -208,20 +211,23 @@ def planned(
     return LlmCost(count, prompt_tokens, output, counted_by, gpu_hours, money, speed)
 
 
-def plan_cost(config: ProfileConfig, data: PreparedData, resources: ResourcesConfig, tokens_per_s: float | None) -> LlmCost | None:
-    """Returns what one set of profiles will take; None where no language model writes it. No model is asked.
+def plan_cost(
+    config: ProfileConfig, data: PreparedData, resources: ResourcesConfig, tokens_per_s: float | None, cost: CostOf | None = None
+) -> LlmCost | None:
+    """Returns what one set of texts will take; None where no language model writes it. No model is asked.
 
     Args:
         config: who writes.
         data: the split.
         resources: prices and speeds.
         tokens_per_s: of one engine actor of this model, where it was measured before.
+        cost: of the texts by an engine; None: of the users' profiles.
 
     Raises:
         ProfileError: the prompts cannot be built.
     """
     engine = engine_of(config, resources.profiles)
-    return cost_of(engine, config, data, resources, tokens_per_s) if isinstance(engine, LlmEngine) else None
+    return (cost or cost_of)(engine, config, data, resources, tokens_per_s) if isinstance(engine, LlmEngine) else None
 
 
 def cost_of(

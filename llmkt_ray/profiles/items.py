@@ -20,7 +20,7 @@ from llmkt_ray.data.history import Entry, Item, item_facts, kinds_of
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.raw import id_column, shown
 from llmkt_ray.errors import ProfileError
-from llmkt_ray.profiles.cost import Account, Accounts, LlmCost, Prices, counter_of, planned
+from llmkt_ray.profiles.cost import Account, Accounts, LlmCost, Prices, counter_of, plan_cost, planned
 from llmkt_ray.profiles.engines.base import Job, Progress, silent
 from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
@@ -172,19 +172,8 @@ def item_sentence(item: Item, noun: str) -> str:
 
 
 def plan_item_texts(config: ProfileConfig, data: PreparedData, resources: ResourcesConfig, tokens_per_s: float | None) -> LlmCost | None:
-    """Returns what the texts of a split's items will take; None where no language model writes them. No model is asked.
-
-    Args:
-        config: who writes.
-        data: the split.
-        resources: prices and speeds.
-        tokens_per_s: of one engine actor of this model, where it was measured before.
-
-    Raises:
-        ProfileError: the prompts cannot be built.
-    """
-    engine = engine_of(config, resources.profiles)
-    return _cost_of(engine, config, data, resources, tokens_per_s) if isinstance(engine, LlmEngine) else None
+    """Returns what the texts of a split's items will take; see `plan_cost`."""
+    return plan_cost(config, data, resources, tokens_per_s, _cost_of)
 
 
 def _cost_of(
