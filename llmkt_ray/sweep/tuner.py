@@ -6,7 +6,7 @@ checkpoint named by its key; a trial whose workers keep dying becomes a failed r
 """
 
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class RayExecutor:
                         verbose=0,
                         stop=_StopAll(feed),
                         failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                        callbacks=[_Watcher(progress)],
+                        callbacks=[_Watcher(progress, feed)],
                     ),
                 ).fit()
             finally:
@@ -211,6 +211,8 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
     """Gives one Tuner its batch of trials.
 
     The next batch gets a Tuner of its own: it may need artifacts first, and those need the CPUs that idle trial actors hold.
+    Tune goes on with a trial whose worker is lost, but gives up at once where a reused worker is lost between two trials
+    (Ray 2.56: a trial that is not running yet is not retried); such a trial waits in the queue again.
 
     Attributes:
         problem: what ends the whole sweep: a storage that cannot be written.
@@ -220,6 +222,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         super().__init__()
         self._queue, self._place, self._progress = queue, place, progress
         self._concurrency, self._running = concurrency, dict[str, TrialSpec]()
+        self._lost = Counter[str]()
         self._phases = SharedPhases(tuple(queue.waiting), place.phase1)
         self.problem: LlmktError | None = None
 
@@ -252,7 +255,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
             self.problem = StorageError(result["message"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Counts a trial; one whose workers kept dying gets its row here."""
+        """Counts a trial; one whose workers kept dying gets its row here, one that Tune gave up too early waits again."""
         spec = self._running.pop(trial_id, None)
         if spec is None or self.problem:
             return
@@ -260,10 +263,19 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         if last.get("status") not in ("done", "failed", "pruned"):
             ledger = Ledger(self._place.folder)
             if not ledger.has(spec.key):
-                lost = f"its worker was lost {MAX_FAILURES + 1} times, for example killed, or out of memory (see `resources.trial`)"
+                self.worker_lost(spec)
+                if self._lost[spec.key] <= MAX_FAILURES:
+                    self._queue.waiting.appendleft(spec)
+                    return
+                lost = f"its worker was lost {self._lost[spec.key]} times, for example killed, or out of memory (see `resources.trial`)"
                 ledger.record(failed(spec, "WorkerLost", lost), self._place.study_key)
                 last = {"status": "failed", "error": {"kind": "WorkerLost", "message": lost}}
         self._progress.trial_ended(spec, TrialResult(spec=spec, status=last.get("status", "done"), error=last.get("error")))
+
+    def worker_lost(self, spec: TrialSpec) -> None:
+        """Notes that a trial's worker or node is gone."""
+        self._lost[spec.key] += 1
+        self._progress.trial_interrupted(spec)
 
     def save(self, checkpoint_path: str) -> None:
         """Saves nothing: the ledger is the state."""
@@ -273,10 +285,10 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
 
 
 class _Watcher(tune.Callback):  # type: ignore[misc]
-    """Tells the progress when a trial really starts."""
+    """Tells the progress when a trial really starts, and the feed that its worker is lost and Tune goes on with it."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, feed: _Feed) -> None:
+        self._progress, self._feed = progress, feed
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         """Tune pickles its callbacks into a state that nobody reads."""
@@ -287,8 +299,8 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         self._progress.trial_started(_spec(trial.config))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Notes that a trial's worker or node is gone: it waits until it can go on elsewhere."""
-        self._progress.trial_interrupted(_spec(trial.config))
+        """Counts a worker that is lost: its trial waits until it can go on elsewhere."""
+        self._feed.worker_lost(_spec(trial.config))
 
 
 class _StopAll(tune.Stopper):  # type: ignore[misc]

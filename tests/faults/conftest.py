@@ -94,7 +94,10 @@ class Study:
             self.run_here()
         after = self.rows_on_disk()
         assert {name: after[name] for name in before} == before, "a finished trial was run again"
-        pd.testing.assert_frame_equal(self.numbers(), expected, check_exact=True)
+        rows = self.numbers()
+        failed = rows[rows["status"] == "failed"]
+        assert failed.empty, failed[["trial_key", "arm", "error_kind", "error_message", "error_traceback"]].to_dict("records")
+        pd.testing.assert_frame_equal(rows, expected, check_exact=True)
         assert not list((self.folder / "checkpoints").glob("*")), "a checkpoint was left behind"
 
 

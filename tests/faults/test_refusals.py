@@ -2,9 +2,11 @@
 
 import io
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from ray.tune.trainable.function_trainable import get_session
 from rich.console import Console
 
 from llmkt_ray.errors import StorageError
@@ -29,6 +31,19 @@ def good(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialResult
     return TrialResult(spec=spec, status="done", valid=dict.fromkeys(spec.metrics, 0.5), test=dict.fromkeys(spec.metrics, 0.5))
 
 
+def deadly_after(spec: TrialSpec, artifacts: TrialArtifacts, *, checkpoint_dir: Path, **_: object) -> TrialResult:
+    """A good trial; the first worker that is to be reused for another dies between the two, the very first time."""
+    struck = checkpoint_dir.parent / "struck"
+
+    def die(*_: object, **__: object) -> None:
+        struck.touch()
+        os._exit(9)
+
+    if not struck.exists():
+        type(get_session()).reset = die
+    return good(spec, artifacts)
+
+
 def full_disk(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialResult:
     if spec.arm == "treated":
         raise StorageError("no space left while writing a checkpoint; free some space")
@@ -43,6 +58,13 @@ def run(study, executor="ray", **settings):
 def two_workers():
     with cluster(num_cpus=2):
         yield
+
+
+def test_a_worker_that_dies_between_two_trials_costs_no_trial(tmp_path):
+    with cluster(num_cpus=1):
+        summary = run(tiny_study(tmp_path), run_trial=deadly_after)
+    assert next(tmp_path.rglob("struck"), None), "no worker was reused"
+    assert (summary.done, summary.failed) == (6, 0)
 
 
 @pytest.mark.usefixtures("two_workers")
