@@ -1,4 +1,4 @@
-"""Profile texts to vectors, in fixed batches, in this process or by an actor pool of Ray Data.
+"""Texts of users and of items to vectors, in fixed batches, in this process or by an actor pool of Ray Data.
 
 Texts are sorted by their SHA-256 and cut into batches once; a batch is one forward pass. So neither the number of workers, nor the
 order in which they finish, nor the order of users can change a float. A text that this encoder embedded before, in whatever set of
@@ -29,11 +29,11 @@ EMBEDDINGS_VERSION = 1
 
 def embeddings_key(profiles_key: str, identity: dict[str, Any]) -> str:
     """Returns the key of the embeddings of these profiles by the encoder with this identity."""
-    return content_key(_inputs(profiles_key, identity))
+    return content_key(_inputs(identity, profiles=profiles_key))
 
 
-def _inputs(profiles_key: str, identity: dict[str, Any]) -> dict[str, Any]:
-    return {"version": EMBEDDINGS_VERSION, "profiles": profiles_key, "encoder": identity}
+def _inputs(identity: dict[str, Any], **source: str) -> dict[str, Any]:
+    return {"version": EMBEDDINGS_VERSION, "encoder": identity, **source}
 
 
 def fixed_batches(texts: Sequence[str], size: int) -> list[list[str]]:
@@ -65,21 +65,44 @@ def encode(
         EmbeddingError: the weights are not to be had, or the encoder gives NaN.
         StorageError: the result cannot be stored.
     """
+    ids, texts = profiles.texts()
+    return embed(config, ids, texts, store, workers=workers, resources=resources, progress=progress, profiles=profiles.key)
+
+
+def embed(
+    config: EmbeddingConfig,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    store: ArtifactStore,
+    *,
+    workers: int = 0,
+    resources: TaskResources = TaskResources(),  # noqa: B008 - frozen
+    progress: Progress = silent,
+    **source: str,
+) -> Embeddings:
+    """Returns the embeddings of named texts, from the store where they are there already.
+
+    The arguments are those of `encode`, and:
+        ids: raw ids, of users or of items, one a text.
+        texts: one an id; equal texts are encoded once.
+        source: the kind of artifact that the texts are of, and its key.
+    """
     identity = encoder_identity(config)
-    key = embeddings_key(profiles.key, identity)
+    inputs = _inputs(identity, **source)
+    key = content_key(inputs)
     if store.find(KIND, key) is not None:
         return Embeddings.load(store, key)
     started = time.monotonic()
-    user_ids, texts = profiles.texts()
-    known = {} if is_fitted_on_texts(config) else known_vectors(store, identity, {text_hash(text) for text in texts})
+    hashes = [text_hash(text) for text in texts]
+    known = {} if is_fitted_on_texts(config) else known_vectors(store, identity, set(hashes))
     matrix = encode_texts(config, texts, workers=workers, resources=resources, progress=progress, known=known)
-    check_finite(matrix, user_ids, config.encoder)
+    check_finite(matrix, ids, config.encoder)
     store.save(
         KIND,
         key,
-        inputs=_inputs(profiles.key, identity),
+        inputs=inputs,
         arrays={"vectors": matrix},
-        tables={"users": pa.table({"user_id": user_ids, "text_sha256": [text_hash(text) for text in texts]})},
+        tables={"users": pa.table({"user_id": list(ids), "text_sha256": hashes})},
         notes={
             "dim": int(matrix.shape[1]),
             "texts": len(texts),
@@ -108,7 +131,8 @@ def encode_texts(
 
     The arguments are those of `encode`; `known` holds vectors `(dim,)` by the hash of their text: these are not encoded.
     """
-    vectors = {text: known[text_hash(text)] for text in set(texts) if text_hash(text) in known}
+    hashes = {text: text_hash(text) for text in texts} if known else {}
+    vectors = {text: known[digest] for text, digest in hashes.items() if digest in known}
     new = [text for text in texts if text not in vectors]
     if not new:
         return np.stack([vectors[text] for text in texts]).astype(np.float32)
@@ -132,7 +156,7 @@ def encode_texts(
 
 
 def known_vectors(store: ArtifactStore, identity: dict[str, Any], wanted: Set[str]) -> dict[str, np.ndarray]:
-    """Returns hash to vector of the texts that the encoder with this identity has embedded for any set of profiles in this storage.
+    """Returns hash to vector of the texts that the encoder with this identity has embedded for any set of texts in this storage.
 
     Args:
         store: where finished embeddings are.
@@ -142,8 +166,7 @@ def known_vectors(store: ArtifactStore, identity: dict[str, Any], wanted: Set[st
     encoder, found = content_key(identity), dict[str, np.ndarray]()
     for manifest in store.manifests(KIND):
         made_of = manifest.inputs
-        # Means over items have no texts of users.
-        if made_of.get("version") != EMBEDDINGS_VERSION or "profiles" not in made_of or content_key(made_of["encoder"]) != encoder:
+        if made_of.get("version") != EMBEDDINGS_VERSION or content_key(made_of["encoder"]) != encoder:
             continue
         try:
             embeddings = Embeddings.load(store, manifest.key)

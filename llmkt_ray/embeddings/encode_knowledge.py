@@ -7,11 +7,11 @@ import pyarrow as pa
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
-from llmkt_ray.embeddings.encode import device_of, encode_texts
+from llmkt_ray.embeddings.encode import device_of, embed
 from llmkt_ray.embeddings.encoders import encoder_identity, is_fitted_on_texts
 from llmkt_ray.embeddings.knowledge import KIND, Knowledge, knowledge_inputs, knowledge_key
 from llmkt_ray.embeddings.targets import join_users, standardize
-from llmkt_ray.embeddings.vectors import Embeddings, check_finite
+from llmkt_ray.embeddings.vectors import Embeddings
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.profiles.items import ItemTexts
 from llmkt_ray.study import EmbeddingConfig, TaskResources
@@ -63,10 +63,9 @@ def make_knowledge(
     users = np.zeros((data.n_users, embeddings.vectors.shape[1]), np.float32)
     users[join_users(embeddings.user_ids, data.user_tokens)] = standardize(np.asarray(embeddings.vectors, dtype=np.float64))[0]
     ids, of_items = texts.texts()
-    vectors = encode_texts(config, of_items, workers=workers, resources=resources)
-    check_finite(vectors, ids, config.encoder)
+    embedded = embed(config, ids, of_items, store, workers=workers, resources=resources, item_texts=texts.key)
     items = np.zeros((data.n_items, users.shape[1]), np.float32)
-    items[join_users(np.asarray(ids, dtype=np.str_), data.item_tokens)] = standardize(vectors.astype(np.float64))[0]
+    items[join_users(embedded.user_ids, data.item_tokens)] = standardize(np.asarray(embedded.vectors, dtype=np.float64))[0]
     store.save(
         KIND,
         key,

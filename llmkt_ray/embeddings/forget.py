@@ -1,8 +1,8 @@
 """Forgetting one user: the text of every set of profiles, and what was derived from it, taken out of the artifacts.
 
 Artifacts keep their keys, so nothing is asked or computed anew for the user. A profile's row stays, with the error "forgotten"; the row
-of the embeddings goes; the row of the targets becomes zero and is masked out, as for a user who never had a profile. Other rows stay as
-they are: a reducer was fitted with the user's vector among the others, and models that were trained with it are not trained again.
+of the embeddings goes; the row of the targets (and of what KAR reads) becomes zero, as for a user who never had a profile. Other rows
+stay as they are: a reducer was fitted with the user's vector among the others, and models that were trained with it are not trained again.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmkt_ray.artifacts import MANIFEST, ArtifactStore, Manifest
+from llmkt_ray.embeddings.knowledge import KIND as KNOWLEDGE
 from llmkt_ray.embeddings.targets import KIND as TARGETS
 from llmkt_ray.embeddings.vectors import KIND as EMBEDDINGS
 from llmkt_ray.profiles.parts import Parts
@@ -29,7 +30,8 @@ class Forgotten:
     Attributes:
         texts: profiles; those that had been removed before are not counted.
         parts: rows of part files of profiles that are not finished.
-        embeddings, targets: vectors that were derived from the texts.
+        embeddings: vectors of the texts.
+        targets: rows of targets, and of the vectors that KAR reads, that were made of those.
     """
 
     texts: int
@@ -53,8 +55,9 @@ def forget(store: ArtifactStore, profiles_keys: Iterable[str], user_id: str) -> 
     made_of_texts = {manifest.key for manifest in _manifests(store, EMBEDDINGS) if manifest.inputs.get("profiles") in keys}
     # What is derived goes first: an interruption leaves the text, by which a second call finds the rest.
     targets = sum(
-        _from_targets(store, manifest, user_id)
-        for manifest in _manifests(store, TARGETS)
+        remove(store, manifest, user_id)
+        for kind, remove in ((TARGETS, _from_targets), (KNOWLEDGE, _from_knowledge))
+        for manifest in _manifests(store, kind)
         if manifest.inputs.get("embeddings") in made_of_texts
     )
     embeddings = sum(
@@ -107,6 +110,18 @@ def _from_targets(store: ArtifactStore, manifest: Manifest, user_id: str) -> int
     arrays["matrix"][row] = 0
     arrays["present"][row] = False
     _save(store, manifest, {"users": users}, arrays, {"present": int(arrays["present"].sum())})
+    return int(row.sum())
+
+
+def _from_knowledge(store: ArtifactStore, manifest: Manifest, user_id: str) -> int:
+    users = store.table(KNOWLEDGE, manifest.key, "users")
+    arrays = {name: np.array(array) for name, array in store.arrays(KNOWLEDGE, manifest.key).items()}
+    row = np.array([str(user) == user_id for user in users.column("user_id").to_pylist()], np.bool_)
+    if not arrays["users"][row].any():
+        return 0
+    arrays["users"][row] = 0
+    tables = {"users": users, "items": store.table(KNOWLEDGE, manifest.key, "items")}
+    _save(store, manifest, tables, arrays, {"users_with_profile": int(manifest.notes["users_with_profile"]) - 1})
     return int(row.sum())
 
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.history import Entry, Item, item_facts
 from llmkt_ray.data.prepared import PreparedData, Rows
-from llmkt_ray.embeddings.encode import device_of, encode_texts, source_of
+from llmkt_ray.embeddings.encode import device_of, embed, source_of
 from llmkt_ray.embeddings.encoders import encoder_identity
-from llmkt_ray.embeddings.vectors import KIND, Embeddings, check_finite, text_hash
+from llmkt_ray.embeddings.vectors import KIND, Embeddings, text_hash
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.profiles.prompts import line_of
 from llmkt_ray.seeds import content_key
@@ -75,12 +75,12 @@ def encode_item_means(
             f"the items of {data.name!r} have no title, genres, creator, category or description, so control 'item_mean' has no text to "
             "embed; give the dataset an items table with one of these columns, or leave 'item_mean' out of `controls`"
         )
-    vectors = encode_texts(config, [text for text in texts if text], workers=workers, resources=resources)
-    of_items = np.zeros((data.n_items, vectors.shape[1]))
-    of_items[known] = vectors
+    ids, texts = data.item_tokens[known].tolist(), [text for text in texts if text]
+    embedded = embed(config, ids, texts, store, workers=workers, resources=resources, items_of_split=data.key)
+    of_items = np.zeros((data.n_items, embedded.vectors.shape[1]))
+    of_items[known] = embedded.vectors
     means, users = user_means(of_items, known, data.train_full if full_history else data.train, data.n_users)
     ids = data.user_tokens[users].tolist()
-    check_finite(means, ids, config.encoder)
     store.save(
         KIND,
         key,

@@ -15,12 +15,12 @@ KIND = "embeddings"
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of the users that have a profile (artifact kind "embeddings").
+    """Vectors of the users that have a profile, or of the items that have a text (artifact kind "embeddings").
 
     Attributes:
         key: the artifact's key.
         vectors: float32 `(n, dim)`.
-        user_ids: raw ids `(n,)`, the user of each row.
+        user_ids: raw ids `(n,)`, the user (or item) of each row.
         text_hashes: SHA-256 of the text of each row `(n,)`.
     """
 
@@ -50,15 +50,15 @@ def text_hash(text: str) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def check_finite(matrix: np.ndarray, user_ids: Sequence[str], encoder: str) -> None:
+def check_finite(matrix: np.ndarray, ids: Sequence[str], encoder: str) -> None:
     """Checks that no vector holds NaN or infinity.
 
     Raises:
-        EmbeddingError: some do; it names users.
+        EmbeddingError: some do; it names users or items.
     """
     bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
     if len(bad):
         raise EmbeddingError(
-            f"encoder {encoder!r} gave NaN or infinite values for {len(bad):,} of {len(matrix):,} users "
-            f"({shown((user_ids[i] for i in bad), 5)}); look at their profiles, or use another encoder or full precision"
+            f"encoder {encoder!r} gave NaN or infinite values for {len(bad):,} of {len(matrix):,} texts "
+            f"(of {shown((ids[i] for i in bad), 5)}); look at them, or use another encoder or full precision"
         )

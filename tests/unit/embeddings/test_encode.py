@@ -143,7 +143,7 @@ def test_nan_in_embeddings_stops_with_the_users(profiles: Profiles, store: Artif
         return Broken()
 
     monkeypatch.setattr(module, "encoder_of", broken)
-    with pytest.raises(EmbeddingError, match=r"'tfidf_svd' gave NaN or infinite values for 1 of 40 users \('u\d\d'\)"):
+    with pytest.raises(EmbeddingError, match=r"'tfidf_svd' gave NaN or infinite values for 1 of 40 texts \(of 'u\d\d'\)"):
         encode(TFIDF, profiles, store)
     assert store.files.list("embeddings", recursive=True) == []
 

@@ -134,7 +134,7 @@ def test_stored_targets_are_used_again_and_keyed_by_what_determines_them(make: M
 def test_nan_in_stored_embeddings(make: Make, store: ArtifactStore, embeddings: Embeddings) -> None:
     vectors = np.array(embeddings.vectors)
     vectors[4, 2] = np.nan
-    with pytest.raises(EmbeddingError, match=r"NaN or infinite values for 1 of 40 users \('u04'\)"):
+    with pytest.raises(EmbeddingError, match=r"NaN or infinite values for 1 of 40 texts \(of 'u04'\)"):
         make(key=_store_as(store, "nan", embeddings, np.arange(40), vectors=vectors))
 
 
