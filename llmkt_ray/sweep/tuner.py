@@ -212,7 +212,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
 
     The next batch gets a Tuner of its own: it may need artifacts first, and those need the CPUs that idle trial actors hold.
     Tune goes on with a trial whose worker is lost, but gives up at once where a reused worker is lost between two trials
-    (Ray 2.56: a trial that is not running yet is not retried); such a trial waits in the queue again.
+    (Ray 2.60: a trial that is not running yet is not retried); such a trial waits in the queue again.
 
     Attributes:
         problem: what ends the whole sweep: a storage that cannot be written.
