@@ -1,10 +1,11 @@
 """The executor on Ray: artifacts as tasks, trials through Ray Tune on reused actors.
 
-Tune schedules, packs and retries; what is done is in the ledger alone. A Tuner gets at most 500 trials, because Tune
-keeps each in memory and its snapshots grow with them. A worker that dies is replaced and its trial goes on from the
-checkpoint named by its key; a trial whose workers keep dying becomes a failed row.
+Tune schedules and packs; what is done is in the ledger alone. A Tuner gets at most 500 trials, because Tune keeps each in
+memory and its snapshots grow with them. A trial whose worker dies is given out again and goes on from the checkpoint named by
+its key; a trial whose workers keep dying becomes a failed row.
 """
 
+import logging
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,6 +102,7 @@ class RayExecutor:
         trainable = tune.with_resources(tune.with_parameters(_train, place=place), bundle)
         queue, scratch = _Queue(_small(batches)), Path(place.scratch) / "tune"
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # it would list trials that went on elsewhere as incomplete
         while queue.refill():
             if progress.meter.spent():
                 progress.meter.left_out += queue.drop()
@@ -121,7 +123,7 @@ class RayExecutor:
                         storage_path=str(scratch),
                         verbose=0,
                         stop=_StopAll(feed),
-                        failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+                        failure_config=tune.FailureConfig(max_failures=0),  # the feed gives lost trials out again
                         callbacks=[_Watcher(progress, feed)],
                     ),
                 ).fit()
@@ -211,8 +213,10 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
     """Gives one Tuner its batch of trials.
 
     The next batch gets a Tuner of its own: it may need artifacts first, and those need the CPUs that idle trial actors hold.
-    Tune goes on with a trial whose worker is lost, but gives up at once where a reused worker is lost between two trials
-    (Ray 2.60: a trial that is not running yet is not retried); such a trial waits in the queue again.
+    A trial whose worker is lost waits in the queue again. Tune's own retries are off: where a reused worker is lost between two
+    trials it retries the trial and also gives it up, and where one is still busy it gives it up without telling its searcher
+    (Ray 2.60, `_actor_failed` and `_on_trial_reset` of its controller). Only a node that is taken away in order (a spot node)
+    leaves its trials to Tune, which does not count that as a failure.
 
     Attributes:
         problem: what ends the whole sweep: a storage that cannot be written.
@@ -255,27 +259,39 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
             self.problem = StorageError(result["message"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Counts a trial; one whose workers kept dying gets its row here, one that Tune gave up too early waits again."""
+        """Counts a trial; one whose worker was lost waits again, and gets its row here when that happened too often."""
         spec = self._running.pop(trial_id, None)
         if spec is None or self.problem:
             return
         last = result or {}
         if last.get("status") not in ("done", "failed", "pruned"):
-            ledger = Ledger(self._place.folder)
-            if not ledger.has(spec.key):
-                self.worker_lost(spec)
-                if self._lost[spec.key] <= MAX_FAILURES:
-                    self._queue.waiting.appendleft(spec)
-                    return
-                lost = f"its worker was lost {self._lost[spec.key]} times, for example killed, or out of memory (see `resources.trial`)"
-                ledger.record(failed(spec, "WorkerLost", lost), self._place.study_key)
-                last = {"status": "failed", "error": {"kind": "WorkerLost", "message": lost}}
+            try:
+                ended = self._ended(spec)
+            except StorageError as storage:
+                self.problem = storage
+                return
+            if ended is None:
+                self._progress.trial_interrupted(spec)
+                self._queue.waiting.appendleft(spec)
+                return
+            last = ended
         self._progress.trial_ended(spec, TrialResult(spec=spec, status=last.get("status", "done"), error=last.get("error")))
 
-    def worker_lost(self, spec: TrialSpec) -> None:
-        """Notes that a trial's worker or node is gone."""
+    def _ended(self, spec: TrialSpec) -> dict[str, Any] | None:
+        """Returns how a trial ended whose worker was lost, None if it is to be run again.
+
+        Raises:
+            StorageError: the row of a trial that is given up cannot be written.
+        """
+        ledger = Ledger(self._place.folder)
+        if ledger.has(spec.key):
+            return {"status": "done"}
         self._lost[spec.key] += 1
-        self._progress.trial_interrupted(spec)
+        if self._lost[spec.key] <= MAX_FAILURES:
+            return None
+        lost = f"its worker was lost {self._lost[spec.key]} times, for example killed, or out of memory (see `resources.trial`)"
+        ledger.record(failed(spec, "WorkerLost", lost), self._place.study_key)
+        return {"status": "failed", "error": {"kind": "WorkerLost", "message": lost}}
 
     def save(self, checkpoint_path: str) -> None:
         """Saves nothing: the ledger is the state."""
@@ -285,7 +301,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
 
 
 class _Watcher(tune.Callback):  # type: ignore[misc]
-    """Tells the progress when a trial really starts, and the feed that its worker is lost and Tune goes on with it."""
+    """Tells the progress when a trial really starts, and the feed of trials that Tune gives up without a word."""
 
     def __init__(self, progress: Progress, feed: _Feed) -> None:
         self._progress, self._feed = progress, feed
@@ -299,8 +315,14 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         self._progress.trial_started(_spec(trial.config))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Counts a worker that is lost: its trial waits until it can go on elsewhere."""
-        self._feed.worker_lost(_spec(trial.config))
+        """Notes that a trial's node was taken away: it waits until Tune can go on with it elsewhere."""
+        self._progress.trial_interrupted(_spec(trial.config))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tells the feed of every trial that Tune gave up; those that it knows of already change nothing."""
+        for trial in trials:
+            if trial.status == "ERROR":
+                self._feed.on_trial_complete(trial.trial_id, error=True)
 
 
 class _StopAll(tune.Stopper):  # type: ignore[misc]

@@ -2,7 +2,9 @@
 
 import io
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -44,6 +46,19 @@ def deadly_after(spec: TrialSpec, artifacts: TrialArtifacts, *, checkpoint_dir: 
     return good(spec, artifacts)
 
 
+def busy_after(spec: TrialSpec, artifacts: TrialArtifacts, *, checkpoint_dir: Path, **_: object) -> TrialResult:
+    """A good trial; the first worker that is to be reused for another is busy still, the very first time."""
+    struck = checkpoint_dir.parent / "struck"
+
+    def stay_busy(session: Any, timeout: float | None = None) -> None:
+        struck.touch()
+        session.training_thread = threading.current_thread()  # one that lives
+
+    if not struck.exists():
+        type(get_session()).finish = stay_busy
+    return good(spec, artifacts)
+
+
 def full_disk(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialResult:
     if spec.arm == "treated":
         raise StorageError("no space left while writing a checkpoint; free some space")
@@ -60,11 +75,14 @@ def two_workers():
         yield
 
 
-def test_a_worker_that_dies_between_two_trials_costs_no_trial(tmp_path):
+@pytest.mark.parametrize("run_trial", [deadly_after, busy_after])
+def test_a_worker_that_cannot_be_reused_costs_no_trial(tmp_path, run_trial):
     with cluster(num_cpus=1):
-        summary = run(tiny_study(tmp_path), run_trial=deadly_after)
+        summary = run(tiny_study(tmp_path), run_trial=run_trial)
     assert next(tmp_path.rglob("struck"), None), "no worker was reused"
     assert (summary.done, summary.failed) == (6, 0)
+    (log,) = Path(summary.folder, "logs").iterdir()
+    assert log.read_text().count('"trial_interrupted"') == 1, "one loss is counted once"
 
 
 @pytest.mark.usefixtures("two_workers")

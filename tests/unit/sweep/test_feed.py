@@ -1,0 +1,93 @@
+"""What the feed of trials does where Tune gives one up: it is run again, a bounded number of times, and counted once a loss."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ray import tune
+from rich.console import Console
+
+from llmkt_ray.errors import StorageError
+from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.sweep.execute import Workplace, load_artifacts
+from llmkt_ray.sweep.progress import Progress
+from llmkt_ray.sweep.tuner import MAX_FAILURES, _Feed, _Queue, _Watcher
+from llmkt_ray.training.spec import TrialSpec
+from llmkt_ray.training.trial import run_trial
+
+SPEC = TrialSpec(
+    study_seed=1,
+    dataset="toy",
+    split_key="s",
+    model="BPR",
+    epochs=4,
+    batch_size=64,
+    learning_rate=0.01,
+    arm="baseline",
+    metrics=("NDCG@10",),
+    select_on="NDCG@10",
+    seed_index=0,
+)
+FINISHED = tune.search.Searcher.FINISHED
+
+
+@pytest.fixture
+def progress() -> Progress:
+    return Progress(Console(file=io.StringIO()))
+
+
+def feed_of(specs: Sequence[TrialSpec], folder: Path, progress: Progress) -> _Feed:
+    """A feed as a Tuner begins with it."""
+    place = Workplace(
+        study_key="k",
+        folder=str(folder),
+        artifacts="",
+        scratch=str(folder),
+        device="cpu",
+        threads=1,
+        run_trial=run_trial,
+        load=load_artifacts,
+    )
+    queue = _Queue(iter([specs]))
+    assert queue.refill()
+    return _Feed(queue, place, progress, None)
+
+
+def test_a_trial_is_given_out_again_until_it_was_lost_too_often(tmp_path: Path, progress: Progress) -> None:
+    feed = feed_of([SPEC], tmp_path, progress)
+    for attempt in range(MAX_FAILURES + 1):
+        assert feed.suggest(str(attempt))["spec"] == SPEC.model_dump_json()
+        assert feed.suggest("more") is None, "it runs: nothing else is there, and the Tuner is not finished"
+        for _ in range(2):  # Tune may say it twice
+            feed.on_trial_complete(str(attempt), error=True)
+    assert feed.suggest("last") == FINISHED
+    (row,) = Ledger(tmp_path).trials().to_dict("records")
+    assert (row["status"], row["error_kind"]) == ("failed", "WorkerLost")
+    assert f"lost {MAX_FAILURES + 1} times" in row["error_message"]
+
+
+def test_a_trial_that_tune_gives_up_without_a_word_is_given_out_again(tmp_path: Path, progress: Progress) -> None:
+    feed = feed_of([SPEC], tmp_path, progress)
+    watcher = _Watcher(progress, feed)
+    feed.suggest("a")
+    watcher.on_step_end(1, [SimpleNamespace(trial_id="a", status="RUNNING")])
+    assert feed.suggest("b") is None
+    for step in (2, 3):
+        watcher.on_step_end(step, [SimpleNamespace(trial_id="a", status="ERROR")])
+    assert feed.suggest("b")["spec"] == SPEC.model_dump_json()
+    watcher.on_step_end(4, [SimpleNamespace(trial_id="a", status="ERROR"), SimpleNamespace(trial_id="b", status="RUNNING")])
+    feed.on_trial_complete("b", {"status": "done"})
+    assert feed.suggest("c") == FINISHED
+
+
+def test_a_row_of_a_lost_trial_that_cannot_be_written_ends_the_sweep(tmp_path: Path, progress: Progress) -> None:
+    """Raised inside Tune it would come out as Tune's own error, with a traceback."""
+    (tmp_path / "ledger").write_text("no folder")
+    feed = feed_of([SPEC], tmp_path, progress)
+    for attempt in range(MAX_FAILURES + 1):
+        feed.suggest(str(attempt))
+        feed.on_trial_complete(str(attempt), error=True)
+    assert isinstance(feed.problem, StorageError)
+    assert feed.suggest("last") == FINISHED
