@@ -18,6 +18,8 @@ from llmkt_ray.stats.selection import largest_gain, safe_range
 
 EFFECTS = (0.05, 0.03, 0.02)
 SAFE = 0.01
+MOST_REASONS = 3
+"""Reasons against a verdict that an answer names; the verdict holds all."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             continue
         value, finding, alpha = max(scored, key=lambda one: results.sign() * one[0])
         gain = finding.grid.get(alpha)
-        worth = f"test gain over alpha0 {percent_interval(gain.relative)}" if gain and gain.relative else "no alpha0 to compare it with"
+        worth = "no alpha0 to compare it with"
+        if gain is not None and gain.relative is not None:
+            conditions = f", {listed(list(gain.conditions))}" if gain.conditions else ""
+            worth = f"test gain over alpha0 {percent_interval(gain.relative)}{conditions}"
         where = f"alpha {alpha:g}" + (f", {finding.cell.detail}" if finding.cell.detail else "")
         inconclusive = gain is not None and gain.difference.low <= 0 <= gain.difference.high
         made.append(
@@ -91,7 +96,7 @@ def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
                 f"{where}" + (": inconclusive, it cannot be told apart from alpha0." if inconclusive else "."),
                 f"{'Highest' if results.sign() > 0 else 'Lowest'} mean validation {results.metric} ({value:.4f}) of "
                 f"{count(len(scored), 'configuration')}; {worth}. "
-                "The best of many is flattered by its choice.",
+                f"The best of many is flattered by its choice.{_unclaimed([finding])}",
             )
         )
     return made
@@ -128,7 +133,7 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
                     f"alpha {alpha:g} {percent_interval(c.relative)}" for alpha, c in sorted(found.items()) if c.relative is not None
                 )
                 + (f"; {listed(list(conditions))}" if conditions else "")
-                + ".",
+                + f".{_unclaimed([finding])}",
             )
         )
     return made
@@ -140,9 +145,8 @@ def _layer(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         said = sentence(results, one)
         if said is not None:
             question, answer, evidence = said
-            made.append(
-                Answer("Best layer", one.title, question, answer, f"{evidence} At the prespecified alpha; read it with the heat map.")
-            )
+            evidence += f" At the prespecified alpha; read it with the heat map.{_unclaimed(_by_context(findings)[one.dataset, one.model])}"
+            made.append(Answer("Best layer", one.title, question, answer, evidence))
     return made
 
 
@@ -174,15 +178,15 @@ def _matters(results: Results, shares: dict[str, float]) -> list[Answer]:
 
 def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     rows = gain_rows(results, findings)
-    cells = {f.cell.number: f.cell for f in findings}
+    of_cells = {f.cell.number: f for f in findings}
     at = [(int(c), float(a)) for c, a in zip(rows["cell"], rows["alpha"], strict=True)]
-    names = {one: f"{cells[one[0]].label}, alpha {one[1]:g}" for one in at}
+    names = {one: f"{of_cells[one[0]].cell.label}, alpha {one[1]:g}" for one in at}
     rows = rows.assign(config=[names[one] for one in at])
     found = largest_gain(rows.groupby(["config", "seed"], as_index=False)[["valid", "test"]].mean())
     if found is None:
         return []
     number, alpha = next(one for one in at if names[one] == found.config)
-    cell = cells[number]
+    cell = of_cells[number].cell
     chosen = count(len(found.choosing), "seed")
     if found.honest is None:
         judged = "There are no other seeds to judge it on, so nothing is left to claim."
@@ -201,7 +205,7 @@ def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             "How large is the largest gain, and does it last?",
             f"{percent(found.apparent)} over alpha0 for {found.config}, on the {chosen} that chose it. {judged}",
             f"The best on validation of {count(found.searched, 'configuration')} searched in {count(len(findings), 'cell')}; the more are "
-            f"searched, the more the first number flatters. Conditions: {settings}.",
+            f"searched, the more the first number flatters. Conditions: {settings}.{_unclaimed([of_cells[number]])}",
         )
     ]
 
@@ -235,7 +239,7 @@ def _default(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             "Is there one default?",
             f"{default.config}: {percent(default.test)} over alpha0 on test, on average. {judged[0][0].upper()}{'; '.join(judged)[1:]}.",
             f"Best mean validation gain over {default.contexts} datasets \u00d7 models, of {count(default.shared, 'configuration')} that "
-            "ran in all of them; regret on test, means over seeds, no interval. As a study file: default.yaml.",
+            f"ran in all of them; regret on test, means over seeds, no interval. As a study file: default.yaml.{_unclaimed(findings)}",
         )
     ]
 
@@ -266,6 +270,20 @@ def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             f"{count(len(known), 'contrast')} (median shown).",
         )
     ]
+
+
+def _unclaimed(findings: Sequence[Finding]) -> str:
+    """Returns a sentence that says which of the cells behind an answer have no verdict, and why; empty where all have one.
+
+    An answer is read alone too, on the page and in `verdict.json`: what forbids a verdict on its cells forbids to take it for one.
+    """
+    blocked = [finding for finding in findings if finding.claim.outcome == "no verdict"]
+    if not blocked:
+        return ""
+    where = "it" if len(findings) == 1 else f"{len(blocked)} of its {len(findings)} cells"
+    reasons = list(dict.fromkeys(reason for finding in blocked for reason in finding.claim.reasons))
+    more = f"; and {count(len(reasons) - MOST_REASONS, 'more', 'more')}" if len(reasons) > MOST_REASONS else ""
+    return f" No verdict on {where}: {'; '.join(reasons[:MOST_REASONS])}{more}."
 
 
 def _by_context(findings: Sequence[Finding]) -> dict[tuple[str, str], list[Finding]]:

@@ -121,7 +121,7 @@ def blocks_of(results: Results, cell: Cell) -> list[str]:
         blocks.append("nothing is known of who wrote the profiles: the study's card does not name them")
     elif not all(entry.get("is_llm") for entry in entries):
         blocks.append(f"no LLM wrote these profiles ({cell.factors['llm']})")
-    for status, reason in {certificate(entry) for entry in entries}:
+    for status, reason in dict.fromkeys(map(certificate, entries)):
         if status not in ("verified", "declared"):
             blocks.append(f"the leak certificate is {status}: {reason}" if reason else f"the leak certificate is {status}")
     for arm in MUST_CONVERGE:

@@ -1,5 +1,6 @@
 """Answers and diagnoses in results whose truth is planted."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -56,6 +57,45 @@ def test_the_planted_layer_is_found(said):
     found = said["Best layer", "SimpleX on ml-1m"]
     assert found.answer == "encoder.1: the other is worse."
     assert "3 seeds" in found.evidence
+
+
+def _said(folder, **more):
+    """Answers in a small study, by topic."""
+    results = load(write(folder, World(**{**BASE, "epochs": 4, "treated": lambda m, a, la: 0.1, **more})))
+    findings = find(results)
+    return {a.topic: a for a in answers(results, findings, factor_importance(results, findings))}
+
+
+AXES = {"datasets": ("ml-100k", "ml-1m"), "layers": ("encoder.0", "encoder.1"), "alphas": (0.3, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"is_llm": False}, "no LLM wrote these profiles"),
+        ({"certificate": "unknown"}, "the leak certificate is unknown"),
+        ({"converged": lambda model, arm, seed: arm != "alpha0"}, "alpha0 has not converged"),
+        ({"arms": ("baseline", "alpha0")}, "the control 'shuffled' was not run"),
+    ],
+)
+def test_an_answer_says_itself_that_there_is_no_verdict_on_its_cells(tmp_path, change, words):
+    found = _said(tmp_path, **AXES, **change)
+    chosen = {"Best configuration", "Safe alphas", "Best layer", "Largest gain", "Default"}
+    assert chosen <= set(found)
+    for topic in chosen:
+        assert re.search(rf"No verdict on (it|\d of its \d cells): .*{re.escape(words)}", found[topic].evidence), topic
+
+
+def test_answers_on_cells_with_a_verdict_add_nothing(tmp_path):
+    assert not [a.topic for a in _said(tmp_path, **AXES).values() if "No verdict" in a.evidence]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"), [(1, "conditional on these seeds and conditional on one split"), (3, "conditional on one split")]
+)
+def test_the_gain_of_the_best_configuration_says_what_it_is_conditional_on(tmp_path, seeds, words):
+    found = _said(tmp_path, seeds=seeds)["Best configuration"]
+    assert re.search(rf"test gain over alpha0 \S+\u202f% \[.*\], {words}\.", found.evidence)
 
 
 def test_layers_that_do_equally_well_are_inconclusive(tmp_path):
