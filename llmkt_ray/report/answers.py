@@ -153,17 +153,16 @@ def _layer(results: Results, findings: Sequence[Finding]) -> list[Answer]:
 def _matters(results: Results, shares: dict[str, float]) -> list[Answer]:
     if not shares:
         return []
-    floor = shares.get(SEED, 0.0)
-    above = [(name, share) for name, share in shares.items() if name != SEED and share > floor]
-    if not above:
+    floor = shares.get(SEED)
+    above = [(name, share) for name, share in shares.items() if name != SEED and share > (floor or 0.0)]
+    if floor is None:
+        said = "Inconclusive: all trials have one seed, so there is no noise floor that a factor could be above."
+    elif not above:
         said = "Nothing that was varied: every factor is below the noise floor, the importance of the seed."
     else:
         name, share = above[0]
-        said = (
-            f"{name.replace('_', ' ').capitalize()} ({share:.0%} of the variation), {share / floor:.1f} times the noise floor."
-            if floor
-            else f"{name} ({share:.0%})."
-        )
+        said = f"{name.replace('_', ' ').capitalize()} ({share:.0%} of the variation)"
+        said += f", {share / floor:.1f} times the noise floor." if floor else "; the seed explains nothing."
     evidence = "; ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in list(shares.items())[:6])
     return [
         Answer(

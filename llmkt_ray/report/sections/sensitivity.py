@@ -70,11 +70,16 @@ def importance_section(results: Results, fanova: Mapping[str, float], ped: Mappi
         key="importance",
         title="What matters most",
         short="Importance",
-        lead="The seed is one of the factors: what is not above it does no more than repeating the study would.",
+        lead=(
+            "The seed is one of the factors: what is not above it does no more than repeating the study would."
+            if floor is not None
+            else "Inconclusive: all trials have one seed, so nothing says how much of this repeating the study would do."
+        ),
         caption=(
             f"Share of the variation in validation {results.metric} (relative to its dataset and model) that a factor explains, "
             "from 0 to 1, treated trials, one row a configuration and seed; neither direction is better. Marker: the share; its own "
-            f"uncertainty is not drawn. Dotted line: the seed, the noise floor. n = {count(trials, 'treated trial')}."
+            f"uncertainty is not drawn. {'Dotted line: the seed, the noise floor' if floor is not None else 'No noise floor'}. "
+            f"n = {count(trials, 'treated trial')}."
         ),
         figures=(Figure("importance", "Importance", "fANOVA, share", canvas),),
         tables=(table,),

@@ -15,11 +15,13 @@ from llmkt_ray.stats.importance import SEED
 from llmkt_ray.stats.variance import REST, Share, interactions, variance_shares
 
 SOURCES = ("LLM", "prompt version", "generation seed", "encoder")
+FLOOR = "Dotted line: the training seed, the noise floor."
+NO_FLOOR = "All trials have one training seed, so no noise floor is drawn."
 
 
 def sources_section(results: Results, findings: Sequence[Finding]) -> Section | None:
     """Returns the shares of the variance that LLM, prompt, generation seed and encoder explain; None where none of them varies."""
-    figures, rows = [], []
+    figures, rows, floors = [], [], 0
     for (dataset, model), frame in _by_context(factor_rows(results, [f for f in findings if f.cell.treated]), results):
         varied = [name for name in SOURCES if name in frame and frame[name].nunique() > 1]
         shares = variance_shares(frame, "value") if varied else ()
@@ -32,6 +34,7 @@ def sources_section(results: Results, findings: Sequence[Finding]) -> Section | 
         seed = next((share.share for share in shares if share.name == SEED), None)
         canvas = charts.dots(f"{model} on {dataset}: shares of the variance", bars, (0.0, 1.0), seed, as_percent=True)
         figures.append(Figure(f"sources-{model}-{dataset}", f"{model} on {dataset}", "share of the variance", canvas))
+        floors += seed is not None
         rows += [_row(f"{model} on {dataset}", share, len(frame)) for share in shares]
     if not figures:
         return None
@@ -45,7 +48,7 @@ def sources_section(results: Results, findings: Sequence[Finding]) -> Section | 
         ),
         caption=(
             f"Share of the variance of validation {results.metric} over treated trials that each factor explains, from 0 to 1 (omega "
-            "squared, type II sums of squares); neither direction is better. Dotted line: the training seed, the noise floor. Rest: what "
+            f"squared, type II sums of squares); neither direction is better. {FLOOR if floors else NO_FLOOR} Rest: what "
             f"no factor explains alone. n = {count(sum(int(row[4]) for row in {r[0]: r for r in rows}.values()), 'trial')}. No interval: "
             "the p of each F test is in the table."
         ),
@@ -79,7 +82,7 @@ def interactions_section(results: Results, findings: Sequence[Finding]) -> Secti
         lead=said,
         caption=(
             f"Share of the variance of validation {results.metric} (relative to its dataset and model) that two factors explain together "
-            "beyond each of them, from 0 to 1 (omega squared); neither direction is better. Dotted line: the seed, the noise floor. "
+            f"beyond each of them, from 0 to 1 (omega squared); neither direction is better. {NO_FLOOR if seed is None else FLOOR} "
             f"n = {count(len(frame), 'treated trial')}; trials are the units here, the seed is adjusted for. p by Benjamini-Hochberg over "
             "the pairs; pairs of which not every combination ran are left out. No interval."
         ),

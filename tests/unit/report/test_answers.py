@@ -14,6 +14,7 @@ from llmkt_ray.report.evidence import Evidence
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.frames import gain_rows
 from llmkt_ray.report.load import load
+from llmkt_ray.report.sections.sensitivity import importance_section
 from llmkt_ray.stats.contrast import contrast
 from llmkt_ray.study import StudyConfig
 from tests.unit.report.synthetic import World, study_of, write
@@ -109,6 +110,20 @@ def test_alpha_and_layer_matter_more_than_the_seed(shares, said):
     assert next(iter(shares)) == "alpha"
     assert shares["alpha"] > 5 * shares["seed"]
     assert "Alpha" in said["What matters most", "all"].answer
+
+
+def test_what_matters_is_inconclusive_where_nothing_is_above_the_seed_or_there_is_one_seed_only(tmp_path):
+    nothing = _said(tmp_path / "noise", seeds=6, alphas=(0.3, 0.5), seed_sd=0.05, treated=lambda m, a, la: 0.0)["What matters most"]
+    assert nothing.answer.startswith("Nothing that was varied: every factor is below the noise floor")
+    world = World(**{**BASE, **AXES, "epochs": 4, "seeds": 1})
+    results = load(write(tmp_path / "one", world))
+    findings = find(results)
+    shares = factor_importance(results, findings)
+    one = {a.topic: a for a in answers(results, findings, shares)}["What matters most"]
+    assert one.answer.startswith("Inconclusive: all trials have one seed")
+    section = importance_section(results, shares, {})
+    assert section.lead.startswith("Inconclusive")
+    assert "Dotted line" not in section.caption
 
 
 def test_the_largest_gain_names_its_conditions_and_the_search(said):

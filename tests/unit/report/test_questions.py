@@ -103,6 +103,12 @@ def test_factors_that_work_only_together_are_named(tmp_path):
     assert sections["interactions"].lead == "The best level of one depends on the other: layer \u00d7 reducer."
 
 
+@pytest.mark.parametrize(("seeds", "words"), [(1, "no noise floor is drawn"), (3, "Dotted line: the training seed")])
+def test_a_noise_floor_is_spoken_of_where_it_is_drawn(tmp_path, seeds, words):
+    sections, *_ = _sections(tmp_path, layers=("a", "b"), reductions=("pca", "umap"), alphas=(0.3, 0.5), llms=("x", "y"), seeds=seeds)
+    assert [key for key in ("sources", "interactions") if words in sections[key].caption] == ["sources", "interactions"]
+
+
 def test_breadth_counts_models_that_gain_lose_and_neither(tmp_path):
     gain = {"A": 0.1, "B": 0.1, "C": -0.1, "D": 0.0}
     sections, *_ = _sections(tmp_path, models=dict.fromkeys(gain, 0.2), treated=lambda model, alpha, layer: gain[model], seeds=5)
