@@ -91,7 +91,9 @@ def verdict_document(
                 "outcome": f.claim.outcome,
                 "reasons": list(f.claim.reasons),
                 "contrasts": {arm: {**_contrast(c), "p_holm": f.holm.get(arm)} for arm, c in f.contrasts.items()},
-                "attribution": {step.name: _contrast(step.contrast) for step in f.steps if step.contrast is not None},
+                "attribution": {
+                    s.name: {**_contrast(s.contrast), "p_holm": f.steps_holm[s.name]} for s in f.steps if s.contrast is not None
+                },
                 "levels": dict(f.levels),
                 "flags": list(f.flags),
             }

@@ -47,6 +47,7 @@ class Finding:
         grid: alpha to contrast of `treated` with alpha0.
         grid_bh: alpha to Benjamini-Hochberg's p over all alphas and cells of the study.
         steps: the attribution.
+        steps_holm: part of the attribution to Holm's p over the parts of all cells.
         claim: what can be said.
         levels: arm (or reference model) to mean test value.
         flags: what a reader should know, one sentence each.
@@ -58,6 +59,7 @@ class Finding:
     grid: Mapping[float, Contrast]
     grid_bh: Mapping[float, float]
     steps: tuple[Step, ...]
+    steps_holm: Mapping[str, float]
     claim: Claim
     levels: Mapping[str, float]
     flags: tuple[str, ...] = field(default=())
@@ -75,6 +77,8 @@ def find(results: Results) -> tuple[Finding, ...]:
     grids = [{a: c for a in cell.treated if (c := compare(results, cell, a, "alpha0")) is not None} for cell in cells]
     planned = _adjusted(contrasts, holm)
     searched = _adjusted(grids, benjamini_hochberg)
+    steps = [steps_of(results, cell) for cell in cells]
+    parts = _adjusted([{step.name: step.contrast for step in of_cell if step.contrast is not None} for of_cell in steps], holm)
     levels = [levels_of(results, cell) for cell in cells]
     return tuple(
         Finding(
@@ -83,7 +87,8 @@ def find(results: Results) -> tuple[Finding, ...]:
             holm=planned[at],
             grid=grids[at],
             grid_bh=searched[at],
-            steps=steps_of(results, cell),
+            steps=steps[at],
+            steps_holm=parts[at],
             claim=claim(contrasts[at], blocks_of(results, cell), results.smallest_effect),
             levels=levels[at],
             flags=flags_of(results, cell, levels[at]),

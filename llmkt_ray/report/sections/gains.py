@@ -112,11 +112,14 @@ def attribution(results: Results, findings: Sequence[Finding]) -> Section | None
         canvas = charts.bars(f"{title} {detail}: parts of the gain".replace("  ", " "), f"{results.metric}; right is better", rows, reach)
         figures.append(Figure(f"attribution-{key}", title, detail, canvas, trials))
     rows_of_table = tuple(
-        (f.cell.label, s.name, s.meaning, value_interval(s.contrast.difference), p_value(s.contrast.difference.p))
+        (
+            f.cell.label, s.name, s.meaning, value_interval(s.contrast.difference), p_value(s.contrast.difference.p),
+            p_value(f.steps_holm[s.name]),
+        )
         for f in shown
         for s in f.steps
         if s.contrast is not None
-    )
+    )  # fmt: skip
     return Section(
         key="attribution",
         title="Where the gain comes from",
@@ -135,8 +138,8 @@ def attribution(results: Results, findings: Sequence[Finding]) -> Section | None
         tables=(
             Table(
                 "The parts",
-                ("cell", "part", "arms", f"difference in {results.metric} [95 %]", "p"),
-                (False, False, False, True, True),
+                ("cell", "part", "arms", f"difference in {results.metric} [95 %]", "p", "p (Holm, over all parts)"),
+                (False, False, False, True, True, True),
                 rows_of_table,
             ),
         ),

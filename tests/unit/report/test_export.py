@@ -33,6 +33,7 @@ def test_the_verdict_is_json_and_agrees_with_the_page(folder):
     contrast = said["cells"][0]["contrasts"]["alpha0"]
     assert contrast["difference"]["low"] < contrast["difference"]["estimate"] < contrast["difference"]["high"]
     assert contrast["conditions"] == ["conditional on one split"]
+    assert all(part["p_holm"] >= part["p"] for cell in said["cells"] for part in cell["attribution"].values())
 
 
 def test_every_table_is_written_in_three_formats(folder):
