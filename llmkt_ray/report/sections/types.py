@@ -12,7 +12,8 @@ from llmkt_ray.report.context import Context, Split
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table
-from llmkt_ray.report.text import percent_interval, plain
+from llmkt_ray.report.text import p_value, percent_interval, plain
+from llmkt_ray.stats.corrections import benjamini_hochberg
 from llmkt_ray.stats.interval import Interval, interval
 
 FEWEST = 10
@@ -67,9 +68,10 @@ def profile_types_section(context: Context, findings: Sequence[Finding]) -> Sect
         canvas = charts.intervals(title, "% above or below all users", bars, reach, None, as_percent=True)
         figures.append(Figure(f"types-{dataset}-{llm}-{measure}", measure, f"{llm}, {dataset}", canvas))
     rows = tuple(
-        (g.dataset, g.llm, g.measure, g.kind, g.third, plain(g.mean, 3), percent_interval(g.relative), f"{g.relative.n_users:,}")
-        for g in groups
-    )
+        (g.dataset, g.llm, g.measure, g.kind, g.third, plain(g.mean, 3), percent_interval(g.relative), p_value(float(p)),
+         f"{g.relative.n_users:,}")
+        for g, p in zip(groups, benjamini_hochberg([g.relative.p for g in groups]), strict=True)
+    )  # fmt: skip
     words = "; ".join(f"{name}: {meaning}" for name, meaning in {g.measure: g.meaning for g in groups}.items())
     users = sorted({g.relative.n_users for g in groups})
     return Section(
@@ -78,7 +80,7 @@ def profile_types_section(context: Context, findings: Sequence[Finding]) -> Sect
         short="Profiles by user type",
         lead=(
             "N1: quality and diversity of the profiles in each third of the users. "
-            + _sentence(groups)
+            + differs_most(groups)
         ),
         caption=(
             "Mean of the measure in a third of the users, in % above or below the mean of all users. For genre precision, genre recall and "
@@ -88,8 +90,9 @@ def profile_types_section(context: Context, findings: Sequence[Finding]) -> Sect
         figures=tuple(figures),
         tables=(
             Table(
-                "Every type", ("dataset", "profiles", "measure", "by", "third", "mean", "against all users [95 %]", "users"),
-                (False, False, False, False, False, True, True, True), rows,
+                "Every type", ("dataset", "profiles", "measure", "by", "third", "mean",
+                 "against all users [95 %]", "p (Benjamini-Hochberg)", "users"),
+                (False, False, False, False, False, True, True, True, True), rows,
             ),
         ),
     )  # fmt: skip
@@ -119,9 +122,10 @@ def _group(measure: TextMeasure, mean: float, mask: np.ndarray, names: tuple[str
     return Group(dataset, llm, measure.name, measure.meaning, kind, third, float(mine.mean()), interval((mine / mean - 1)[None, :]))
 
 
-def _sentence(groups: Sequence[Group]) -> str:
-    """Names the type of user whose profiles differ most from those of all users, where the interval says so."""
-    clear = [g for g in groups if g.relative.low > 0 or g.relative.high < 0]
+def differs_most(groups: Sequence[Group]) -> str:
+    """Returns a sentence that names the type of user whose profiles differ most, where p corrected for all groups says so."""
+    adjusted = benjamini_hochberg([g.relative.p for g in groups])
+    clear = [g for g, p in zip(groups, adjusted, strict=True) if p < 0.05]
     if not clear:
         return "Inconclusive: in no third do they differ from those of all users."
     most = max(clear, key=lambda g: abs(g.relative.estimate))

@@ -2,15 +2,18 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
+from llmkt_ray.data.user_types import THIRDS
 from llmkt_ray.report.context import Context
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.load import load
 from llmkt_ray.report.sections.beyond import beyond_section
 from llmkt_ray.report.sections.groups import demographics_section, user_types_section
 from llmkt_ray.report.sections.quality import quality_section
-from llmkt_ray.report.sections.types import profile_types_section
+from llmkt_ray.report.sections.types import Group, differs_most, profile_types_section
+from llmkt_ray.stats.interval import interval
 from tests.unit.report.synthetic import World, write, write_artifacts
 
 N = 120
@@ -101,6 +104,21 @@ def test_profiles_are_described_by_type_of_user(study):
     assert rows["genre recall", "recency", "high"].startswith("\u2212")
     assert "N1: " in section.lead
     assert "n = " in section.caption
+
+
+def test_profiles_that_differ_by_chance_only_are_inconclusive():
+    """Of 48 groups without any difference some interval leaves out 0: what is said rests on p corrected for all of them."""
+    rng = np.random.default_rng(5)
+    groups = [
+        Group(
+            "ml-1m", "gpt-4o-mini", f"measure {k // 12}", "", f"kind {k // 3 % 4}", THIRDS[k % 3], 1.0, interval(rng.normal(size=(1, 40)))
+        )
+        for k in range(48)
+    ]
+    assert any(g.relative.low > 0 or g.relative.high < 0 for g in groups)
+    assert differs_most(groups).startswith("Inconclusive: ")
+    planted = dataclasses.replace(groups[20], relative=interval(rng.normal(2, 1, size=(1, 40))))
+    assert differs_most([*groups, planted]).startswith(f"They differ most for users of {planted.third} {planted.kind}: {planted.measure} +")
 
 
 def test_profiles_that_say_nothing_about_the_gain_are_not_credited(tmp_path):
