@@ -27,11 +27,15 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
             f"{finding.cell.label}: test {results.metric} of every arm and reference", rows, reach, finding.levels.get("EASE")
         )
         figures.append(Figure(f"references-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas))
-    has = [f for f in shown if "EASE" in f.levels]
-    below = [f.cell.label for f in has if results.sign() * (f.levels.get("treated", f.levels["EASE"]) - f.levels["EASE"]) < 0]
+    has = [f for f in shown if {"EASE", "treated"} <= set(f.levels)]
+    below = [f.cell.label for f in has if results.sign() * (f.levels["treated"] - f.levels["EASE"]) < 0]
+    run = sorted({name for f in shown for name in set(f.levels) - {*f.cell.controls, "treated"}})
     lead = "No reference lines were run: nothing says whether these models are good ones."
+    if run and not has:
+        lead = f"No treated model can be compared with EASE yet; of the references {listed(run)} finished."
     if has:
-        lead = f"Below EASE even when treated: {listed(below[:6])}." if below else "Every treated model is at or above EASE."
+        lead = f"Below EASE even when treated: {_named(below)}." if below else "Every treated model is at or above EASE."
+        lead += f" {count(len(shown) - len(has), 'cell')} could not be compared with it." if len(has) < len(shown) else ""
     return Section(
         key="references",
         title="Against simple references",
@@ -45,6 +49,10 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
         ),
         figures=tuple(figures),
     )
+
+
+def _named(labels: Sequence[str]) -> str:
+    return listed([*labels[:6], *([f"{len(labels) - 6} more"] if len(labels) > 6 else [])])
 
 
 def _counted(results: Results, findings: Sequence[Finding]) -> str:

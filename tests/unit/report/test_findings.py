@@ -7,6 +7,7 @@ from statsmodels.stats.multitest import multipletests
 from llmkt_ray.report.cells import compare, find_cells
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.load import load
+from llmkt_ray.report.sections.references import references as references_section
 from llmkt_ray.report.verdict import verdict
 from llmkt_ray.stats.interval import interval
 from tests.unit.report.synthetic import World, write
@@ -130,3 +131,26 @@ def test_an_arm_that_has_not_run_has_no_contrast(tmp_path):
     results = load(write(tmp_path, STRONG, keep=lambda spec: spec.arm != "alpha0"))
     (cell,) = find_cells(results)
     assert compare(results, cell, 0.5, "alpha0") is None
+
+
+@pytest.mark.parametrize(
+    ("references", "treated", "words"),
+    [
+        ({"Pop": 0.09, "EASE": 0.1}, 0.1, "Every treated model is at or above EASE."),
+        ({"Pop": 0.09, "EASE": 0.3}, 0.1, "Below EASE even when treated: MultiVAE on ml-1m."),
+        ({"Pop": 0.09}, 0.1, "No treated model can be compared with EASE yet; of the references Pop finished."),
+        ({}, 0.1, "No reference lines were run"),
+    ],
+)
+def test_models_stand_beside_ease(tmp_path, references, treated, words):
+    world = World(**{**STRONG.__dict__, "references": references, "treated": lambda model, alpha, layer: treated})
+    results, findings = _found(tmp_path, world)
+    assert references_section(results, findings).lead.startswith(words)
+    assert any(flag.startswith("below EASE") for flag in findings[0].flags) == (references.get("EASE", 0) > 0.2)
+
+
+def test_a_cell_that_is_not_treated_yet_is_not_above_ease(tmp_path):
+    """One model's treated trials at the claim's alpha have not finished: nothing is said of it, and that is said."""
+    world = World(seeds=1, n_users=40, epochs=4, references={"EASE": 0.05})
+    results, findings = _found(tmp_path, world, keep=lambda s: (s.model, s.arm, s.alpha) != ("SimpleX", "treated", 0.5))
+    assert references_section(results, findings).lead == "Every treated model is at or above EASE. 1 cell could not be compared with it."
