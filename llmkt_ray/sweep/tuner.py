@@ -27,6 +27,7 @@ from llmkt_ray.sweep.names import file_name
 from llmkt_ray.sweep.phase1 import SharedPhases
 from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, ItemTextsNode, KnowledgeNode, Node, ProfileNode
 from llmkt_ray.sweep.progress import Progress
+from llmkt_ray.sweep.tune_memory import killed_for_memory_is_lost
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
 TUNER_TRIALS = 500
@@ -109,24 +110,25 @@ class RayExecutor:
                 continue
             feed = _Feed(queue, place, progress, self._resources.concurrency)
             try:
-                tune.Tuner(
-                    trainable,
-                    tune_config=tune.TuneConfig(
-                        search_alg=feed,
-                        num_samples=-1,
-                        reuse_actors=True,
-                        trial_name_creator=lambda trial: file_name(_spec(trial.config)),
-                        trial_dirname_creator=lambda trial: _spec(trial.config).key,
-                    ),
-                    run_config=tune.RunConfig(
-                        name="trials",
-                        storage_path=str(scratch),
-                        verbose=0,
-                        stop=_StopAll(feed),
-                        failure_config=tune.FailureConfig(max_failures=0),  # the feed gives lost trials out again
-                        callbacks=[_Watcher(progress, feed)],
-                    ),
-                ).fit()
+                with killed_for_memory_is_lost():
+                    tune.Tuner(
+                        trainable,
+                        tune_config=tune.TuneConfig(
+                            search_alg=feed,
+                            num_samples=-1,
+                            reuse_actors=True,
+                            trial_name_creator=lambda trial: file_name(_spec(trial.config)),
+                            trial_dirname_creator=lambda trial: _spec(trial.config).key,
+                        ),
+                        run_config=tune.RunConfig(
+                            name="trials",
+                            storage_path=str(scratch),
+                            verbose=0,
+                            stop=_StopAll(feed),
+                            failure_config=tune.FailureConfig(max_failures=0),  # the feed gives lost trials out again
+                            callbacks=[_Watcher(progress, feed)],
+                        ),
+                    ).fit()
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             if feed.problem:

@@ -4,10 +4,14 @@ import io
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+import ray
+from ray.air.execution._internal import event_manager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.trainable.function_trainable import get_session
 from rich.console import Console
 
@@ -65,6 +69,13 @@ def full_disk(spec: TrialSpec, artifacts: TrialArtifacts, **_: object) -> TrialR
     return good(spec, artifacts)
 
 
+def told_of_memory(reference: ray.ObjectRef) -> object:
+    try:
+        return ray.get(reference)
+    except RayActorError as error:
+        raise OutOfMemoryError("1 worker(s) were killed due to the node running low on memory") from error
+
+
 def run(study, executor="ray", **settings):
     return run_study(study, executor=executor, console=Console(file=io.StringIO()), **settings)
 
@@ -86,7 +97,11 @@ def test_a_worker_that_cannot_be_reused_costs_no_trial(tmp_path, run_trial):
 
 
 @pytest.mark.usefixtures("two_workers")
-def test_a_trial_that_always_takes_its_worker_down_ends_as_a_row(tmp_path):
+@pytest.mark.parametrize("by", ["the kernel", "Ray's memory monitor"])
+def test_a_trial_that_always_takes_its_worker_down_ends_as_a_row(tmp_path, monkeypatch, by):
+    """What a driver is told of a worker that the monitor killed is an `OutOfMemoryError`, told here of one that is really gone."""
+    if by != "the kernel":
+        monkeypatch.setattr(event_manager, "ray", SimpleNamespace(**vars(ray) | {"get": told_of_memory}))
     study = tiny_study(tmp_path)
     summary = run(study, run_trial=deadly)
     assert (summary.done, summary.failed) == (5, 1)
