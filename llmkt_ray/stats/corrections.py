@@ -22,8 +22,9 @@ def benjamini_hochberg(p: Sequence[float]) -> np.ndarray:
 def equivalence_p(interval: Interval, bound: float) -> float:
     """Returns the p-value of "the effect is as large as `bound` in either direction": two one-sided t tests (Schuirmann 1987).
 
-    Small values say that the effect is smaller than the bound. It is at most .05 exactly where the 90 % interval lies within
-    (-bound, bound), for the t-based intervals.
+    Small values say that the effect is smaller than the bound. With an interval over users it is at most .05 exactly where the 90 %
+    interval lies within (-bound, bound). With more seeds it is more cautious: standard error and degrees of freedom are those of the
+    95 % interval that is given.
 
     Args:
         interval: of the effect.

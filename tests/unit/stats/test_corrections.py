@@ -45,6 +45,19 @@ def test_equivalence_is_the_90_percent_interval_within_the_bound():
         assert (equivalence_p(interval(d), 0.03) <= 0.05) == (inner.low > -0.03 and inner.high < 0.03)
 
 
+@pytest.mark.parametrize("n_seeds", [3, 5, 10])
+def test_with_several_seeds_equivalence_is_never_claimed_beyond_the_90_percent_interval(n_seeds):
+    rng, said = np.random.default_rng(4), 0
+    for _ in range(100):
+        d = rng.normal(0.005, 0.004, (n_seeds, 1)) + rng.normal(0, 0.1, (1, 150)) + rng.normal(0, 0.1, (n_seeds, 150))
+        inner, bound = interval(d, level=0.9), 0.03
+        if equivalence_p(interval(d), bound) <= 0.05:
+            said += 1
+            assert -bound < inner.low
+            assert inner.high < bound
+    assert said > 20
+
+
 def test_an_equivalence_bound_must_be_positive():
     with pytest.raises(ValueError, match="bound must be positive, but got 0"):
         equivalence_p(interval(np.ones((1, 3))), 0)

@@ -6,7 +6,7 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
-from llmkt_ray.stats.interval import bootstrap_interval, components, interval, mean_squares, mixed_interval
+from llmkt_ray.stats.interval import bootstrap_interval, components, interval, mean_squares, mixed_interval, users_interval
 
 
 def _table(rng, n_seeds, n_users, mean=0.0, seed_sd=1.0, user_sd=3.0, rest_sd=5.0):
@@ -26,6 +26,18 @@ def test_one_seed_is_scipys_paired_t_test():
 def test_two_seeds_are_still_users_only():
     mine = interval(np.random.default_rng(2).normal(size=(2, 50)))
     assert (mine.method, mine.df) == ("users", 49)
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "method"), [(1, "users"), (2, "users"), (3, "mixed"), (9, "mixed"), (10, "bootstrap"), (20, "bootstrap")]
+)
+def test_the_number_of_seeds_decides_the_estimator(n_seeds, method):
+    """METHOD.md, section 6: users only below 3 seeds, and labelled so; a crossed bootstrap from 10; seeds' degrees of freedom between."""
+    table = _table(np.random.default_rng(n_seeds), n_seeds, 60, user_sd=0.0)
+    mine = interval(table)
+    own = {"users": users_interval, "mixed": mixed_interval, "bootstrap": bootstrap_interval}[method]
+    assert (mine.method, mine) == (method, own(table))
+    assert mine.conditional == ("conditional on these seeds" if method == "users" else "")
 
 
 def test_without_user_variance_the_mixed_interval_is_the_t_test_on_seed_means():
