@@ -231,12 +231,16 @@ def _default(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             judged.append(f"chosen without a {what} it loses {lost} against that one's own choice")
         else:
             judged.append(f"there is one {what} only, so leaving one out cannot judge it")
+    # alpha0 is a configuration too, whose gain is 0: what is below it on validation is no default to recommend.
+    better = "No: without transfer is better on validation than every configuration that all share. The best of them is "
+    better = better if default.valid <= 0 else ""
     return [
         Answer(
             "Default",
             "all",
             "Is there one default?",
-            f"{default.config}: {percent(default.test)} over alpha0 on test, on average. {judged[0][0].upper()}{'; '.join(judged)[1:]}.",
+            f"{better}{default.config}: {percent(default.test)} over alpha0 on test, on average. "
+            f"{judged[0][0].upper()}{'; '.join(judged)[1:]}.",
             f"Best mean validation gain over {default.contexts} datasets \u00d7 models, of {count(default.shared, 'configuration')} that "
             f"ran in all of them; regret on test, means over seeds, no interval. As a study file: default.yaml.{_unclaimed(findings)}",
         )

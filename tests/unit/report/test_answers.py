@@ -14,6 +14,7 @@ from llmkt_ray.report.evidence import Evidence
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.frames import gain_rows
 from llmkt_ray.report.load import load
+from llmkt_ray.report.sections.regret import regret_section
 from llmkt_ray.report.sections.sensitivity import importance_section
 from llmkt_ray.stats.contrast import contrast
 from llmkt_ray.study import StudyConfig
@@ -155,6 +156,41 @@ def test_the_default_is_a_part_of_a_study_file(grid):
     assert made["worst_test_regret"] < 0.05
     study = {**study_of(GRID).model_dump(mode="json"), **yaml.safe_load(yaml.safe_dump(made["study"]))}
     assert StudyConfig.model_validate(study).transfer.alphas == (made["default"]["alpha"],)
+
+
+def test_a_default_that_is_worse_than_no_transfer_is_not_recommended(tmp_path):
+    world = World(**{**BASE, **AXES, "epochs": 4, "treated": lambda m, a, la: -0.1})
+    results = load(write(tmp_path, world))
+    findings = find(results)
+    found = {a.topic: a.answer for a in answers(results, findings, {})}["Default"]
+    assert found.startswith("No: without transfer is better on validation than every configuration")
+    assert document(results, findings)["recommended"] is False
+    assert regret_section(results, findings).lead.startswith("N3: none is better than no transfer; ")
+
+
+def test_the_safe_range_is_that_of_the_planted_curve(tmp_path):
+    """.5 and .7 are equally good, .3 is 5 % below: safe is what is shown to be within 1 %, next to the best."""
+    found = _said(tmp_path, alphas=tuple(ALPHA), treated=_gain, layers=("encoder.1",), n_users=6000, seed_sd=0.0)["Safe alphas"]
+    assert found.answer == "0.5 to 0.7."
+    assert re.search(r"alpha 0\.3 \u2212\d\.\d\u202f% \[", found.evidence)
+    assert "is at least \u22121\u202f%" in found.evidence
+    assert "conditional on one split" in found.evidence
+
+
+def test_alphas_that_cannot_be_shown_to_be_safe_are_inconclusive(tmp_path):
+    found = _said(tmp_path, alphas=(0.3, 0.5, 0.7), seed_sd=0.05, n_users=30)["Safe alphas"]
+    assert re.match(r"Inconclusive: only 0\.\d itself, no neighbour is shown to be within 1% of it\.", found.answer)
+
+
+def test_the_best_configuration_that_gains_nothing_is_inconclusive(tmp_path):
+    found = _said(tmp_path, treated=lambda m, a, la: 0.0, seed_sd=0.02, n_users=60)["Best configuration"]
+    assert found.answer == "alpha 0.5: inconclusive, it cannot be told apart from alpha0."
+
+
+def test_with_one_seed_nothing_is_left_of_the_largest_gain_and_the_power_is_unknown(tmp_path):
+    found = _said(tmp_path, seeds=1)
+    assert "There are no other seeds to judge it on, so nothing is left to claim." in found["Largest gain"].answer
+    assert found["Power"].answer == "Unknown: with one seed the noise between seeds cannot be estimated."
 
 
 def test_power_is_stated_in_seeds_and_percent(said):
