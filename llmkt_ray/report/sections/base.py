@@ -132,3 +132,8 @@ def legend(findings: Sequence[Finding]) -> tuple[str, ...]:
 def cut(cells: int, most: int = MOST_PANELS) -> str:
     """Returns the sentence that says that not all panels are drawn, empty where all are."""
     return f" {most} of {cells:,} cells are drawn, those with the largest effects; the tables hold all." if cells > most else ""
+
+
+def drawn_of(drawn: int, there: int, what: str, where: str = "the table holds all") -> str:
+    """Returns the sentence that says that only the first of something are drawn, empty where all are."""
+    return f" The first {drawn} of {there:,} {what} are drawn; {where}." if there > drawn else ""

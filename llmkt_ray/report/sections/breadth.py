@@ -8,7 +8,7 @@ from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.levels import averaged
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, over, sample
+from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, drawn_of, over, sample
 from llmkt_ray.report.text import count, p_value, percent, plain
 from llmkt_ray.stats.claims import CLAIM_CONTROLS
 from llmkt_ray.stats.contrast import Contrast
@@ -66,6 +66,7 @@ def breadth_section(results: Results, findings: Sequence[Finding]) -> Section | 
             "of the control, models by their gain; right of 0 is better. Marker: mean over seeds, users and the model's cells. Line: 95 % "
             f"interval. Grey: smaller than the smallest effect of interest ({results.smallest_effect:.0%}). p in the table by Holm over "
             f"all models and controls. {sample([c for gains in found.values() for c in gains.values()])}"
+            + drawn_of(3 * MOST_PANELS, len(figures), "panels")
         ),
         figures=tuple(figures[: 3 * MOST_PANELS]),
         tables=(Table("Every model", columns, (False, False, False, *(True,) * 6), tuple(rows)),),

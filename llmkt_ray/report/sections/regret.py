@@ -26,6 +26,7 @@ def regret_section(results: Results, findings: Sequence[Finding]) -> Section | N
     every = [one for group in groups.values() for one in group]
     if not every:
         return None
+    most = max(map(len, groups.values()))
     low, high = min([0.0, *(one.regret for one in every)]), max([0.01, *(one.regret for one in every)])
     figures = []
     for what, group in groups.items():
@@ -53,6 +54,7 @@ def regret_section(results: Results, findings: Sequence[Finding]) -> Section | N
             "choice there, in % of it; left is better, 0 is as good, below 0 better than its own choice. One point a dataset and "
             f"model, mean over seeds, no interval. n = {default.contexts} datasets \u00d7 models, {default.shared} configurations that "
             "ran in all. Choices are made on validation."
+            + (f" The {MOST_ROWS} largest of each kind are drawn; the table holds all." if most > MOST_ROWS else "")
         ),
         figures=tuple(figures[:MOST_PANELS]),
         items=(("As a study file", f"{default.config}", yaml_of(fragment(results, findings, settings))),),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, sample
+from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, drawn_of, sample
 from llmkt_ray.report.text import count, percent, percent_interval
 from llmkt_ray.stats.importance import SEED
 
@@ -23,6 +23,8 @@ def heat_maps(results: Results, findings: Sequence[Finding]) -> Section | None:
     every = [c for cells in maps.values() for f in cells for c in f.grid.values()]
     gains = [abs(c.relative.estimate) for c in every if c.relative is not None]
     reach = max([*gains, 0.01])
+    there = "the table of alphas holds all"
+    most_alphas = max(len({alpha for f in cells for alpha in f.grid}) for cells in maps.values())
     figures = []
     for (dataset, model), cells in list(maps.items())[:MOST_PANELS]:
         shown = cells[:MOST_ROWS]
@@ -46,6 +48,9 @@ def heat_maps(results: Results, findings: Sequence[Finding]) -> Section | None:
             f"{results.gain} of treated over alpha0, means, in %; higher is better. Blue: gain, orange: loss, the "
             f"stronger the larger (full colour: {percent(reach)[1:]}). Means over seeds and users; the intervals are in the tips and "
             f"in the table of alphas. {sample(every)} A square leads to its trials, and from there to users."
+            + drawn_of(MOST_PANELS, len(maps), "maps", there)
+            + drawn_of(MOST_ROWS, max(map(len, maps.values())), "rows of a map", there)
+            + drawn_of(MOST_COLUMNS, most_alphas, "alphas of a map", there)
         ),
         figures=tuple(figures),
     )

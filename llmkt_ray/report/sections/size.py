@@ -8,7 +8,7 @@ from llmkt_ray.report.figures.canvas import span
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.levels import Compared, Level, compared
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, over, sample
+from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, drawn_of, over, sample
 from llmkt_ray.report.text import percent_interval, plain
 
 MEASURES = {"reconstruction_r2": "held-out R2", "knn_overlap": "kNN overlap", "trustworthiness": "trustworthiness"}
@@ -55,6 +55,7 @@ def size_section(results: Results, findings: Sequence[Finding]) -> Section | Non
             "higher is better, one reduction each, no interval. Other panels: "
             f"{results.gain} of treated at alpha {results.claim_alpha:g} over alpha0, in % of alpha0, higher is better; band: 95 % "
             f"interval; mean over the other factors. Axis: dimensions, logarithmic. {sample(contrasts)}"
+            + drawn_of(MOST_PANELS, max(len(figures), len(gains)), "panels of a kind", "the tables hold all")
         ),
         figures=(*figures[:MOST_PANELS], *gains[:MOST_PANELS]),
         tables=tuple(table for table in tables if table.rows),

@@ -9,13 +9,14 @@ from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.frames import factor_rows
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.sections.base import Figure, Section, Table
+from llmkt_ray.report.sections.base import Figure, Section, Table, drawn_of
 from llmkt_ray.report.text import count, p_value
 from llmkt_ray.stats.importance import SEED
 from llmkt_ray.stats.variance import REST, Share, interactions, variance_shares
 
 SOURCES = ("LLM", "prompt version", "generation seed", "encoder")
 FLOOR = "Dotted line: the training seed, the noise floor."
+MOST_PAIRS = 12
 NO_FLOOR = "All trials have one training seed, so no noise floor is drawn."
 
 
@@ -65,7 +66,7 @@ def interactions_section(results: Results, findings: Sequence[Finding]) -> Secti
         return None
     shares = variance_shares(frame, "value")
     seed = next((share.share for share in shares if share.name == SEED), None)
-    named = [(_words(share.name), share) for share in found[:12]]
+    named = [(_words(share.name), share) for share in found[:MOST_PAIRS]]
     bars = [(charts.short(name, charts.MOST_LETTERS), "treated", s.share, f"{name}: {s.share:.1%}, p {p_value(s.p)}") for name, s in named]
     reach = (0.0, max(0.02, *(share.share for share in found), seed or 0.0) * 1.06)
     canvas = charts.dots("Interactions: shares of the variance", bars, reach, seed, as_percent=True)
@@ -84,7 +85,7 @@ def interactions_section(results: Results, findings: Sequence[Finding]) -> Secti
             f"Share of the variance of validation {results.metric} (relative to its dataset and model) that two factors explain together "
             f"beyond each of them, from 0 to 1 (omega squared); neither direction is better. {NO_FLOOR if seed is None else FLOOR} "
             f"n = {count(len(frame), 'treated trial')}; trials are the units here, the seed is adjusted for. p by Benjamini-Hochberg over "
-            "the pairs; pairs of which not every combination ran are left out. No interval."
+            "the pairs; pairs of which not every combination ran are left out. No interval." + drawn_of(MOST_PAIRS, len(found), "pairs")
         ),
         figures=(Figure("interactions", "Interactions", "share of the variance", canvas),),
         tables=(Table("Every pair", ("pair", "share", "p (Benjamini-Hochberg)", "combinations"), (False, True, True, True), rows),),

@@ -7,7 +7,7 @@ from llmkt_ray.report.figures.canvas import span
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.levels import Compared, Level, compared
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, around, over, sample
+from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, around, drawn_of, over, sample
 from llmkt_ray.report.text import percent_interval, plain
 from llmkt_ray.stats.contrast import Contrast
 
@@ -21,15 +21,17 @@ def sparsity_section(results: Results, findings: Sequence[Finding]) -> Section |
     if not found:
         return None
     figures: list[Figure] = []
-    contrasts, rows = [], []
+    contrasts, rows, curves = [], [], 0
     for one in found:
         points = sorted((achieved(results, one.dataset, _share(level)), level) for level in one.levels)
         known = [(x, level) for x, level in points if level.gain is not None]
         contrasts += [level.gain for _, level in known if level.gain is not None]
         rows += [_row(one, x, level) for x, level in points]
-        if len(known) < 2 or len(figures) >= 2 * MOST_PANELS:
+        if len(known) < 2:
             continue
-        figures += _panels(results, one, known)
+        curves += 1
+        if curves <= MOST_PANELS:
+            figures += _panels(results, one, known)
     lead = _lead(results, found)
     return Section(
         key="sparsity",
@@ -42,7 +44,7 @@ def sparsity_section(results: Results, findings: Sequence[Finding]) -> Section |
             "pairs without a train row. "
             "Each user keeps a share of their train rows; validation, test and masks stay as they are. Band: 95 % interval of the gain, in "
             "the first panel drawn around treated. Dotted line: 99.45 %, the paper's sparsest dataset, where the axis reaches it. "
-            f"{sample(contrasts)}"
+            f"{sample(contrasts)}" + drawn_of(MOST_PANELS, curves, "datasets \u00d7 models")
         ),
         figures=tuple(figures),
         legend=("treated", "alpha0"),

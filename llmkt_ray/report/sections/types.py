@@ -11,7 +11,7 @@ from llmkt_ray.profiles.text_measures import TextMeasure, text_measures
 from llmkt_ray.report.context import Context, Split
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
-from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table
+from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, drawn_of
 from llmkt_ray.report.text import p_value, percent_interval, plain
 from llmkt_ray.stats.corrections import benjamini_hochberg
 from llmkt_ray.stats.interval import Interval, interval
@@ -86,6 +86,7 @@ def profile_types_section(context: Context, findings: Sequence[Finding]) -> Sect
             "Mean of the measure in a third of the users, in % above or below the mean of all users. For genre precision, genre recall and "
             "distinctiveness more is better; length has no better direction. Marker: mean. Line: 95 % interval, t over users. "
             f"n = {users[0]:,} to {users[-1]:,} users a group, one split. Thirds are of train rows only. {words}."
+            + drawn_of(2 * MOST_PANELS, len(panels), "panels")
         ),
         figures=tuple(figures),
         tables=(

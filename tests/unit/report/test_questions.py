@@ -1,6 +1,7 @@
 """The questions of METHOD.md, section 7: each section appears when the study holds the data, finds what is planted, and only then."""
 
 import json
+import re
 
 import pytest
 
@@ -12,6 +13,7 @@ from llmkt_ray.report.levels import compared, words_of
 from llmkt_ray.report.load import load
 from llmkt_ray.report.sections.cost import pareto
 from llmkt_ray.report.sections.questions import question_sections
+from llmkt_ray.report.sections.sensitivity import heat_maps
 from llmkt_ray.report.sections.sources import source_parts
 from tests.unit.report.synthetic import World, write
 
@@ -107,6 +109,27 @@ def test_factors_that_work_only_together_are_named(tmp_path):
 def test_a_noise_floor_is_spoken_of_where_it_is_drawn(tmp_path, seeds, words):
     sections, *_ = _sections(tmp_path, layers=("a", "b"), reductions=("pca", "umap"), alphas=(0.3, 0.5), llms=("x", "y"), seeds=seeds)
     assert [key for key in ("sources", "interactions") if words in sections[key].caption] == ["sources", "interactions"]
+
+
+def test_what_is_not_drawn_is_said(tmp_path, monkeypatch):
+    """A heat map of more layers or alphas than fit, and more panels or pairs than are drawn, say so and where the rest is."""
+    for module, name in (
+        ("sensitivity", "MOST_ROWS"),
+        ("sensitivity", "MOST_COLUMNS"),
+        ("sparsity", "MOST_PANELS"),
+        ("sources", "MOST_PAIRS"),
+    ):
+        monkeypatch.setattr(f"llmkt_ray.report.sections.{module}.{name}", 1)
+    sections, results, findings = _sections(
+        tmp_path, models={"A": 0.2, "B": 0.2}, layers=("a", "b"), alphas=(0.3, 0.5), train_shares=(1.0, 0.1), seeds=2, n_users=30
+    )  # fmt: skip
+    heat = heat_maps(results, findings).caption
+    assert "The first 1 of 4 rows of a map are drawn; the table of alphas holds all." in heat
+    assert "The first 1 of 2 alphas of a map are drawn; the table of alphas holds all." in heat
+    assert "maps are drawn" not in heat
+    assert "The first 1 of 2 datasets \u00d7 models are drawn; the table holds all." in sections["sparsity"].caption
+    assert len({figure.title for figure in sections["sparsity"].figures}) == 1
+    assert re.search(r"The first 1 of \d pairs are drawn; the table holds all\.", sections["interactions"].caption)
 
 
 def test_breadth_counts_models_that_gain_lose_and_neither(tmp_path):
