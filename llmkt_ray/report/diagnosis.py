@@ -8,7 +8,7 @@ import numpy as np
 from llmkt_ray.report.evidence import GOAL, Evidence, evidence_of
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.text import count, percent, percent_interval
+from llmkt_ray.report.text import count, listed, percent, percent_interval
 from llmkt_ray.stats.contrast import Contrast
 
 WEAK_RATIO, STRONG_RATIO = 0.05, 2.0
@@ -58,7 +58,8 @@ def _signatures(finding: Finding, found: Evidence, smallest: float) -> list[Diag
     label, gain, made = finding.cell.label, finding.contrasts.get("alpha0"), []
     balanced = finding.cell.factors.get("balance") == "initial"
     if gain is not None and gain.relative is not None:
-        said = f"{percent_interval(gain.relative)} over alpha0"
+        conditions = f" ({listed(list(gain.conditions))})" if gain.conditions else ""
+        said = f"{percent_interval(gain.relative)} over alpha0{conditions}"
         if gain.difference.high < 0:
             cause, remedy = _why_degraded(found, balanced)
             dip = f"; end of phase 1 {percent(found.dip)} against alpha0" if np.isfinite(found.dip) else ""

@@ -218,6 +218,14 @@ def _diagnose(folder, **more):
     return diagnose(results, find(results))
 
 
+@pytest.mark.parametrize(
+    ("seeds", "words"), [(2, "(conditional on these seeds and conditional on one split)"), (4, "(conditional on one split)")]
+)
+def test_a_diagnosis_says_what_its_interval_is_conditional_on(tmp_path, seeds, words):
+    found = {one.signature: one for one in _diagnose(tmp_path, treated=lambda m, a, la: -0.15, seeds=seeds)}
+    assert f" over alpha0 {words}; " in found["degraded baseline"].evidence
+
+
 def test_no_gain_from_a_weak_transfer(tmp_path):
     (found,) = _diagnose(tmp_path, treated=lambda m, a, la: 0.0, gradient_ratio=0.01)
     assert found.signature == "no gain"
