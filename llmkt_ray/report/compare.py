@@ -24,6 +24,8 @@ from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
 from llmkt_ray.results.transport import local_copy
 from llmkt_ray.seeds import content_key
 
+WORTH = ("failed", "pruned", "done")
+"""Status of a trial: where parts differ in it, the later of these stands; only a trial that is done has a test."""
 _NOT_COMPARED = {*MEASUREMENT_COLUMNS, "epoch:duration_s", "study_key", "error_traceback"}
 
 
@@ -99,8 +101,8 @@ def _diff(a: Path, b: Path) -> Diff:
 def merge(sources: Sequence[str | Path], target: str | Path) -> int:
     """Makes one results folder of several parts of one study, folders or URIs, and returns the number of its trials.
 
-    A trial that finished in one part and failed in another counts as finished. Nothing is written if there is a conflict. Splits and
-    profiles that lie beside a part come along.
+    A trial that finished in one part, and failed or was ended early in another, counts as finished. Nothing is written if there is a
+    conflict. Splits and profiles that lie beside a part come along.
 
     Raises:
         StorageError: the parts belong to different studies, a trial has other numbers in two of them, the target is not
@@ -125,7 +127,7 @@ def merge(sources: Sequence[str | Path], target: str | Path) -> int:
             before = rows.get(key)
             if before is not None and _status(before[1]) == _status(table) == "done" and before[0] != mark:
                 conflicts.append(key)
-            if before is None or (_status(before[1]) == "failed" and _status(table) == "done"):
+            if before is None or WORTH.index(_status(table)) > WORTH.index(_status(before[1])):
                 rows[key] = (mark, table)
     if conflicts:
         raise StorageError(

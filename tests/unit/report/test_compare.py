@@ -55,6 +55,20 @@ def test_a_finished_trial_stands_for_a_failed_one(tmp_path):
     assert set(Ledger(tmp_path / "merged").trials()["status"]) == {"done"}
 
 
+@pytest.mark.parametrize("first", ["done", "pruned"])
+def test_a_finished_trial_stands_for_one_that_was_ended_early_whichever_comes_first(tmp_path, first):
+    """A search may end early on one cluster what finished on another: the row with a test is kept in either order."""
+    is_it = lambda s: (s.arm, s.alpha, s.seed_index) == ("treated", 0.7, 0)  # noqa: E731
+    done = write(tmp_path / "done", WORLD)
+    pruned = write(tmp_path / "pruned", WORLD, keep=lambda s: not is_it(s), single=True)
+    (spec,) = filter(is_it, specs(WORLD, study_of(WORLD)))
+    early = dataclasses.replace(result_of(WORLD, spec), status="pruned", test={}, users={}, recommended=None)
+    Ledger(pruned).record(early, study_of(WORLD).key)
+    assert merge([done, pruned] if first == "done" else [pruned, done], tmp_path / "merged") == 17
+    rows = Ledger(tmp_path / "merged").trials().set_index("trial_key")
+    assert rows.loc[spec.key, "status"] == "done"
+
+
 def test_parts_of_different_studies_are_refused(tmp_path):
     a, b = write(tmp_path / "a", WORLD), write(tmp_path / "b", dataclasses.replace(WORLD, seeds=1))
     with pytest.raises(StorageError, match="only parts of one study can be merged"):
