@@ -46,8 +46,8 @@ class Interval:
         se: standard error, in the unit of the estimate.
         df: degrees of freedom of t; those of the seeds for the bootstrap.
         p: two-sided p-value of "the mean is 0"; the interval excludes 0 exactly where p < 1 - level.
-        n_seeds, n_users: shape of the table.
-        method: "users", "mixed" or "bootstrap".
+        n_seeds, n_users: shape of the table; of several splits, the smallest.
+        method: "users", "mixed" or "bootstrap"; "splits" for a t interval over the estimates of several splits.
         level: nominal coverage, in (0, 1).
     """
 
@@ -64,8 +64,8 @@ class Interval:
 
     @property
     def conditional(self) -> str:
-        """What the interval is conditional on, in words; empty where it speaks of new seeds and new users."""
-        return USERS_ONLY if self.method == "users" else ""
+        """What the interval is conditional on, in words; empty where it speaks of new seeds. Several splits do not make up for few."""
+        return USERS_ONLY if self.n_seeds < MIXED_FROM else ""
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,12 @@ def sample(contrasts: Sequence[Contrast]) -> str:
         "splits": "t over splits",
     }
     methods = [words[m] for m in words if any(c.difference.method == m for c in contrasts)]
+    few = any(c.difference.conditional and c.difference.method != "users" for c in contrasts)
     one_split = all(c.n_splits == 1 for c in contrasts)
     return (
         f"n = {_range(users)} users, {_range(seeds)} {'seed' if seeds == [1] else 'seeds'}"
         f"{', one split' if one_split else ''}. Interval: 95 %, paired on users and seeds ({listed(methods)})"
-        f"{'; conditional on one split' if one_split else ''}."
+        f"{'; conditional on these seeds' if few else ''}{'; conditional on one split' if one_split else ''}."
     )
 
 

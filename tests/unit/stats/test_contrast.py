@@ -67,6 +67,15 @@ def test_one_split_is_said_and_three_speak_of_new_ones():
     assert (pooled.difference.p, pooled.difference.df) == pytest.approx((theirs.pvalue, 2))
 
 
+@pytest.mark.parametrize(("seeds", "few"), [((1, 1, 1), True), ((3, 2, 3), True), ((3, 2), True), ((3, 3, 3), False), ((3, 3), False)])
+def test_several_splits_do_not_make_up_for_few_seeds(seeds, few):
+    """All splits share the seeds: with fewer than three of them in any split nothing is said of others."""
+    rng = np.random.default_rng(8)
+    pooled = over_splits([contrast(*_arms(rng, n)) for n in seeds])
+    assert pooled.difference.n_seeds == min(seeds)
+    assert ("conditional on these seeds" in pooled.conditions) == few
+
+
 def test_two_seeds_are_conditional_on_them():
     assert contrast(*_arms(np.random.default_rng(5), 2)).conditions == ("conditional on these seeds", "conditional on one split")
 
