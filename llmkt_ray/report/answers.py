@@ -13,7 +13,7 @@ from llmkt_ray.report.levels import averaged, compared, sentence
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.text import count, listed, percent, percent_interval
 from llmkt_ray.stats.importance import SEED, importance
-from llmkt_ray.stats.power import seeds_needed, smallest_detectable
+from llmkt_ray.stats.power import detectable_by, seeds_needed, smallest_detectable, splits_needed
 from llmkt_ray.stats.selection import largest_gain, safe_range
 
 EFFECTS = (0.05, 0.03, 0.02)
@@ -251,15 +251,25 @@ def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     known = [f.contrasts["alpha0"] for f in findings if "alpha0" in f.contrasts and f.contrasts["alpha0"].relative is not None]
     if not known:
         return []
-    seeds = min(c.difference.n_seeds for c in known)
-    if seeds < 2:
+    splits, seeds = min(c.n_splits for c in known), min(c.difference.n_seeds for c in known)
+    if splits >= 3:  # the interval is over splits, and so is what it can see
+        unit, n, df = "split", splits, "split-level degrees of freedom, power .8, 95 %, from the standard errors"
+        detectable = [detectable_by(c.relative.se, c.n_splits) for c in known if c.relative is not None]
+    elif seeds >= 2:
+        unit, n, df = "seed", seeds, "seed-level degrees of freedom, power .8, 95 %, from the variance components"
+        detectable = [smallest_detectable(c.components, seeds, c.difference.n_users) for c in known]
+    else:
         said = "Unknown: with one seed the noise between seeds cannot be estimated."
         return [Answer("Power", "all", "What could this study have seen?", said, "Run at least 3 seeds.")]
-    detectable = [smallest_detectable(c.components, seeds, c.difference.n_users) for c in known]
     middle = known[int(np.argsort(detectable)[len(detectable) // 2])]
-    needed = {effect: seeds_needed(middle.components, middle.difference.n_users, effect) for effect in EFFECTS}
+    needed = {
+        effect: splits_needed(middle.relative.se, middle.n_splits, effect)
+        if unit == "split" and middle.relative is not None
+        else seeds_needed(middle.components, middle.difference.n_users, effect)
+        for effect in EFFECTS
+    }
     words = [
-        f"{count(n, 'seed')} would resolve {effect:.0%}" if n else f"no number of seeds resolves {effect:.0%} with these users"
+        f"{count(n, unit)} would resolve {effect:.0%}" if n else f"no number of {unit}s resolves {effect:.0%} with these users"
         for effect, n in needed.items()
     ]
     return [
@@ -267,10 +277,8 @@ def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             "Power",
             "all",
             "What could this study have seen?",
-            f"With {count(seeds, 'seed')} effects under {float(np.median(detectable)):.1%} over alpha0 cannot be resolved here; "
-            f"{listed(words)}.",
-            "Paired t with seed-level degrees of freedom, power .8, 95 %, from the variance components of "
-            f"{count(len(known), 'contrast')} (median shown).",
+            f"With {count(n, unit)} effects under {float(np.median(detectable)):.1%} over alpha0 cannot be resolved here; {listed(words)}.",
+            f"Paired t with {df} of {count(len(known), 'contrast')} (median shown).",
         )
     ]
 

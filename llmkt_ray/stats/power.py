@@ -1,14 +1,16 @@
-"""What a study of this size can see, and how many seeds would see more."""
+"""What a study of this size can see, and how many seeds or splits would see more."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 from statsmodels.stats.power import TTestPower
 
-from llmkt_ray.stats.interval import Components
+from llmkt_ray.stats.interval import MIXED_FROM, Components
 
 POWER, LEVEL = 0.8, 0.95
-MOST_SEEDS = 200
+MOST = 200
+"""Seeds or splits beyond which nobody goes."""
 
 
 def smallest_detectable(parts: Components, n_seeds: int, n_users: int, power: float = POWER, level: float = LEVEL) -> float:
@@ -21,35 +23,63 @@ def smallest_detectable(parts: Components, n_seeds: int, n_users: int, power: fl
         power: probability of finding it, in (0, 1).
         level: coverage of the interval that must exclude 0.
     """
-    if n_seeds < 2:
-        return math.inf
-    # The t test's own standard deviation would be sd / sqrt(seeds) = sqrt(variance of the mean).
-    return _standardised(n_seeds, power, level) * math.sqrt(n_seeds * parts.variance(n_seeds, n_users))
+    return detectable_by(math.sqrt(parts.variance(n_seeds, n_users)), n_seeds, power, level)
+
+
+def detectable_by(se: float, n: int, power: float = POWER, level: float = LEVEL) -> float:
+    """Returns the smallest effect that a t test of `n` independent estimates, seeds or splits, finds with this power.
+
+    Args:
+        se: standard error of their mean; the effect has its unit.
+        n: number of estimates; with 1 there are no degrees of freedom and the result is infinite.
+        power: probability of finding it, in (0, 1).
+        level: coverage of the interval that must exclude 0.
+    """
+    # The t test's own standard deviation is se * sqrt(n).
+    return _standardised(n, power, level) * math.sqrt(n) * se if n >= 2 else math.inf
 
 
 def seeds_needed(parts: Components, n_users: int, effect: float, power: float = POWER, level: float = LEVEL) -> int | None:
-    """Returns the smallest number of seeds, at least 2, that finds `effect`; None where even `MOST_SEEDS` would not.
+    """Returns the smallest number of seeds that finds `effect`, at least `MIXED_FROM`; None where even `MOST` would not.
 
-    None means that the users are too few, or the effect too small, for more seeds to help.
+    With fewer than `MIXED_FROM` nothing is claimed of other seeds. None means that the users are too few, or the effect too small,
+    for more seeds to help.
 
     Raises:
         ValueError: the effect is not positive.
     """
+    return _fewest(lambda n: smallest_detectable(parts, n, n_users, power, level), effect)
+
+
+def splits_needed(se: float, n_splits: int, effect: float, power: float = POWER, level: float = LEVEL) -> int | None:
+    """Returns the smallest number of splits, at least 3, that finds `effect`; None where even `MOST` would not.
+
+    Args:
+        se: standard error of the mean over `n_splits` splits.
+        n_splits: how many splits it was estimated from.
+        effect: in the unit of `se`.
+        power: probability of finding it, in (0, 1).
+        level: coverage of the interval that must exclude 0.
+
+    Raises:
+        ValueError: the effect is not positive.
+    """
+    return _fewest(lambda n: detectable_by(se * math.sqrt(n_splits / n), n, power, level), effect)
+
+
+def _fewest(detectable: Callable[[int], float], effect: float) -> int | None:
     if effect <= 0:
         raise ValueError(f"effect must be positive, but got {effect}")
-    low, high = 2, MOST_SEEDS
-    if smallest_detectable(parts, high, n_users, power, level) > effect:
+    low, high = MIXED_FROM, MOST
+    if detectable(high) > effect:
         return None
     while low < high:
         middle = (low + high) // 2
-        if smallest_detectable(parts, middle, n_users, power, level) <= effect:
-            high = middle
-        else:
-            low = middle + 1
+        low, high = (low, middle) if detectable(middle) <= effect else (middle + 1, high)
     return low
 
 
 @lru_cache(maxsize=4096)
-def _standardised(n_seeds: int, power: float, level: float) -> float:
-    """Returns the effect in standard deviations that a one-sample t test of `n_seeds` values finds."""
-    return float(TTestPower().solve_power(effect_size=None, nobs=n_seeds, alpha=1 - level, power=power, alternative="two-sided"))
+def _standardised(n: int, power: float, level: float) -> float:
+    """Returns the effect in standard deviations that a one-sample t test of `n` values finds."""
+    return float(TTestPower().solve_power(effect_size=None, nobs=n, alpha=1 - level, power=power, alternative="two-sided"))

@@ -199,6 +199,13 @@ def test_power_is_stated_in_seeds_and_percent(said):
     assert "would resolve 3%" in power
 
 
+def test_over_splits_the_power_is_that_of_the_splits(tmp_path):
+    found = _said(tmp_path, splits=3, seeds=2)["Power"]
+    assert found.answer.startswith("With 3 splits effects under ")
+    assert "splits would resolve 5%" in found.answer or "splits resolves 5%" in found.answer
+    assert "split-level degrees of freedom" in found.evidence
+
+
 def test_gains_are_those_of_the_same_seed(grid):
     results, findings = grid
     rows = gain_rows(results, findings)

@@ -2,10 +2,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 
 from llmkt_ray.stats.interval import Components, interval
-from llmkt_ray.stats.power import seeds_needed, smallest_detectable
+from llmkt_ray.stats.power import detectable_by, seeds_needed, smallest_detectable, splits_needed
 
 
 def test_the_two_sample_table_of_the_method():
@@ -29,6 +30,21 @@ def test_more_seeds_see_less_until_the_users_are_too_few():
     n = seeds_needed(parts, 1000, 0.02)
     assert smallest_detectable(parts, n, 1000) <= 0.02 < smallest_detectable(parts, n - 1, 1000)
     assert seeds_needed(Components(0.02**2, 10.0, 0.0), 100, 0.02) is None
+
+
+def test_over_splits_the_detectable_effect_is_found_four_times_in_five():
+    """Three splits and more: a t test over their estimates, with their own degrees of freedom."""
+    rng, sd, n = np.random.default_rng(3), 0.02, 4
+    effect = detectable_by(sd / math.sqrt(n), n)
+    found = [stats.ttest_1samp(rng.normal(effect, sd, n), 0).pvalue < 0.05 for _ in range(1000)]
+    assert 0.76 <= np.mean(found) <= 0.84
+    more = splits_needed(sd / math.sqrt(n), n, 0.02)
+    assert detectable_by(sd / math.sqrt(more), more) <= 0.02 < detectable_by(sd / math.sqrt(more - 1), more - 1)
+    assert splits_needed(1.0, 3, 0.02) is None
+
+
+def test_no_number_of_seeds_is_named_of_which_nothing_would_be_claimed():
+    assert seeds_needed(Components(1e-9, 1e-9, 1e-9), 1000, 0.02) == 3
 
 
 def test_one_seed_sees_nothing_beyond_itself():
