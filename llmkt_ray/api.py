@@ -19,6 +19,7 @@ from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.results.card import read_card
 from llmkt_ray.results.folder import holder, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.llm_texts import LlmTexts, llm_texts, total
 from llmkt_ray.results.transport import local_copy
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.study_file import load_study
@@ -44,6 +45,7 @@ class Status:
         holder: host, pid and start of the process that is running it, None if none is.
         report: path or URI of the report, None before there is one.
         progress: what the last run said of itself: stage, trials running, seconds left; None before the first.
+        llm: what language models took for the finished texts beside what was planned, all choices together; None where none wrote.
     """
 
     folder: str
@@ -53,6 +55,7 @@ class Status:
     holder: dict[str, Any] | None
     report: str | None
     progress: dict[str, Any] | None = None
+    llm: LlmTexts | None = None
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,7 @@ class Study:
         """Returns where the study stands; it may be running in another process."""
         folder, rows, card = study_folder(self.config), self.trials(), read_card(study_folder(self.config))
         failed = int((rows["status"] == "failed").sum())
+        texts = llm_texts(card or {})
         return Status(
             folder=folder,
             planned=card["planned_trials"] if card else None,
@@ -226,6 +230,7 @@ class Study:
             holder=holder(folder),
             report=below(folder, PAGE) if FileStore(folder).exists(PAGE) else None,
             progress=read_progress(folder),
+            llm=total(texts) if texts else None,
         )
 
     def report(self) -> str:

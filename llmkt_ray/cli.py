@@ -113,7 +113,7 @@ def run(
 def status(study: StudyFile, address: Dashboard = None) -> None:
     """Show where a study stands, also while it runs elsewhere; with --address, its jobs on that cluster."""
     from llmkt_ray.api import Study
-    from llmkt_ray.show import progress_lines
+    from llmkt_ray.show import llm_line, progress_lines
 
     if address is not None:
         from llmkt_ray.sweep.jobs import Jobs
@@ -130,6 +130,8 @@ def status(study: StudyFile, address: Dashboard = None) -> None:
     busy = "nobody" if now.holder is None else f"process {now.holder['pid']} on {now.holder['host']} since {now.holder['started']}"
     _say(f"folder: {now.folder}")
     _say(f"trials: {now.done} done, {now.failed} failed, planned {total}")
+    if now.llm is not None:
+        _say(llm_line(now.llm))
     _say(f"running: {busy}")
     if now.holder is not None:
         for line in progress_lines(now.progress):

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.llm_texts import LlmTexts
 from llmkt_ray.results.summary import summarise
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep.estimate import estimate_s
@@ -86,6 +87,16 @@ def _llm_cost(llms: Sequence[LlmLine]) -> Iterator[RenderableType]:
 
 def _hours_and_money(hours: float | None, money: float | None) -> tuple[str, str]:
     return "-" if hours is None else f"{hours:.2f}", "-" if money is None else f"{money:.2f}"
+
+
+def llm_line(texts: LlmTexts) -> str:
+    """Returns what language models took for the finished texts of a study, and what was planned for these, on one line."""
+    taken, planned = texts.taken, texts.planned
+    tokens = "an unknown number of" if taken.tokens is None else f"{taken.tokens:,}"
+    most = "" if planned.tokens is None else f" of at most {planned.tokens:,} planned"
+    money = "" if taken.money is None else f", {taken.money:.2f} in money"
+    money += f" of at most {planned.money:.2f} planned" if money and planned.money is not None else ""
+    return f"language models: {tokens} tokens{most}{money}, for {texts.sets} finished set{'s' if texts.sets != 1 else ''} of texts"
 
 
 def _cost(study: StudyConfig, seconds: float) -> Iterator[str]:

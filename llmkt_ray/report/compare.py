@@ -167,7 +167,7 @@ def _bring_artifacts(sources: Sequence[str | Path], target: str | Path, card: di
 
 def _merged_card(cards: Sequence[dict[str, Any]], sources: Sequence[str | Path]) -> dict[str, Any]:
     merged = dict(cards[0])
-    for name in ("datasets", "profiles", "embeddings", "targets", "cells"):
+    for name in ("datasets", "profiles", "item_texts", "embeddings", "targets", "cells"):
         entries = [entry for card in cards for entry in card.get(name, [])]
         merged[name] = list({json.dumps(entry, sort_keys=True): entry for entry in entries}.values())
     finished = [card.get("finished") for card in cards]

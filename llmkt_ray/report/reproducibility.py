@@ -12,9 +12,10 @@ from llmkt_ray.report.findings import certificate
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import Table
 from llmkt_ray.report.text import count, gibibytes, listed, seconds
+from llmkt_ray.results.llm_texts import Figures, llm_texts, total
 from llmkt_ray.seeds import training_seed
 
-STAGES = (("profiles", "profiles"), ("embeddings", "embeddings"), ("targets", "targets"))
+STAGES = (("profiles", "profiles"), ("item texts", "item_texts"), ("embeddings", "embeddings"), ("targets", "targets"))
 """What a stage is called, and its key in the card."""
 NEEDED = ("llmkt_ray", "torch", "recbole", "ray", "numpy", "sentence-transformers", "umap-learn", "scikit-learn")
 """Packages that an installation is pinned to; pip brings the others, and the versions table holds all."""
@@ -44,14 +45,13 @@ def card_entries(results: Results) -> list[tuple[str, str]]:
             ("time of all trials", f"{seconds(trials['wall_s'].sum())} wall, {seconds(trials['cpu_s'].sum())} CPU"),
             ("largest memory of a trial", gibibytes(float(trials["peak_rss_bytes"].max()))),
         ]
-    asked = sum(sum(_tokens(entry.get("notes") or {})) for entry in card.get("profiles", []))
-    entries.append(("tokens of all profiles", f"{asked:,}" if asked else "none: no model was asked in this study"))
+    entries.append(("tokens of language models", _all_tokens(card)))
     return entries
 
 
 def card_tables(results: Results) -> list[Table]:
     """Returns the tables of the card; those without a row are left out."""
-    tables = [_leaks(results), _spent(results), _seeds(results), _places(results), _keys(results), _versions(results)]
+    tables = [_leaks(results), _llms(results), _spent(results), _seeds(results), _places(results), _keys(results), _versions(results)]
     return [table for table in tables if table.rows]
 
 
@@ -69,6 +69,15 @@ def commands(results: Results) -> str:
 def study_yaml(results: Results) -> str:
     """Returns the study file, complete with defaults."""
     return yaml.safe_dump(results.study, sort_keys=False, allow_unicode=True) if results.study else "The study file is not in the card."
+
+
+def _all_tokens(card: Mapping[str, Any]) -> str:
+    texts = llm_texts(card)
+    if not texts:
+        return "none: no model was asked in this study"
+    every = total(texts)
+    planned = "" if every.planned.tokens is None else f" (planned: at most {every.planned.tokens:,})"
+    return ("not known" if every.taken.tokens is None else f"{every.taken.tokens:,}") + planned
 
 
 def _certificates(results: Results) -> str:
@@ -89,6 +98,28 @@ def _leaks(results: Results) -> Table:
         rows.append((_text(entry.get("llm")), _text(entry.get("dataset")), status, *counts, reason, _text(entry.get("split_key"))))
     columns = ("profiles", "dataset", "status", "pairs checked", "in validation or test", "of no part", "why", "split")
     return Table("Leak certificates", columns, (False, False, False, True, True, True, False, False), tuple(rows))
+
+
+def _llms(results: Results) -> Table:
+    """Returns what language models took of prompts, tokens, hours and money, below what was planned, by LLM choice and dataset."""
+    rows = []
+    for texts in llm_texts(results.card):
+        for what, side, most in (("planned", texts.planned, "\u2264 "), ("taken", texts.taken, "")):
+            rows.append((texts.llm, texts.dataset, f"{texts.sets:,}", what, *_llm_figures(side, most)))
+    columns = ("texts by", "dataset", "sets", "", "prompts", "prompt tokens", "output tokens", "GPU, h", "money")
+    return Table("Language models: planned and taken", columns, (False, False, True, False, *(True,) * 5), tuple(rows))
+
+
+def _llm_figures(side: Figures, most: str) -> tuple[str, ...]:
+    """Returns one side as text.
+
+    Args:
+        side: planned or taken.
+        most: put before the output tokens, which are planned as the most that may be written.
+    """
+    counts = ["\u2013" if value is None else f"{value:,}" for value in (side.prompts, side.prompt_tokens)]
+    output = "\u2013" if side.output_tokens is None else f"{most}{side.output_tokens:,}"
+    return (*counts, output, *("\u2013" if value is None else f"{value:.2f}" for value in (side.gpu_hours, side.money)))
 
 
 def _spent(results: Results) -> Table:

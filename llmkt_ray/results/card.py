@@ -57,7 +57,7 @@ def write_card(folder: str | Path, study: StudyConfig, facts: dict[str, Any]) ->
     Args:
         folder: the study's results folder or URI.
         study: the study.
-        facts: datasets, profiles, embeddings, targets, cells and planned_trials, as the plan and the stages know them.
+        facts: datasets, profiles, item_texts, embeddings, targets, cells and planned_trials, as the plan and the stages know them.
     """
     before = read_card(folder) or {}
     card = {

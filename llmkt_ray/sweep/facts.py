@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from llmkt_ray.artifacts import MANIFEST, ArtifactStore
-from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, ProfileNode, SplitNode, TargetNode
+from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, ItemTextsNode, ProfileNode, SplitNode, TargetNode, TextsNode
 from llmkt_ray.sweep.plan import Plan
 
-NodeT = TypeVar("NodeT", SplitNode, ProfileNode, EmbeddingNode | ItemMeanNode, TargetNode)
+NodeT = TypeVar("NodeT", SplitNode, ProfileNode, ItemTextsNode, EmbeddingNode | ItemMeanNode, TargetNode)
 
 
 def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
                 manifest = store.manifest(node.kind, node.key)
                 yield node, {**manifest.notes, "wall_s": manifest.wall_s}
 
-    def source(node: ProfileNode | EmbeddingNode | ItemMeanNode) -> dict[str, Any]:
+    def source(node: TextsNode | EmbeddingNode | ItemMeanNode) -> dict[str, Any]:
         return {"dataset": node.split.config.name, "split_key": node.split.key, "llm": node.source}
 
     datasets = [
@@ -38,6 +38,8 @@ def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
         {**source(node), "key": node.key, "is_llm": notes.get("is_llm"), "certificate": notes.get("certificate"), "notes": notes}
         for node, notes in made(plan.profiles)
     ]
+    items = [node for node in plan.artifacts if isinstance(node, ItemTextsNode)]
+    item_texts = [{**source(node), "key": node.key, "notes": notes} for node, notes in made(items)]
     embeddings = [
         {**source(node), "encoder": node.config.label, "key": node.key, "identity": node.identity, "notes": notes}
         for node, notes in made(plan.embeddings)
@@ -56,6 +58,7 @@ def card_facts(plan: Plan, store: ArtifactStore) -> dict[str, Any]:
     return {
         "datasets": datasets,
         "profiles": profiles,
+        "item_texts": item_texts,
         "embeddings": embeddings,
         "targets": targets,
         "cells": [cell.facts() for cell in plan.cells],

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from llmkt_ray.api import Study
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.errors import StudyError
 from llmkt_ray.profiles import cost as cost_module
@@ -20,9 +21,11 @@ from llmkt_ray.profiles.generate import generate
 from llmkt_ray.profiles.prompts import EstimatedTokens, Prompt
 from llmkt_ray.profiles.table import KIND
 from llmkt_ray.profiles.tokenizer import ModelTokens
+from llmkt_ray.report.load import load
+from llmkt_ray.report.reproducibility import card_tables
 from llmkt_ray.results.folder import study_folder
 from llmkt_ray.results.ledger import Ledger
-from llmkt_ray.show import plan_tables
+from llmkt_ray.show import llm_line, plan_tables
 from llmkt_ray.study import BudgetConfig, LlmPrice, ProfileConfig, ResourcesConfig, StudyConfig, TaskResources
 from llmkt_ray.study_file import parse_study
 from llmkt_ray.sweep.llm_cost import accounts_of, llm_lines, money_spent
@@ -122,6 +125,17 @@ def test_plan_before_and_after(tmp_path: Path, stub: Stub) -> None:
     money = f"{USERS * (100 * 10 + 20 * 50) / 1e6:.2f}"
     assert _cells(after, "toy, Stub: took") == [str(USERS), f"{USERS * 100:,}", f"{USERS * 20:,}", "0.00", money]
     assert "language models will take" not in after
+    folder = study_folder(study)
+    [table] = [table for table in card_tables(load(folder)) if table.title.startswith("Language models")]
+    planned, taken = table.rows
+    assert planned[:4] == ("Stub", "toy", "1", "planned")
+    assert [*planned[4:6], planned[6].removeprefix("\u2264 "), *planned[7:]] == _cells(before, "toy, Stub: planned")
+    assert taken == ("Stub", "toy", "1", "taken", *_cells(after, "toy, Stub: took"))
+    most = sum(int(cell.replace(",", "")) for cell in _cells(before, "toy, Stub: planned")[1:3])
+    expected = f"language models: {USERS * 120:,} tokens of at most {most:,} planned, {money} in money of at most {planned[8]} planned"
+    llm = Study(study).status().llm
+    assert llm is not None
+    assert llm_line(llm) == f"{expected}, for 1 finished set of texts"
     # Another set by the same model is planned with the speed that was measured.
     other = _study(tmp_path, profiles=[WRITER | {"generation": 1}], resources={})
     assert "tokens/s an engine, measured" in _printed(other)
