@@ -102,7 +102,8 @@ class ProfileConfig(Section):
     max_tokens: int = Field(220, ge=1)
     """Most tokens a profile may have."""
     temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float | None = Field(1.0, gt=0, le=1)
+    """None: not said to the model; endpoints that take temperature or top_p, never both (Claude since Opus 4.1), need that."""
     generation: int = Field(0, ge=0)
     """Index of the generation: another one gives other texts of the same model and prompt, as a factor."""
     attempts: int = Field(2, ge=1, le=10)

@@ -79,7 +79,7 @@ class OpenAIBackend:
             "messages": list(prompt.messages),
             "max_tokens": config.max_tokens,
             "temperature": config.temperature,
-            "top_p": config.top_p,
+            **({} if config.top_p is None else {"top_p": config.top_p}),
             "seed": seed,
             **({"response_format": {"type": "json_schema", "json_schema": form}} if config.structured else {}),
         }

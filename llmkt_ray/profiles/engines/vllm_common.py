@@ -74,7 +74,9 @@ def model_identity(config: ProfileConfig) -> dict[str, Any]:
 
 def sampling(config: ProfileConfig) -> dict[str, Any]:
     """Returns vLLM's sampling settings. No seed a row: with chunked prefill it kills the CPU engine; the engine has one."""
-    settings = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens}
+    settings: dict[str, Any] = {"temperature": config.temperature, "max_tokens": config.max_tokens}
+    if config.top_p is not None:
+        settings["top_p"] = config.top_p
     # The schema as a string: in Ray Data's tables a dictionary would get the fields of all its rows.
     return settings | ({"structured_outputs": {"json": json.dumps(schema(config.structured))}} if config.structured else {})
 

@@ -276,6 +276,21 @@ def test_structured_output_is_asked_for_and_an_answer_without_it_is_tried_again(
     assert sorted(profiles.table.column("attempts").to_pylist()) == [1] * 39 + [2]
 
 
+def test_an_endpoint_that_takes_one_of_temperature_and_top_p(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good = server.reply
+    server.reply = lambda request, number: (
+        web.Response(status=400, text="temperature and top_p cannot both be specified") if "top_p" in request else good(request, number)
+    )
+    with pytest.raises(ProfileError, match="http_400: temperature and top_p cannot both be specified: 40 users"):
+        _run(server, data, store, temperature=0.7)
+    assert server.requests[-1]["top_p"] == 1.0
+    assert _run(server, data, store, temperature=0.7, top_p=None).coverage == 1
+    assert server.requests[-1]["temperature"] == 0.7
+    assert profiles_key(_config(server, temperature=0.7), data.key, 1) != profiles_key(
+        _config(server, temperature=0.7, top_p=None), data.key, 1
+    )
+
+
 def test_no_format_is_asked_for_without_it(server: Server, data: PreparedData, store: ArtifactStore) -> None:
     _run(server, data, store)
     assert "response_format" not in server.requests[0]

@@ -86,7 +86,8 @@ def test_vllm_is_given_the_schema_and_may_not_fill_an_answer_with_space() -> Non
     vllm = config(llm="vllm", model="some/model")
     assert json.loads(sampling(vllm)["structured_outputs"]["json"]) == schema(PARTS)
     assert engine_settings(vllm, TaskResources())["structured_outputs_config"]["disable_any_whitespace"] is True
-    assert "structured_outputs" not in sampling(config(llm="vllm", structured=()))
+    assert sampling(config(llm="vllm", structured=())) == {"temperature": 0.0, "top_p": 1.0, "max_tokens": 220}
+    assert "top_p" not in sampling(config(llm="vllm", top_p=None))
 
 
 @pytest.mark.parametrize(
