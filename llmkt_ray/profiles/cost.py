@@ -17,6 +17,7 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import BudgetSpent, ProfileError
 from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
+from llmkt_ray.profiles.engines.vllm_common import ranks
 from llmkt_ray.profiles.prompts import EstimatedTokens, Prompt, Tokens
 from llmkt_ray.profiles.table import ProfileRow
 from llmkt_ray.study import BudgetConfig, LlmPrice, ProfileConfig, ResourcesConfig
@@ -77,7 +78,8 @@ class Prices:
         if config.llm == "openai":
             return Prices(price, 0.0, 0.0, 1)
         actors, asked = max(config.workers), resources.profiles
-        return Prices(price, actors * (asked.cpus * resources.cpu_hour + asked.gpus * resources.gpu_hour), actors * asked.gpus, actors)
+        workers = actors * ranks(config)
+        return Prices(price, workers * (asked.cpus * resources.cpu_hour + asked.gpus * resources.gpu_hour), workers * asked.gpus, actors)
 
     @property
     def known(self) -> bool:

@@ -26,6 +26,11 @@ def engine_settings(config: ProfileConfig, resources: TaskResources) -> dict[str
     return settings
 
 
+def ranks(config: ProfileConfig) -> int:
+    """Returns how many workers one engine is made of, each of which asks for `resources.profiles`: tensor times pipeline parallelism."""
+    return int(config.engine.get("tensor_parallel_size", 1)) * int(config.engine.get("pipeline_parallel_size", 1))
+
+
 def environment(resources: TaskResources) -> dict[str, str]:
     """Returns the environment variables of an engine's processes; nothing secret, for Ray shows them."""
     common = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}

@@ -11,7 +11,7 @@ from typing import Any
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.backend import Answer, Outcome
 from llmkt_ray.profiles.engines.own_ray import connected_ray, ray
-from llmkt_ray.profiles.engines.vllm_common import engine_settings, environment, failure, model_identity, require_vllm, sampling
+from llmkt_ray.profiles.engines.vllm_common import engine_settings, environment, failure, model_identity, ranks, require_vllm, sampling
 from llmkt_ray.profiles.prompts import Prompt
 from llmkt_ray.study import ProfileConfig, TaskResources
 
@@ -119,7 +119,8 @@ class VllmSyncBackend:
 
     def _start(self, seed: int) -> Any:
         variables = environment(self._resources) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        options = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus, "runtime_env": {"env_vars": variables}}
+        number, asked = ranks(self._config), self._resources
+        options = {"num_cpus": number * asked.cpus, "num_gpus": number * asked.gpus, "runtime_env": {"env_vars": variables}}
         settings = engine_settings(self._config, self._resources) | {"seed": seed, "revision": self._config.revision}
         return ray.remote(**options)(Engine).remote(str(self._config.model), settings, sampling(self._config))
 

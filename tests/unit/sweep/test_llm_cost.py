@@ -153,6 +153,15 @@ def test_plan_and_hours_of_engines_on_ones_own_machines(tmp_path: Path, stub: St
     assert (notes["asked"], notes["planned"]["prompts"], notes["gpu_hours"]) == (40, 40, 0.0)
 
 
+def test_every_rank_of_every_engine_costs_its_gpu() -> None:
+    config = ProfileConfig(llm="vllm", model="m", workers=(1, 3), engine={"tensor_parallel_size": 4, "pipeline_parallel_size": 2})
+    resources = ResourcesConfig(gpu_hour=2.0, cpu_hour=0.5, profiles={"cpus": 2, "gpus": 1}, llm={config.label: {"tokens_per_s": 10}})
+    prices = Prices.of(config, resources)
+    assert (prices.actors, prices.gpus, prices.hour) == (3, 24, 24 * 3.0)
+    cost = planned([Prompt("a", (), 3_600 * 30 - 50, 9, (1,))], config.model_copy(update={"max_tokens": 50}), prices, None, "x")
+    assert (cost.gpu_hours, cost.money) == (pytest.approx(24), pytest.approx(24 * 3.0))  # 3 engines, 10 tokens/s each, for an hour
+
+
 def test_finished_profiles_are_not_read_again_for_the_accounts(tmp_path: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     study = _study(tmp_path)
     run_study(study, executor="loop", console=QUIET)
