@@ -3,9 +3,11 @@
 import re
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from llmkt_ray.data.history import histories
 from llmkt_ray.data.leaks import verify
@@ -24,6 +26,10 @@ _Key = tuple[str, str]
 """User (or item) id and prompt hash."""
 _SINGLES = 32
 """A block this small that killed its engine is tried again one prompt at a time, a larger one in halves."""
+
+
+_WINDOW = 20_000
+"""Users whose prompts are in memory at once. Ray Data's pipeline starts anew for each window: so many that this takes minutes in hours."""
 
 
 class LlmEngine:
@@ -90,9 +96,10 @@ class LlmEngine:
         """
         builder = self.builder(data)
         index = {str(token): user for user, token in enumerate(data.user_tokens)}
-        prompts = list(builder.build(data))
-        pairs = [(index[prompt.user_id], item) for prompt in prompts for item in prompt.items]
-        certificate = verify(data, *np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
+        by_user = groupby(builder.build(data), key=lambda prompt: prompt.user_id)
+        users, items, tables = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
+        merger = Merger(builder.template, builder.tokens, builder.budget, data.domain)
+        shortened = in_parts = 0
         finished = job.parts.finished()
         resumed: set[_Key] = set()
         done = asked = 0
@@ -110,11 +117,17 @@ class LlmEngine:
             return rows
 
         with closing(self._backend):
-            by_user = in_rounds(prompts, ask, Merger(builder.template, builder.tokens, builder.budget, data.domain))
+            while prompts := [prompt for _, group in islice(by_user, _WINDOW) for prompt in group]:
+                users.append(np.repeat([index[prompt.user_id] for prompt in prompts], [len(prompt.items) for prompt in prompts]))
+                items.append(np.concatenate([np.array(prompt.items, np.int64) for prompt in prompts]))
+                shortened += sum(prompt.is_last and len(prompt.items) < prompt.history_size for prompt in prompts)
+                in_parts += len({prompt.user_id for prompt in prompts if not prompt.is_last})
+                tables.append(as_table(in_rounds(prompts, ask, merger).values()))
+                del prompts
+        certificate = verify(data, np.concatenate(users), np.concatenate(items))
         sizes = histories(data, full=self._config.full_history).sizes()
-        table = as_table(
-            by_user.get(str(user))
-            or ProfileRow(
+        unasked = as_table(
+            ProfileRow(
                 user_id=str(user),
                 profile=None,
                 llm=str(self._config.model),
@@ -123,16 +136,15 @@ class LlmEngine:
                 error="no_history: the user has no train rows",
             )
             for user, size in zip(data.user_tokens, sizes, strict=True)
+            if not size
         )
-        shortened = sum(prompt.is_last and len(prompt.items) < prompt.history_size for prompt in prompts)
-        in_parts = len({prompt.user_id for prompt in prompts if not prompt.is_last})
         warnings = (
             [f"{shortened:,} histories did not fit into {builder.budget} tokens; their most telling rows were used"] if shortened else []
         )
         if not builder.tokens.exact:
             warnings.append("prompt tokens are estimated at 4 characters each: the model's tokenizer is not at hand")
         counts = {"asked": asked, "resumed_rows": len(resumed), "shortened_histories": shortened, "histories_in_parts": in_parts}
-        return Written(table, certificate, {"warnings": warnings, **counts})
+        return Written(pa.concat_tables([*tables, unasked]), certificate, {"warnings": warnings, **counts})
 
     def tokens(self) -> Tokens:
         """Returns the model's token counter."""

@@ -1,6 +1,8 @@
 """Histories too long for one prompt, read in parts: a stub stands for the model, everything else is real."""
 
+import gc
 import re
+import weakref
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -12,6 +14,7 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.profiles import generate as generate_module
 from llmkt_ray.profiles.chunks import Merger
+from llmkt_ray.profiles.engines import llm
 from llmkt_ray.profiles.engines.backend import Answer, Outcome
 from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.generate import generate, profiles_key
@@ -142,6 +145,40 @@ def test_a_restart_asks_only_for_what_is_missing(data: PreparedData, store: Arti
     assert not {p.hash for p in first} & {p.hash for p in stub.asked}
     assert resumed.coverage == 1
     assert resumed.notes["resumed_rows"] == len(first)
+
+
+@pytest.mark.parametrize("long_history", ["select", "chunks"])
+def test_only_the_prompts_of_one_window_of_users_are_in_memory(
+    long_history: str, tmp_path: Path, data: PreparedData, store: ArtifactStore, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CHUNKS.model_copy(update={"long_history": long_history})
+    progress: list[int] = []
+    whole = generate(config, data, store, study_seed=1, progress=lambda done, total: progress.append(done))
+    once, stub.asked = [prompt.hash for prompt in stub.asked], []
+    monkeypatch.setattr(llm, "_WINDOW", 7)
+    built: list[weakref.ref[Prompt]] = []
+    users: list[set[str]] = []
+    run, again, hashes = stub.run, list[int](), list[str]()
+
+    def watched(blocks: list[list[Prompt]], seed: int) -> Generator[tuple[int, Outcome]]:
+        built.extend(weakref.ref(prompt) for block in blocks for prompt in block)
+        yield from run(blocks, seed)
+        hashes.extend(prompt.hash for prompt in stub.asked)
+        stub.asked = []
+        gc.collect()
+        users.append({prompt.user_id for ref in built if (prompt := ref()) is not None})
+
+    monkeypatch.setattr(stub, "run", watched)
+    parts = generate(config, data, ArtifactStore(tmp_path / "other"), study_seed=1, progress=lambda done, total: again.append(done))
+    assert len(users) >= 6  # 40 users by 7
+    assert max(map(len, users)) == 7
+    assert sorted(hashes) == sorted(once)
+    assert parts.table.equals(whole.table)
+    assert parts.certificate == whole.certificate
+    told = ("asked", "shortened_histories", "histories_in_parts", "prompt_tokens", "output_tokens", "warnings")
+    assert [parts.notes[name] for name in told] == [whole.notes[name] for name in told]
+    assert again == sorted(again)
+    assert again[-1] == progress[-1] == data.n_users
 
 
 def test_key_and_preview(data: PreparedData, tmp_path: Path) -> None:
