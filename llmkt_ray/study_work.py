@@ -205,7 +205,16 @@ class SearchConfig(Section):
     early_stopping: EarlyStoppingConfig | None = None
     """Ends suggestions that are behind those of earlier rounds at the same epoch of phase 2; None: all are trained to the end."""
     storage: str | None = None
-    """URL of an RDB that Optuna's tools read the search from; None: a journal file in the results folder."""
+    """URL of an RDB that Optuna's tools read the search from, without its password; None: a journal file in the results folder."""
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> Self:
+        if self.storage and re.search("://[^/?@]*:[^/?@]*@", self.storage):
+            raise ValueError(
+                "search.storage carries a password, which would end up in results; leave it out of the URL and give it to the database's "
+                "driver (for PostgreSQL PGPASSWORD or ~/.pgpass)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _range(self) -> Self:

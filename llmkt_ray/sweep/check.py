@@ -23,6 +23,7 @@ from llmkt_ray.study import TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
 from llmkt_ray.sweep.arms import input_problems, kar_problems, labelled_problems, source_problems
 from llmkt_ray.sweep.pipeline import ItemMeanNode
 from llmkt_ray.sweep.plan import Plan, layer_wish
+from llmkt_ray.sweep.search import storage_url_problem
 from llmkt_ray.sweep.tuning import with_settings
 from llmkt_ray.training.bridge.registry import MODELS, model_problem
 from llmkt_ray.training.inputs import probe_tables
@@ -252,6 +253,9 @@ def _machine_problems(study: StudyConfig) -> Iterator[str]:
 
 
 def _storage_problems(study: StudyConfig, store: ArtifactStore) -> Iterator[str]:
+    problem = storage_url_problem(study.search.storage) if study.search.storage else None
+    if problem:
+        yield problem
     folder = study_folder(study)
     for root in (folder, store.root):
         problem = write_problem(root)

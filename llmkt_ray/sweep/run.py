@@ -298,7 +298,9 @@ class _Work:
                 return
             for cell in cells:
                 history[cell.key] += told(study, cell, new[cell.key], self.ledger, rungs[cell.key])
-                mirror(study.search.storage, self.place.folder, study, cell, history[cell.key])
+                problem = mirror(study.search.storage, self.place.folder, study, cell, history[cell.key])
+                if problem:
+                    self.progress.warn(problem)
         if self.repeated and self.given:
             self._write_card()
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from llmkt_ray.artifacts import FileStore
 from llmkt_ray.errors import SweepError
@@ -138,8 +140,11 @@ def _at_rungs(study: StudyConfig, cell: SearchCell, keys: Sequence[str], ledger:
     return {epoch: value for epoch, value in reached.items() if value is not None}
 
 
-def mirror(url: str | None, folder: str, study: StudyConfig, cell: SearchCell, history: Sequence[FrozenTrial]) -> None:
+def mirror(url: str | None, folder: str, study: StudyConfig, cell: SearchCell, history: Sequence[FrozenTrial]) -> str | None:
     """Copies the history into Optuna storage, for optuna-dashboard and optuna.importance; what is there already stays.
+
+    Returns:
+        Why a database could not be written, or None: it is a copy, so the search goes on, and the next call copies what is missing.
 
     Args:
         url: an RDB URL; None: a journal file in the results folder, which must be local.
@@ -148,13 +153,26 @@ def mirror(url: str | None, folder: str, study: StudyConfig, cell: SearchCell, h
         cell: the search.
         history: every suggestion told so far, in order.
     """
-    with _quiet():
-        storage = optuna.storages.RDBStorage(url) if url else _journal(folder)
-        copy = optuna.create_study(
-            storage=storage, study_name=f"{study.name} {cell.name}", directions=directions(study.search), load_if_exists=True
-        )
-        copy.set_metric_names(list(study.search.objectives))
-        copy.add_trials(history[len(copy.trials) :])
+    name = f"{study.name} {cell.name}" + (f" {study.key}" if url else "")  # a database may hold other studies of this name
+    try:
+        with _quiet():
+            storage = optuna.storages.RDBStorage(url) if url else _journal(folder)
+            copy = optuna.create_study(storage=storage, study_name=name, directions=directions(study.search), load_if_exists=True)
+            copy.set_metric_names(list(study.search.objectives))
+            copy.add_trials(history[len(copy.trials) :])
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        return f"search.storage cannot be written: {reason}; the search goes on, and the next round or run copies what is missing"
+    return None
+
+
+def storage_url_problem(url: str) -> str | None:
+    """Returns why this cannot be the URL of a database (its form, or no driver for it), or None; connects to nothing."""
+    try:
+        create_engine(url)
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        return f"search.storage is no URL of a database that this environment can open: {str(error).splitlines()[0]}"
+    return None
 
 
 def _journal(folder: str) -> optuna.storages.BaseStorage:

@@ -108,3 +108,14 @@ def test_the_name_of_the_artifacts_folder_is_taken(tmp_path):
 def test_profiles_that_cannot_be_read(tmp_path):
     study = tiny_study(tmp_path, profiles=[{"llm": "file", "path": str(tmp_path / "nowhere.parquet")}])
     assert "nowhere.parquet" in problems(study)
+
+
+@pytest.mark.parametrize("url", ["no url at all", "nosuchdatabase://host/optuna"])
+def test_a_database_of_a_search_that_cannot_be_opened(tmp_path, url):
+    assert "search.storage is no URL of a database" in problems(tiny_study(tmp_path, search={"kind": "optuna", "storage": url}))
+
+
+def test_a_password_in_the_address_of_a_search_s_database(tmp_path):
+    with pytest.raises(ValueError, match=r"search\.storage carries a password") as caught:
+        tiny_study(tmp_path, search={"kind": "optuna", "storage": "postgresql://me:open-sesame@host/optuna"})
+    assert "open-sesame" not in str(caught.value)
