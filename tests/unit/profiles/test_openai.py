@@ -291,6 +291,19 @@ def test_an_endpoint_that_takes_one_of_temperature_and_top_p(server: Server, dat
     )
 
 
+def test_the_manifest_says_what_made_the_texts(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    key = _run(server, data, store, temperature=0.7, generation=3).key
+    manifest = store.manifest("profiles", key)
+    assert manifest.inputs["split"] == data.key
+    assert manifest.inputs["seed"] == 1
+    made = manifest.inputs["engine"]
+    assert (made["backend"], made["model"], made["generation"]) == ("openai", "gpt-x", 3)
+    assert made["sampling"] == {"max_tokens": 220, "temperature": 0.7, "top_p": 1.0}
+    assert set(made["prompt"]) == {"version", "own", "built_in", "budget", "demographics", "full_history"}
+    assert {"llmkt_ray", "ray", "aiohttp"} <= set(manifest.versions)
+    assert manifest.notes["certificate"]["status"] == "verified"
+
+
 def test_no_format_is_asked_for_without_it(server: Server, data: PreparedData, store: ArtifactStore) -> None:
     _run(server, data, store)
     assert "response_format" not in server.requests[0]

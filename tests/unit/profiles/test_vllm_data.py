@@ -1,14 +1,19 @@
 """What of a study reaches `ray.data.llm` and Ray's actors, and what becomes of a row; the engines themselves run in tests/llm."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from llmkt_ray.profiles.engines import vllm_sync
+from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.profiles.engines import llm, vllm_sync
 from llmkt_ray.profiles.engines.vllm_data import VllmDataBackend, answer_of
+from llmkt_ray.profiles.generate import profiles_key
 from llmkt_ray.study import ProfileConfig, TaskResources
+from tests.films import film_split
 
 
 @pytest.mark.parametrize(("prompt", "generated", "reason"), [(300, 24, "length"), (300, 23, "stop"), (390, 10, "length"), (390, 9, "stop")])
@@ -96,3 +101,21 @@ def test_an_actor_of_vllm_sync_asks_for_all_its_ranks(monkeypatch: pytest.Monkey
     config = _config(llm="vllm-sync", engine={"tensor_parallel_size": 2})
     vllm_sync.VllmSyncBackend(config, TaskResources(cpus=3, gpus=1))._start(1)
     assert (no_ray.asked["num_cpus"], no_ray.asked["num_gpus"]) == (6, 2)
+
+
+def test_the_key_is_of_model_and_revision_prompt_sampling_generation_seed_and_history(
+    tmp_path: Path, data: PreparedData, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.j2"
+    own.write_text("{% block system %}s{% endblock %}{% block user %}u{% endblock %}")
+    settings: list[dict[str, Any]] = [{}, {"model": "other/model"}, {"revision": "abc"}, {"prompt": str(own)}, {"generation": 1}]
+    settings += [{"top_p": 0.9}, {"temperature": 0.7}, {"max_tokens": 99}, {"full_history": True}]
+    keys = [profiles_key(_config(**changes), data.key, 1) for changes in settings]
+    keys += [profiles_key(_config(), data.key, 2), profiles_key(_config(), film_split(tmp_path / "films", store, seed=2).key, 1)]
+    own.write_text("{% block system %}S{% endblock %}{% block user %}u{% endblock %}")
+    keys.append(profiles_key(_config(prompt=str(own)), data.key, 1))
+    same: list[dict[str, Any]] = [{"llm": "vllm-sync"}, {"name": "label"}, {"workers": (1, 4)}, {"block_size": 3}, {"attempts": 5}]
+    assert {profiles_key(_config(**changes), data.key, 1) for changes in same} == {keys[0]}
+    monkeypatch.setattr(llm, "PROMPT_VERSION", "2")
+    keys.append(profiles_key(_config(), data.key, 1))
+    assert len(set(keys)) == len(keys)
