@@ -259,6 +259,7 @@ def preview(
 ) -> None:
     """Print the exact prompts of a few users and their token counts; no model is asked."""
     from llmkt_ray.api import Study
+    from llmkt_ray.profiles.engines.llm import clean
 
     shown = 0
     for label, prompts in Study.from_yaml(study).prompts(users):
@@ -266,9 +267,10 @@ def preview(
             shown += 1
             part = "" if prompt.is_last else f"part {prompt.part[0] + 1} of {prompt.part[1]}, "
             rows = f"{len(prompt.items)} of {prompt.history_size} train rows"
-            _say(f"--- {label}: user {prompt.user_id}, {part}{prompt.tokens} tokens, {rows}")
+            # Ids and titles are untrusted, as texts are: whatever could steer a terminal is taken out.
+            _say(clean(f"--- {label}: user {prompt.user_id}, {part}{prompt.tokens} tokens, {rows}"))
             for message in prompt.messages:
-                _say(f"[{message['role']}]\n{message['content']}")
+                _say(f"[{message['role']}]\n{clean(message['content'])}")
     if not shown:
         _say("no language model is asked in this study: its profiles come from a template or a file")
 
@@ -294,8 +296,8 @@ def show(
         counts = ", ".join(
             f"{name} {value}" for name, value in row.items() if name not in ("user_id", "profile", "error") and value is not None
         )
-        _say(f"--- {label}: user {user}, {counts}; flags: {', '.join(flags) or 'none'}")
-        # Untrusted: whatever could steer a terminal is taken out.
+        # Untrusted, what a file says of its texts too: whatever could steer a terminal is taken out.
+        _say(clean(f"--- {label}: user {user}, {counts}; flags: {', '.join(flags) or 'none'}"))
         _say(clean(row["profile"]) if row["profile"] is not None else f"no profile: {clean(str(row['error']))}")
 
 

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -69,6 +71,20 @@ def test_the_prompts_of_a_study_are_shown_and_no_model_is_asked(tmp_path: Path, 
     assert "[system]" in out
     assert "Title " in out
     assert "tokens" in out
+
+
+def test_a_title_in_a_prompt_does_not_steer_the_terminal(tmp_path: Path, llmkt: Llmkt) -> None:
+    content = yaml.safe_load(study_text(tmp_path)) | {"profiles": [{"llm": "openai", "model": "gpt-4o"}]}
+    items = Path(content["datasets"][0]["path"]) / "items.parquet"
+    table = pq.read_table(items)
+    titles = [f"{title}\x1b[2J\x9b31m" for title in table.column("title").to_pylist()]
+    pq.write_table(table.set_column(table.column_names.index("title"), "title", pa.array(titles)), items)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    code, out, _ = llmkt("profiles", "preview", path, "--users", 1)
+    assert code == 0
+    assert "[2J" in out
+    assert not set(out) & {"\x1b", "\x9b"}
 
 
 def test_one_users_profiles_are_shown_and_forgotten(tmp_path: Path, llmkt: Llmkt) -> None:
