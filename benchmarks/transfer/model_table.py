@@ -21,11 +21,8 @@ from llmkt_ray.transfer.taps import Tap, candidates
 FAMILIES = {"general": "general_recommender", "context": "context_aware_recommender", "sequential": "sequential_recommender"}
 TITLES = {"general": "General models", "context": "Context-aware models", "sequential": "Sequential models"}
 SHOWN = 6
-NEEDS = {
-    "GRU4RecKG": "needs a knowledge graph (pre-trained entity vectors), which no split here has",
-    "KSR": "needs a knowledge graph (pre-trained entity and relation vectors), which no split here has",
-} | NOT_OFFERED
-"""Models that cannot be probed here, and why."""
+NOT_PROBED = ("GRU4RecKG", "KSR", "NCL", "RaCT")
+"""Models that cannot even be built here; the registry says why."""
 
 INTRO = """# Which layers of RecBole's models can learn from a profile
 
@@ -40,6 +37,7 @@ batch was run through it a few times: as it is, with some users replaced, with t
   each row's history. With several negatives a row, `rows` of SimpleX become `prefix`: the first rows of the batch.
 - **Pair-level** counts taps that depend on the item as well as on the user: usable by name, marked in results.
 - Widths that depend on the catalogue or on hyper-parameters will differ in a study; `llmkt layers MODEL` shows yours.
+- A study trains every model of these tables but those of the last one.
 """
 
 
@@ -73,8 +71,8 @@ def row_of(name: str, family: str, data: PreparedData) -> str:
     """Returns one model's line of the table."""
     if name in MODELS and MODELS[name].is_reference:
         return f"| {name} | reference only | it is computed, not trained in steps: a line in reports, without a layer | |"
-    if name in NEEDS:
-        return f"| {name} | refused | {NEEDS[name]} | |"
+    if name in NOT_PROBED:
+        return f"| {name} | refused | {NOT_OFFERED[name]} | |"
     try:
         taps = taps_of(name, family, data)
     except Exception as error:  # noqa: BLE001 - whatever a model fails with becomes its row
@@ -99,6 +97,12 @@ def table(family: str, names: Sequence[str], data: PreparedData) -> str:
     return "\n".join(lines) + "\n"
 
 
+def refused() -> str:
+    """Returns the section of the models that no study trains, whether or not their taps are known."""
+    rows = [f"| {name} | {NOT_OFFERED[name]} |" for name in sorted(NOT_OFFERED, key=str.casefold)]
+    return "\n".join(["\n## Refused by name in a study\n", "| model | why |", "|---|---|", *rows]) + "\n"
+
+
 def main() -> None:
     """Writes the document."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -112,7 +116,7 @@ def main() -> None:
         names = [name for name in class_names(package) if arguments.models is None or name in arguments.models]
         text += table(family, names, data)
     if arguments.models is None:
-        Path(arguments.out).write_text(text, encoding="utf-8")
+        Path(arguments.out).write_text(text + refused(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ class RecBoleProbe:
             return self._model.loss(self._model.pairs(users, items, negatives))
         if self._kind == "sequences":
             chosen = negatives if self._model.negatives_per_row else None
-            return self._model.loss(self._model.next_items(users, *self._history(users), items, chosen))
+            batch = self._model.next_items(users, *self._history(users), items, chosen)
+            return self._model.loss(self._model.transformed(batch, by_row=True))
         labels = torch.zeros(len(users), device=users.device)
         labels[: len(users) // self.tiles] = 1.0
         return self._model.loss(self._model.labelled(users, items, labels))

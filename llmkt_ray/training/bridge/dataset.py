@@ -65,6 +65,8 @@ class SplitDataset(Dataset):  # type: ignore[misc]
         self.inter_feat = Interaction(columns)
         self.user_feat, self.item_feat = None, None
         self.feat_name_list = ["inter_feat"]
+        if settings["MODEL_FAMILY"] == "sequential":
+            self.field2seqlen[self.iid_field + settings["LIST_SUFFIX"]] = int(settings["MAX_ITEM_LIST_LENGTH"])
         self.user_fields: tuple[FeatureField, ...] = ()
         self.item_fields: tuple[FeatureField, ...] = ()
         if settings["MODEL_FAMILY"] == "context":

@@ -23,12 +23,14 @@ from llmkt_ray.training.bridge.settings import Settings, make_settings, negative
 
 shims.install()
 
-from recbole.data.interaction import Interaction  # noqa: E402
+from recbole.data.interaction import Interaction, cat_interactions  # noqa: E402
 from recbole.utils import InputType, ModelType, get_model  # noqa: E402
 
 _FAMILIES: dict[Any, Family] = {
     ModelType.GENERAL: "general", ModelType.TRADITIONAL: "general", ModelType.CONTEXT: "context", ModelType.SEQUENTIAL: "sequential",
 }  # fmt: skip
+_LOSS_OF_INPUT = {InputType.PAIRWISE: "BPR"}
+"""The loss of sequential models that have no setting `loss_type` (TransRec)."""
 _GENERAL_BATCHES: dict[Any, Batches] = {InputType.PAIRWISE: "pairwise", InputType.POINTWISE: "pointwise", InputType.LISTWISE: "users"}
 
 
@@ -71,7 +73,7 @@ class BuiltModel:
         """How many negatives are drawn for each positive; 0 where the model draws none."""
         sampling = self.settings["train_neg_sample_args"]
         if self.entry.batches == "sequences":
-            return int(self.settings["loss_type"] == "BPR")
+            return int((self.settings["loss_type"] or _LOSS_OF_INPUT.get(getattr(self._recommender, "input_type", None))) == "BPR")
         if self.entry.batches not in ("pairwise", "pointwise") or sampling["distribution"] in (None, "none", "None"):
             return 0
         return int(sampling["sample_num"])
@@ -112,9 +114,23 @@ class BuiltModel:
         columns = {self._user_field: users, self._item_field: items, self._sequence_field: sequences, self._length_field: lengths}
         return Interaction(columns if negatives is None else columns | {self._negative_field: negatives})
 
-    def transformed(self, batch: Interaction) -> Interaction:
-        """Returns a training batch after the model's own transform, which draws from the global generators; mostly the batch itself."""
-        return batch if self._transform is None else self._transform(self.dataset, batch)
+    def transformed(self, batch: Interaction, *, by_row: bool = False) -> Interaction:
+        """Returns a training batch after the model's own transform, which draws from the global generators; mostly the batch itself.
+
+        Args:
+            batch: the batch.
+            by_row: each row's draws come from its place alone, so that they do not shift with the length of other rows' histories; the
+                global generator of `random` is seeded for that.
+        """
+        if self._transform is None:
+            return batch
+        if not by_row:
+            return self._transform(self.dataset, batch)
+        rows = []
+        for place in range(len(batch)):
+            random.seed(place)
+            rows.append(self._transform(self.dataset, batch[place : place + 1]))
+        return cat_interactions(rows)
 
     def _featured(self, columns: dict[str, torch.Tensor]) -> Interaction:
         """Returns a batch with the features of its users and items joined, for context-aware models."""

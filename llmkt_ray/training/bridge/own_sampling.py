@@ -1,8 +1,8 @@
 """Models that bring a sampling of their own: their batches come from RecBole's loader, sampler and transforms, not from ours.
 
 The lean path knows one sampling, uniform negatives. Negatives by popularity (`distribution: popularity`), hard negatives that the
-model itself picks among candidates (`dynamic: true`, Zhang et al. 2013) and transformed histories (`transform`, for a class of the
-user's own) are RecBole's own code on the same rows. They are slower, and the row of such a trial says `path: recbole`.
+model itself picks among candidates (`dynamic: true`, Zhang et al. 2013) and transformed histories (`transform`: BERT4Rec masks items)
+are RecBole's own code on the same rows. They are slower, and the row of such a trial says `path: recbole`.
 """
 
 import random

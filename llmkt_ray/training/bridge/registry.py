@@ -37,8 +37,14 @@ _GENERAL: dict[Batches, tuple[str, ...]] = {
     "users": ("CDAE", "DiffRec", "ENMF", "LDiffRec", "MacridVAE", "MultiDAE", "MultiVAE", "RecVAE"),
     "reference": ("ADMMSLIM", "EASE", "ItemKNN", "NCEPLRec", "Pop", "Random", "SLIMElastic"),
 }
-_CONTEXT = ("AFM", "AutoInt", "DCN", "DCNV2", "DeepFM", "FFM", "FM", "FNN", "FwFM", "LR", "NFM", "PNN", "WideDeep", "xDeepFM")
-_SEQUENTIAL = ("Caser", "FPMC", "GRU4Rec", "NARM", "SASRec", "STAMP")
+_CONTEXT = (
+    "AFM", "AutoInt", "DCN", "DCNV2", "DeepFM", "DSSM", "EulerNet", "FFM", "FiGNN", "FM", "FNN", "FwFM", "LR", "NFM", "PNN", "WideDeep",
+    "xDeepFM",
+)  # fmt: skip
+_SEQUENTIAL = (
+    "BERT4Rec", "Caser", "CORE", "FOSSIL", "FPMC", "GCSAN", "GRU4Rec", "HGN", "HRM", "LightSANs", "NARM", "NextItNet", "NPE", "RepeatNet",
+    "SASRec", "SINE", "SRGNN", "STAMP", "TransRec",
+)  # fmt: skip
 MODELS: dict[str, ModelEntry] = (
     {name: ModelEntry(name, "general", batches) for batches, names in _GENERAL.items() for name in names}
     | {name: ModelEntry(name, "context", "pointwise") for name in _CONTEXT}
@@ -51,11 +57,24 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted(MODELS))
 
 
+_FEATURES = "it reads features of the items of a history, which batches of sequences here do not hold"
+_LABELS = "it learns from labelled rows with their histories, and batches of sequences here hold no labels"
 NOT_OFFERED: dict[str, str] = {
     "NCL": "RecBole clusters its embeddings with faiss on a GPU before every epoch, and faiss is not a dependency",
     "RaCT": "RecBole trains it in three runs (actor, critic, both) that hand over by files; MultiVAE is its actor alone",
+    "KD_DAGFM": "RecBole trains it in three runs (teacher, distillation, fine-tuning) that hand over by files",
+    "S3Rec": "RecBole trains it in two runs (pre-training on features of items, fine-tuning) that hand over by files",
+    "DIEN": _LABELS,
+    "DIN": _LABELS,
+    "FDSA": _FEATURES,
+    "GRU4RecF": _FEATURES,
+    "SASRecF": _FEATURES,
+    "FEARec": "it looks up other histories with the same next item in a table of all histories, which is not made here",
+    "GRU4RecKG": "it needs a knowledge graph (pre-trained entity vectors), which no split here has",
+    "KSR": "it needs a knowledge graph (pre-trained entity and relation vectors), which no split here has",
+    "SHAN": "RecBole trains it on histories that end with the latest item, and ranks with histories that end with padding",
 }
-"""General models of RecBole that could be built, but not trained by the method that their name stands for, and why."""
+"""Models of RecBole that cannot be trained here by the method that their name stands for, and why."""
 
 BESIDE_SCORES: dict[str, tuple[str, ...]] = {"RecVAE": ("prior",)}
 """Modules that give a term of the loss and no part of any score (RecVAE's density of z under its prior): never what `auto` stands for."""

@@ -198,6 +198,7 @@ def _dataset_class(config: Any) -> Any:
             """RecBole's own counts a history's items by `agg(len)`, which in pandas 3 counts the rows."""
             self.item_id_list_field = self.iid_field + self.config["LIST_SUFFIX"]
             self.set_field_property(self.item_list_length_field, FeatureType.TOKEN, "interaction", 1)
+            self.field2seqlen[self.item_id_list_field] = self.config["MAX_ITEM_LIST_LENGTH"]  # CORE sizes a table by it
             self.inter_feat[self.item_list_length_field] = [len(ids) for ids in self.inter_feat[self.item_id_list_field]]
 
     return FrozenDataset

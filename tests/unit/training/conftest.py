@@ -1,16 +1,19 @@
 """A small synthetic split on which every model trains in a fraction of a second."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.study import INPUT_ARMS
 from llmkt_ray.training.layers import probe_layers, resolve_layers
+from llmkt_ray.training.loop import TrainingLoop
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
 from llmkt_ray.training.trial import run_trial
 
@@ -123,6 +126,47 @@ def same(one: TrialResult, other: TrialResult) -> None:
     for a, b in zip(one.epochs, other.epochs, strict=True):
         left, right = ({k: v for k, v in row.items() if k != "duration_s"} for row in (a, b))
         np.testing.assert_equal(left, right)  # NaN equals NaN here
+
+
+@pytest.fixture
+def run_steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """For each trial that is run: the weights before its first step, and for each step the batch and the state of the global generators."""
+    trials: list[dict[str, Any]] = []
+    original = TrainingLoop._train
+
+    def train(self: Any, epoch: int) -> None:
+        model = self._model
+        own = model.loss
+        if epoch == 1:
+            trials.append({"weights": {name: value.clone() for name, value in model.module.state_dict().items()}, "steps": []})
+
+        def loss(batch: Any, of: Any = None) -> torch.Tensor:
+            draws = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())  # noqa: NPY002 - what RecBole draws from
+            trials[-1]["steps"].append(({name: batch[name].clone() for name in batch.columns}, draws))
+            return own(batch, of)
+
+        model.loss = loss
+        try:
+            original(self, epoch)
+        finally:
+            del model.loss
+
+    monkeypatch.setattr(TrainingLoop, "_train", train)
+    return trials
+
+
+def twins(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Asserts that two trials started from equal weights, saw equal batches in equal order and drew equal random numbers in every step."""
+    assert one["weights"].keys() == other["weights"].keys()
+    for name, value in one["weights"].items():
+        assert torch.equal(value, other["weights"][name]), name
+    assert len(one["steps"]) == len(other["steps"]) > 1
+    for (batch, draws), (batch2, draws2) in zip(one["steps"], other["steps"], strict=True):
+        assert batch.keys() == batch2.keys()
+        assert all(torch.equal(column, batch2[name]) for name, column in batch.items())
+        assert torch.equal(draws[0], draws2[0])
+        assert (draws[1] == draws2[1]).all()
+        assert draws[2] == draws2[2]
 
 
 @pytest.fixture(scope="session")

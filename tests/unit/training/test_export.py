@@ -17,7 +17,7 @@ from tests.unit.training.conftest import HYPERPARAMETERS, make_data
 RANKING = ("NDCG@10", "Recall@10", "Hit@10", "MRR@10", "NDCG@5", "MAP@5")
 GENERAL = {**HYPERPARAMETERS, "NGCF": {"embedding_size": 16, "hidden_size_list": [16]}, "ENMF": {}, "RecVAE": {}, "EASE": {}}
 GENERAL["SimpleX"] = {**HYPERPARAMETERS["SimpleX"], "history_len": 3}  # a random part of each history: weights alone do not say which
-CONTEXT, SEQUENTIAL = ("DeepFM", "AutoInt"), ("SASRec", "FPMC")
+CONTEXT, SEQUENTIAL = ("DeepFM", "AutoInt"), ("SASRec", "FPMC", "BERT4Rec", "CORE", "TransRec")
 ALONE = """
 import importlib.util, json, sys
 sys.modules["llmkt_ray"] = None

@@ -16,15 +16,23 @@ from llmkt_ray.training.bridge.models import build_model
 from llmkt_ray.training.bridge.registry import MODELS
 from llmkt_ray.training.bridge.sequences import SequenceTable
 from llmkt_ray.training.labelled import LabelledTask
+from llmkt_ray.training.layers import probe_layers, resolve_layers
 from llmkt_ray.training.metrics import parse_metrics
 from llmkt_ray.training.spec import TrialArtifacts
 from llmkt_ray.training.trial import run_trial
+from llmkt_ray.transfer.taps import candidates
 
-from .conftest import make_data, make_spec, same
+from .conftest import make_data, make_spec, make_targets, same, twins
 
 LABELLED = {"protocol": "labelled", "metrics": ("AUC", "LogLoss", "GAUC"), "select_on": "AUC"}
 CONTEXT = sorted(name for name, entry in MODELS.items() if entry.family == "context")
 SEQUENTIAL = sorted(name for name, entry in MODELS.items() if entry.family == "sequential")
+
+
+def small(model):
+    """Hyper-parameters with which a model trains in a second."""
+    short = {"MAX_ITEM_LIST_LENGTH": 8} if model in SEQUENTIAL else {}
+    return short | {"DSSM": {"mlp_hidden_size": [32]}, "NextItNet": {"block_num": 1}}.get(model, {})
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +157,45 @@ def test_test_sequences_end_with_validation(ordered):
 
 @pytest.mark.parametrize("model", SEQUENTIAL)
 def test_every_sequential_model_trains_and_repeats(ordered, model):
-    one, two = (run_trial(make_spec(ordered, model, epochs=2), TrialArtifacts(ordered)) for _ in range(2))
+    one, two = (run_trial(make_spec(ordered, model, epochs=2, hyperparameters=small(model)), TrialArtifacts(ordered)) for _ in range(2))
     same(one, two)
     assert one.test["NDCG@10"] > 0
+
+
+@pytest.mark.parametrize("model", [*CONTEXT, *SEQUENTIAL])
+def test_every_context_and_sequential_model_learns_from_profiles_and_its_arms_are_twins(featured, ordered, model, run_steps):
+    """But for the models without a layer of the user's own."""
+    split, hyperparameters = (ordered if model in SEQUENTIAL else featured), small(model)
+    taps = candidates(probe_layers(model, split, hyperparameters))
+    assert (not taps) == (model == "LR")
+    if taps:
+        tap = resolve_layers("auto", taps, model)[0]
+        transfer = {"alpha": 0.5, "layer": tap.name, "targets_key": "targets", "balance": "initial", "projection": "student"}
+        plain, treated = (
+            run_trial(make_spec(split, model, "alpha0", epochs=2, hyperparameters=hyperparameters).model_copy(update=changes), artifacts)
+            for changes, artifacts in (
+                ({}, TrialArtifacts(split)),
+                ({"arm": "treated", **transfer}, TrialArtifacts(split, make_targets(split, 5))),
+            )
+        )
+        assert treated.facts["transfer_steps"] == treated.facts["batches_per_epoch"] > 0
+        assert np.isfinite(treated.epochs[0]["loss_transfer"])
+        assert treated.epochs[1]["loss_model"] != plain.epochs[1]["loss_model"]
+        twins(*run_steps)
+
+
+def test_a_pairwise_sequential_model_without_a_loss_setting_gets_its_negatives(ordered):
+    positives = ordered.train.positives()
+    liked = set(zip((positives.user + 1).tolist(), (positives.item + 1).tolist(), strict=True))
+    model = build_model("TransRec", ordered, hyperparameters=small("TransRec"), seed=0)
+    for batch in BatchSource(model, positives, batch_size=50, seed=0).epoch(1):
+        assert not liked & set(zip(batch.users.tolist(), batch.interaction["neg_item_id"].tolist(), strict=True))
+
+
+def test_masked_histories_do_not_hide_whose_a_position_is(ordered):
+    """BERT4Rec masks items at random: with one generator for a batch, a longer history of one user would move the masks of the others."""
+    taps = {tap.name: tap for tap in probe_layers("BERT4Rec", ordered, small("BERT4Rec"))}
+    assert taps["output_ln"].alignment == taps["trm_encoder.layer.1"].alignment == "sequence"
 
 
 def test_a_random_split_is_refused_for_sequences(ordered, featured):

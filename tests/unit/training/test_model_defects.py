@@ -1,12 +1,14 @@
 """Models that RecBole gets wrong, trains in its own way, or keeps state in: each does what its name says, in every arm."""
 
 import random
+import re
 
 import numpy as np
 import pytest
 import recbole.trainer
 import torch
 
+from benchmarks.transfer.model_table import FAMILIES, class_names
 from llmkt_ray.errors import LayerError, StudyError, TrainingError
 from llmkt_ray.seeds import derive_seed
 from llmkt_ray.study import ScheduleConfig
@@ -24,7 +26,7 @@ from llmkt_ray.training.trial import evaluator, run_trial
 from llmkt_ray.transfer.taps import candidates
 from tests.tiny import tiny_study
 
-from .conftest import make_spec, make_targets, same
+from .conftest import make_spec, make_targets, same, twins
 from .test_checkpoint import Killed, stop_after
 
 NARROW = {
@@ -46,7 +48,7 @@ USERS = {"batch_size": 16}
 
 
 @pytest.mark.parametrize("model", GENERAL)
-def test_every_general_model_on_offer_trains_in_both_kinds_of_arm(data, model):
+def test_every_general_model_on_offer_trains_in_both_kinds_of_arm_which_are_twins(data, model, run_steps):
     hyperparameters = NARROW.get(model, {})
     changes = {"epochs": 2, "hyperparameters": hyperparameters, "batch_size": 16 if MODELS[model].batches == "users" else 256}
     plain = run_trial(make_spec(data, model, **changes), TrialArtifacts(data))
@@ -60,6 +62,7 @@ def test_every_general_model_on_offer_trains_in_both_kinds_of_arm(data, model):
         treated = run_trial(spec, TrialArtifacts(data, make_targets(data, tap.width)))
         assert treated.facts["transfer_steps"] == treated.facts["batches_per_epoch"] > 0
         assert np.isfinite(treated.epochs[0]["loss_transfer"])
+        twins(*run_steps)
 
 
 @pytest.mark.parametrize("model", ["SASRec", "GRU4Rec"])
@@ -76,9 +79,16 @@ def test_a_sequence_layer_can_be_balanced(model):
 def test_models_that_recbole_trains_in_its_own_way_are_trained_that_way_or_not_offered():
     own = {name.removesuffix("Trainer") for name in vars(recbole.trainer) if name.endswith("Trainer")}
     assert {name for name in MODELS if name in own} == set(OWN_PASSES)
-    assert {name for name in own if name in {"NCL", "RaCT"}} == set(NOT_OFFERED)
-    for name in NOT_OFFERED:
-        with pytest.raises(TrainingError, match=f"model '{name}' is not offered: .*RecBole.*choose another"):
+    assert {"NCL", "RaCT", "S3Rec"} == own & set(NOT_OFFERED)
+
+
+def test_every_model_of_recbole_is_offered_or_refused_with_its_reason():
+    names = {family: set(class_names(package)) for family, package in FAMILIES.items()}
+    assert set().union(*names.values()) == set(MODELS) | set(NOT_OFFERED)
+    assert not set(MODELS) & set(NOT_OFFERED)
+    assert all(name in names[entry.family] for name, entry in MODELS.items())
+    for name, reason in NOT_OFFERED.items():
+        with pytest.raises(TrainingError, match=re.escape(f"model '{name}' is not offered: {reason}; choose another")):
             model_entry(name)
 
 
