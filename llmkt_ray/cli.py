@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from llmkt_ray.errors import LlmktError
@@ -354,7 +355,9 @@ def doctor(storage: Annotated[str, typer.Option(help="Folder or URI to try writi
     findings = examine(storage)
     table = Table("", "what", "found", box=None)
     for finding in findings:
-        table.add_row("[green]ok[/]" if finding.ok else "[red]no[/]" if finding.needed else "[yellow]--[/]", finding.what, finding.found)
+        table.add_row(
+            "[green]ok[/]" if finding.ok else "[red]no[/]" if finding.needed else "[yellow]--[/]", finding.what, escape(finding.found)
+        )
     out.print(table)
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(1)

