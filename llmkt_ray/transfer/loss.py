@@ -256,7 +256,8 @@ class LossManager:
         A user's rows are equal, so that their squares are the user's squares times their number.
         """
         assert self._squares is not None
-        counts = torch.bincount(users, minlength=len(table))
+        # Not bincount: on a GPU it would wait for the device in every step, to learn how long its result is.
+        counts = torch.zeros_like(self._weights).index_add_(0, users, torch.ones_like(users, dtype=self._weights.dtype))
         return self._squares.make(table, self._targets, None, counts * self._weights, len(users))
 
     def row_norm(self, squares: Squares, share: float) -> Tensor:
