@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from llmkt_ray.data.prepared import Rows
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.training import evaluate
 from llmkt_ray.training.evaluate import RankingTask
@@ -57,3 +60,33 @@ def test_a_part_without_positives_is_refused(data):
     empty = data.test.where(np.zeros(len(data.test), dtype=bool))
     with pytest.raises(TrainingError, match="no positive rows"):
         RankingTask(empty, [data.train_full], n_items=data.n_items, metrics=METRICS)
+
+
+N_USERS, N_ITEMS = 6, 9
+PAIRS = st.lists(st.tuples(st.integers(0, N_USERS - 1), st.integers(0, N_ITEMS - 1), st.booleans()), max_size=30)
+
+
+def rows_of(triples):
+    user, item, positive = (np.array([t[place] for t in triples], dtype=kind) for place, kind in enumerate((np.int32, np.int32, bool)))
+    return Rows(user, item, np.ones(len(user), np.float32), np.zeros(len(user)), positive)
+
+
+@settings(max_examples=60, deadline=None)
+@given(held_out=PAIRS, train=PAIRS, valid=PAIRS, seed=st.integers(0, 99))
+def test_masks_and_positives_are_each_users_own_whatever_the_rows(held_out, train, valid, seed):
+    """Rows in any order, users without any row in a part, items that are masked and positive: by brute force, user by user."""
+    scores = torch.from_numpy(np.random.default_rng(seed).permutation(N_USERS * N_ITEMS).reshape(N_USERS, N_ITEMS).astype(np.float32))
+    liked = {u: {i for v, i, positive in held_out if v == u and positive} for u in range(N_USERS)}
+    if not any(liked.values()):
+        return
+    masked = {u: {i for v, i, _ in [*train, *valid] if v == u} for u in range(N_USERS)}
+    task = RankingTask(rows_of(held_out), [rows_of(train), rows_of(valid)], n_items=N_ITEMS, metrics=parse_metrics(["Recall@3", "MRR@3"]))
+    ranking = task.run(lambda users: scores[users].clone())
+    assert ranking.users.tolist() == [u for u in range(N_USERS) if liked[u]]
+    for place, user in enumerate(ranking.users.tolist()):
+        offered = sorted(set(range(N_ITEMS)) - masked[user], key=lambda item, user=user: -float(scores[user, item]))[:3]
+        assert ranking.recommended[place, : len(offered)].tolist() == offered
+        if len(offered) == 3:  # with fewer left the list is filled up with masked items
+            hits = [item in liked[user] for item in offered]
+            assert ranking.per_user["Recall@3"][place] == pytest.approx(sum(hits) / len(liked[user]))
+            assert ranking.per_user["MRR@3"][place] == pytest.approx(1 / (hits.index(True) + 1) if any(hits) else 0)

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from scipy.stats import chi2_contingency
 
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.training import negatives as module
+from llmkt_ray.training.bridge.models import build_model
 from llmkt_ray.training.negatives import UniformNegatives
 
 
@@ -36,6 +38,23 @@ def test_draws_are_uniform_over_what_the_user_has_not_liked(monkeypatch, bits_at
         expected = 30_000 / len(allowed)
         # chi-square with len(allowed) - 1 degrees of freedom: 30 is far beyond its 99.9 % point
         assert ((counts[allowed] - expected) ** 2 / expected).sum() < 30
+
+
+def test_draws_have_the_distribution_of_recboles_sampler(data):
+    """Both draw for the same users: RecBole's own sampler in its train phase, and ours."""
+    from recbole.sampler import Sampler  # after the bridge has installed its shims
+
+    dataset = build_model("BPR", data, hyperparameters={}, seed=0).dataset
+    theirs = Sampler("train", dataset, "uniform", 1.0).set_phase("train")
+    positives = data.train.positives()
+    ours = UniformNegatives(positives.user, positives.item, data.n_users, data.n_items)
+    users = np.repeat([0, 7, 33], 20_000)
+    np.random.seed(1)  # noqa: NPY002 - RecBole's sampler draws from the global generator
+    drawn = [theirs.sample_by_user_ids(users + 1, None, 1).numpy() - 1, ours.draw(users, np.random.default_rng(1))]
+    for user in (0, 7, 33):
+        counts = np.stack([np.bincount(items[users == user], minlength=data.n_items) for items in drawn])
+        np.testing.assert_array_equal(counts[0] > 0, counts[1] > 0)
+        assert chi2_contingency(counts[:, counts[0] > 0]).pvalue > 0.001
 
 
 def test_the_generator_alone_decides():

@@ -11,6 +11,7 @@ import torch
 from llmkt_ray.errors import EmbeddingError, LayerError, LlmktError, ResourceError, TrainingError
 from llmkt_ray.study import ScheduleConfig
 from llmkt_ray.training import trial as trial_module
+from llmkt_ray.training.loop import make_adam
 from llmkt_ray.training.spec import TrialArtifacts
 from llmkt_ray.training.trial import run_trial
 
@@ -282,6 +283,21 @@ def test_a_gpu_that_is_not_there_is_refused(run, monkeypatch):
         run("BPR", options={"device": "cuda"})
     with pytest.raises(TrainingError, match="thread"):
         run("BPR", options={"threads": 0})
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_the_optimizer_is_recboles_adam(data, weight_decay):
+    """RecBole makes `torch.optim.Adam(parameters, lr, weight_decay)`; the fused form computes the same update."""
+    spec = make_spec(data, "BPR", learning_rate=0.02, weight_decay=weight_decay)
+    one, other = (torch.nn.Parameter(torch.linspace(-1, 1, 60).view(20, 3)) for _ in range(2))
+    ours, theirs = make_adam(spec)([one]), torch.optim.Adam([other], lr=0.02, weight_decay=weight_decay, fused=False)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        one.grad = torch.randn(20, 3, generator=generator) * (torch.arange(20)[:, None] % 3 > 0)  # rows without a gradient too
+        other.grad = one.grad.clone()
+        ours.step(), theirs.step()
+    assert float((one - torch.linspace(-1, 1, 60).view(20, 3)).abs().max()) > 0.05
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_another_split_gives_other_numbers():

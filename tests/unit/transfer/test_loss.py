@@ -10,7 +10,7 @@ from sklearn.metrics import mean_squared_error
 from sklearn.metrics.pairwise import cosine_similarity
 
 from llmkt_ray.errors import LayerError, TrainingError
-from llmkt_ray.transfer.loss import LOSSES, RMSE_EPS, TAU, LossManager, check_widths, one_row_each, transfer_loss, user_weights
+from llmkt_ray.transfer.loss import LOSSES, RMSE_EPS, TAU, LossManager, check_widths, one_row_each, row_weights, transfer_loss, user_weights
 
 
 def drawn(rows=12, width=5, dims=None, seed=0):
@@ -143,6 +143,21 @@ def test_trap_11_every_user_with_a_profile_weighs_the_same_over_an_epoch(counts,
     shuffled = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     total = sum(float(manager.transfer(h[part], part)) * len(part) for part in shuffled.split(batch)) / len(rows)
     assert total == pytest.approx(float(np.mean([u**2 for u in taking_part])), rel=1e-4)
+
+
+def test_the_published_weights_are_equal_for_rows_and_grow_with_activity():
+    """What `compat: upstream_2024` does on purpose, and trap 11 is: a user's weight in the loss is their number of rows."""
+    rows, present = torch.tensor([0, 0, 0, 0, 1, 2, 2]), torch.tensor([True, True, False, True])
+    weight = row_weights(rows, 4, present)
+    assert weight[0] == weight[1] > 0
+    assert float(weight[rows].mean()) == pytest.approx(1)
+    assert weight[2:].tolist() == [0, 0], "no profile, no row"
+    of_users = torch.bincount(rows, weights=weight[rows].double())
+    assert float(of_users[0] / of_users[1]) == pytest.approx(4)
+    ours = torch.bincount(rows, weights=user_weights(rows, 4, present)[rows].double())
+    assert float(ours[0] / ours[1]) == pytest.approx(1)
+    with pytest.raises(TrainingError, match="nothing to transfer"):
+        row_weights(rows, 4, torch.tensor([False, False, False, True]))
 
 
 @settings(max_examples=30, deadline=None)
