@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import BudgetSpent, ProfileError
@@ -137,6 +135,7 @@ class Account:
         self._accounts, self._config, self._planned = accounts, config, planned
         self._prices = Prices.of(config, accounts.resources)
         self._money = 0.0
+        self._tokens = {"prompt_tokens": 0, "output_tokens": 0}
         self._texts = 0
         self._begun = self._last = time.monotonic()
 
@@ -146,7 +145,9 @@ class Account:
         Raises:
             BudgetSpent: that was the last that the budget holds; the rows are in part files.
         """
-        prompt, output = (sum(getattr(row, name) or 0 for row in rows) for name in ("prompt_tokens", "output_tokens"))
+        prompt, output = (sum(getattr(row, name) or 0 for row in rows) for name in self._tokens)
+        self._tokens["prompt_tokens"] += prompt
+        self._tokens["output_tokens"] += output
         now = time.monotonic()
         money = self._prices.tokens(prompt, output) + (now - self._last) / 3600 * self._prices.hour
         self._last = now
@@ -158,23 +159,23 @@ class Account:
         if spent:
             raise BudgetSpent(f"{spent}, with {self._texts:,} texts of {self._config.label!r} kept for the next run")
 
-    def notes(self, table: pa.Table, resumed: int) -> dict[str, Any]:
+    def notes(self, resumed: int) -> dict[str, Any]:
         """Returns what whole texts took, beside what was planned, as JSON values; nothing where no language model wrote.
 
+        Tokens are those of all answers, of attempts that were not the last too: what was paid for.
+
         Args:
-            table: with `prompt_tokens` and `output_tokens`.
             resumed: rows of runs before, whose hours nobody counted here.
         """
         if self._planned is None:
             return {}
-        tokens = {name: int(pc.sum(table.column(name)).as_py() or 0) for name in ("prompt_tokens", "output_tokens")}
         write_s = time.monotonic() - self._begun
         return {
-            **tokens,
+            **self._tokens,
             "model": self._config.model,
             "write_s": write_s,
             # Start-up of the engine is in it: what a plan multiplies is the whole job.
-            "tokens_per_s": None if resumed else sum(tokens.values()) / write_s / self._prices.actors,
+            "tokens_per_s": None if resumed else sum(self._tokens.values()) / write_s / self._prices.actors,
             "gpu_hours": write_s / 3600 * self._prices.gpus,
             "cost": self._money if self._prices.known else None,
             "planned": self._planned.as_notes(),

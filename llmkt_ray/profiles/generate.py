@@ -83,7 +83,7 @@ def generate(
     account = Account(accounts, config, planned)
     job = Job(derive_seed(study_seed, KIND, key), progress, parts, account.charge)
     written = engine.write(read, job)
-    took = account.notes(written.table, int(written.notes.get("resumed_rows", 0)))
+    took = account.notes(int(written.notes.get("resumed_rows", 0)))
     table = one_row_per_user(written.table, data.user_tokens)
     with_text = len(table) - table.column("profile").null_count
     notes = {

@@ -125,7 +125,7 @@ def write_item_texts(
             accounts = accounts or Accounts(ResourcesConfig(), BudgetConfig())
             account = Account(accounts, config, _cost_of(engine, config, data, accounts.resources, accounts.speeds.get(str(config.model))))
             rows, counts = _asked(engine, config, data, Job(seed, progress, parts, account.charge))
-            took = counts | account.notes(as_table(rows), counts["resumed_rows"])
+            took = counts | account.notes(counts["resumed_rows"])
         else:
             rows = _described(data)
     table = as_table(rows).drop_columns(["history_size"]).rename_columns({"user_id": "item_id", "profile": "text"})

@@ -60,7 +60,7 @@ class ProfileRow:
         prompt_version: version of the prompt or of the template.
         prompt_hash: SHA-256 of the exact prompt (of the text itself where no prompt exists); None where nothing was asked.
         history_size: train rows that the user has.
-        prompt_tokens, output_tokens: as the model's own tokenizer counts; None where no model wrote.
+        prompt_tokens, output_tokens: as the model's own tokenizer counts, of the last attempt; None where no model answered.
         finish_reason: "stop", "length", or what the engine says; None where no model wrote.
         attempts: how often generation was tried.
         error: "kind: message" of the last attempt; None where there is a profile.

@@ -237,7 +237,8 @@ class LlmEngine:
             prompt_version=version,
             history_size=prompt.history_size,
             prompt_hash=prompt.hash,
-            prompt_tokens=answer.prompt_tokens or prompt.tokens,
+            # Where nothing was answered nothing is known to have been read, or billed.
+            prompt_tokens=answer.prompt_tokens or (None if answer.text is None else prompt.tokens),
             output_tokens=answer.output_tokens,
             finish_reason=answer.finish_reason,
             attempts=attempts,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 from aiohttp import web
 
@@ -14,10 +15,11 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import LlmktError, ProfileError
 from llmkt_ray.profiles import endpoint
+from llmkt_ray.profiles.cost import Accounts
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.table import Profiles
-from llmkt_ray.study import ProfileConfig
+from llmkt_ray.study import BudgetConfig, ProfileConfig, ResourcesConfig
 
 KEY = "sk-test-1234567890"
 Reply = Callable[[dict[str, Any], int], web.Response]
@@ -113,6 +115,32 @@ def test_the_tokens_of_all_answers_are_in_the_notes(server: Server, data: Prepar
     for name in ("prompt_tokens", "output_tokens"):
         total = sum(profiles.table.column(name).to_pylist())
         assert profiles.notes[name] == total > 0
+
+
+def test_every_answer_is_paid_for_and_no_refused_request(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good, poison = server.reply, "Film Number 10 ("
+    first: list[str] = []
+
+    def reply(request: dict[str, Any], number: int) -> web.Response:
+        text = request["messages"][1]["content"]
+        if poison in text:
+            return web.Response(status=400, text="content filter")
+        first[:] = first or [text]
+        return completion("") if text == first[0] and server.requests.count(request) == 1 else good(request, number)
+
+    server.reply = reply
+    config = _config(server, attempts=2)
+    prices = ResourcesConfig(llm={config.label: {"prompt": 1_000_000, "output": 0}})
+    accounts = Accounts(prices, BudgetConfig())
+    profiles = generate(config, data, store, study_seed=1, accounts=accounts)
+    refused = profiles.table.filter(pc.is_null(profiles.table.column("profile")))
+    assert 0 < len(refused) < 20
+    assert refused.column("prompt_tokens").null_count == len(refused)
+    answers = 40 - len(refused) + 1  # one user was answered twice, the first time with nothing
+    assert sorted(profiles.table.column("attempts").to_pylist()) == [1] * 39 + [2]
+    assert (profiles.notes["prompt_tokens"], profiles.notes["output_tokens"]) == (321 * answers, 12 * answers)
+    assert (accounts.tokens, accounts.money) == (333 * answers, 321 * answers)
+    assert profiles.notes["cost"] == accounts.money
 
 
 def test_key_is_nowhere_on_disk(server: Server, data: PreparedData, store: ArtifactStore) -> None:
