@@ -53,7 +53,7 @@ class Endpoint:
     def __init__(self, base_url: str, api_key_env: str, *, requests_per_minute: float, concurrency: int, timeout_s: float) -> None:
         self.base_url = base_url.rstrip("/")
         self._key_name = api_key_env
-        self._key = os.environ.get(api_key_env)
+        self._key = os.environ.get(api_key_env, "")
         if not self._key:
             raise ResourceError(
                 f"the environment variable {api_key_env} is not set, so {self.base_url} cannot be asked; "
@@ -89,7 +89,8 @@ class Endpoint:
                         if response.status == 200:
                             self._answered = True
                             return Reply(body, None, False, latency_s)
-                        problem = f"http_{response.status}: {' '.join(body.split())[:200]}"
+                        # Some servers repeat in an error what they were sent.
+                        problem = f"http_{response.status}: {' '.join(body.replace(self._key, '[key]').split())[:200]}"
                         if response.status in _KEY_REFUSED:
                             raise ResourceError(f"{self.base_url} refuses the key in {self._key_name} ({problem}); export a valid one")
                         if response.status == 404:

@@ -149,6 +149,26 @@ def test_key_is_nowhere_on_disk(server: Server, data: PreparedData, store: Artif
         assert KEY.encode() not in (store.files.read_bytes(name) or b"")
 
 
+def test_a_key_that_an_endpoint_repeats_is_in_no_error_and_no_row(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    server.reply = lambda request, number: web.Response(status=401, text=f"Received={KEY}, which is not valid")
+    with pytest.raises(LlmktError, match=r"refuses the key in OPENAI_API_KEY \(http_401: Received=\[key\], which") as caught:
+        _run(server, data, store)
+    assert KEY not in str(caught.value)
+    server.reply = lambda request, number: completion("Likes films.") if number % 2 else web.Response(status=400, text=f"no, {KEY}")
+    with pytest.raises(ProfileError, match=r"http_400: no, \[key\]"):
+        _run(server, data, store, min_coverage=1.0)
+    rows = Parts(store, profiles_key(_config(server), data.key, 1)).finished().values()  # part files are compressed: bytes tell nothing
+    assert {row.error for row in rows} == {None, "http_400: no, [key]"}
+
+
+def test_a_key_of_one_letter_changes_no_text(
+    server: Server, data: PreparedData, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "e")  # as people do before a server of their own
+    assert set(_run(server, data, store).table.column("error").to_pylist()) == {None}
+    assert any("This viewer likes" in text for text in _run(server, data, store).texts()[1])
+
+
 def test_busy_endpoint_is_asked_again(server: Server, data: PreparedData, store: ArtifactStore) -> None:
     good = server.reply
     status = {1: 429, 2: 500, 5: 503, 6: 502, 9: 529}
