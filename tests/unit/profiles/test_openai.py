@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 from aiohttp import web
@@ -18,6 +19,7 @@ from llmkt_ray.profiles import endpoint
 from llmkt_ray.profiles.cost import Accounts
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.parts import Parts
+from llmkt_ray.profiles.preview import preview
 from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.study import BudgetConfig, ProfileConfig, ResourcesConfig
 
@@ -176,6 +178,25 @@ def test_busy_endpoint_is_asked_again(server: Server, data: PreparedData, store:
     profiles = _run(server, data, store)
     assert profiles.coverage == 1
     assert len(server.requests) == 45
+
+
+def test_waits_between_tries_double(server: Server, data: PreparedData, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "_FIRST_WAIT_S", 0.05)
+    good = server.reply
+    server.reply = lambda request, number: web.Response(status=500) if number < 5 else good(request, number)
+    assert _run(server, data, store, concurrency=1).coverage == 1
+    waits = np.diff(server.times[:5])
+    assert (waits >= [0.05, 0.1, 0.2, 0.4]).all()
+
+
+def test_a_restart_does_not_ask_again_what_has_had_its_attempts(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good, poison = server.reply, "Film Number 10 ("
+    server.reply = lambda request, number: completion("") if poison in request["messages"][1]["content"] else good(request, number)
+    for asked in (40 + 2 * sum(poison in prompt.messages[1]["content"] for prompt in preview(_config(server), data, 40)), 0):
+        before = len(server.requests)
+        with pytest.raises(ProfileError, match="`min_coverage` asks for 100%"):
+            _run(server, data, store, attempts=3, min_coverage=1.0)
+        assert len(server.requests) - before == asked
 
 
 def test_retry_after_is_respected(server: Server, data: PreparedData, store: ArtifactStore) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from llmkt_ray import cli
 from llmkt_ray.api import Study
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.errors import StudyError
@@ -111,7 +112,7 @@ def test_money_for_tokens_counts_towards_the_budget(tmp_path: Path, stub: Stub) 
     assert (spent.ran, len(stub.asked)) == (0, 16)  # 0.016 a block of eight
 
 
-def test_plan_before_and_after(tmp_path: Path, stub: Stub) -> None:
+def test_plan_before_and_after(tmp_path: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     study = _study(tmp_path)
     before = _printed(study)
     assert not (tmp_path / "results").exists(), "a plan leaves nothing behind"
@@ -136,6 +137,9 @@ def test_plan_before_and_after(tmp_path: Path, stub: Stub) -> None:
     llm = Study(study).status().llm
     assert llm is not None
     assert llm_line(llm) == f"{expected}, for 1 finished set of texts"
+    monkeypatch.setattr(Study, "from_yaml", lambda path: Study(study))
+    cli.status(Path("study.yaml"))
+    assert f"\n{llm_line(llm)}\n" in capsys.readouterr().out
     # Another set by the same model is planned with the speed that was measured.
     other = _study(tmp_path, profiles=[WRITER | {"generation": 1}], resources={})
     assert "tokens/s an engine, measured" in _printed(other)
