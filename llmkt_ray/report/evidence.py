@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from llmkt_ray.report.cells import Cell, Runs
-from llmkt_ray.report.findings import profiles_of
+from llmkt_ray.report.findings import alignments_of, profiles_of
 from llmkt_ray.report.load import Results
 
 GOAL = 0.95
@@ -106,7 +106,6 @@ def evidence_of(results: Results, cell: Cell) -> Evidence | None:
     ratios = [by_trial[key]["gradient_ratio"] for key in _keys(results, treated) if key in by_trial and "gradient_ratio" in by_trial[key]]
     notes = _target_notes(results, treated)
     quality = [dict((entry.get("notes") or {}).get("quality") or {}) for entry in profiles_of(results, cell)]
-    alignments = {str(e.get("alignment")) for e in results.card.get("cells", []) if e.get("layer") == cell.factors["layer"]} - {"None"}
     return Evidence(
         speed=speed,
         dip=_dip(results, by_trial, treated, alpha0, column),
@@ -116,7 +115,7 @@ def evidence_of(results: Results, cell: Cell) -> Evidence | None:
         duplicates=_mean([one.get("near_duplicates") for one in quality]),
         flagged=_mean([one.get("flagged") for one in quality]),
         recall=_mean([(one.get("kinds") or {}).get("recall") for one in quality]),
-        alignment=" and ".join(sorted(alignments)),
+        alignment=" and ".join(sorted(alignments_of(results, cell))),
     )
 
 

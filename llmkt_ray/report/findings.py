@@ -9,10 +9,11 @@ import pandas as pd
 
 from llmkt_ray.report.cells import Cell, Runs, compare, find_cells
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.text import count, listed
+from llmkt_ray.report.text import count
 from llmkt_ray.stats.claims import Claim, claim
 from llmkt_ray.stats.contrast import Contrast
 from llmkt_ray.stats.corrections import benjamini_hochberg, holm
+from llmkt_ray.training.bridge.registry import MODELS
 
 MUST_CONVERGE = ("baseline", "alpha0")
 """Arms whose best epoch at the end of training forbids a verdict: any regulariser looks like knowledge beside them."""
@@ -151,10 +152,20 @@ def flags_of(results: Results, cell: Cell, levels: Mapping[str, float]) -> tuple
         gap = results.sign() * (1 - levels["alpha0"] / levels["EASE"])
         if gap > 0:
             flags.append(f"below EASE: without transfer the model is {gap:.0%} worse than it")
-    facts = {str(entry.get("alignment")) for entry in results.card.get("cells", []) if entry.get("layer") == cell.factors["layer"]}
-    if facts & {"pair", "user_item_table", "sequence"}:
-        flags.append(f"the tapped layer {cell.factors['layer']} is not the user's alone ({listed(sorted(facts))})")
+    alignments, model = alignments_of(results, cell), MODELS.get(str(cell.factors["model"]))
+    if "pair" in alignments:
+        flags.append(f"pair-level: the tapped layer {cell.factors['layer']} depends on the item of a row as well as on the user")
+    if "sequence" in alignments or (model is not None and model.family == "sequential"):
+        flags.append(
+            "sequential: a history's every prefix is taught a profile written from all of it, which knows what comes after the prefix"
+        )
     return tuple(flags)
+
+
+def alignments_of(results: Results, cell: Cell) -> set[str]:
+    """Returns how the rows of a cell's tapped layer belong to users, see `llmkt_ray.transfer.taps`; empty where the card does not say."""
+    mine = [entry for entry in results.card.get("cells", []) if all(entry.get(name) == cell.factors[name] for name in ("model", "layer"))]
+    return {str(entry["alignment"]) for entry in mine if entry.get("alignment")}
 
 
 def late_runs(results: Results, runs: Runs) -> int:

@@ -1,11 +1,13 @@
 """Cells, contrasts and claims found in results with planted effects."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
 from llmkt_ray.report.cells import compare, find_cells
-from llmkt_ray.report.findings import find
+from llmkt_ray.report.findings import find, flags_of
 from llmkt_ray.report.load import load
 from llmkt_ray.report.sections.references import references as references_section
 from llmkt_ray.report.verdict import verdict
@@ -154,3 +156,27 @@ def test_a_cell_that_is_not_treated_yet_is_not_above_ease(tmp_path):
     world = World(seeds=1, n_users=40, epochs=4, references={"EASE": 0.05})
     results, findings = _found(tmp_path, world, keep=lambda s: (s.model, s.arm, s.alpha) != ("SimpleX", "treated", 0.5))
     assert references_section(results, findings).lead == "Every treated model is at or above EASE. 1 cell could not be compared with it."
+
+
+@pytest.mark.parametrize(
+    ("alignment", "model", "flagged"),
+    [
+        ("pair", "MultiVAE", "pair-level: the tapped layer encoder.1 depends on the item"),
+        ("sequence", "MultiVAE", "sequential: a history's every prefix is taught a profile written from all of it"),
+        ("user_rows", "NPE", "sequential: "),
+        ("user_item_table", "MultiVAE", None),
+        ("user_rows", "MultiVAE", None),
+    ],
+)
+def test_what_a_layers_rows_stand_for_is_marked(tmp_path, alignment, model, flagged):
+    """Pair-level taps, and sequential models, whose prefixes are taught a profile that knows their future (METHOD.md, section 5)."""
+    results, (finding,) = _found(tmp_path, STRONG)
+    factors = finding.cell.factors | {"model": model, "layer": "encoder.1"}
+    others = [
+        {"model": "Other", "layer": "encoder.1", "alignment": "pair"},
+        {"model": model, "layer": "encoder.0", "alignment": "sequence"},
+    ]
+    card = results.card | {"cells": [{"model": model, "layer": "encoder.1", "alignment": alignment}, *others]}
+    flags = flags_of(replace(results, card=card), replace(finding.cell, factors=factors), {})
+    marks = [flag for flag in flags if flag.startswith(("pair-level", "sequential"))]
+    assert [mark.startswith(flagged or "?") for mark in marks] == ([True] if flagged else [])
