@@ -75,3 +75,15 @@ def test_the_two_commands_of_the_readme_are_targets_of_the_makefile() -> None:
     for command in ("quickstart", "test"):
         assert f"make {command}" in (ROOT / "README.md").read_text(encoding="utf-8")
         assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+
+
+def test_every_trap_of_the_published_code_is_told_with_a_test_of_its_own() -> None:
+    rows = re.findall(
+        r"^\| (\d+) \| .* \| `(test_trap_\w+)` \|$", (ROOT / "docs" / "transfer.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    tests = {
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"^def (test_trap_\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert [int(number) for number, _ in rows] == list(range(1, 19))
+    assert {name for _, name in rows} <= tests
+    assert all(name.startswith(f"test_trap_{int(number):02}_") for number, name in rows)
