@@ -47,7 +47,7 @@ def test_every_study_that_was_asked_for_is_there():
 def test_the_study_of_llm_choices_is_planned_without_a_key_a_network_or_a_model(storage, tmp_path, llmkt, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(tokenizer, "hub_answers", lambda: False)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli.out, "_width", 200)  # COLUMNS is not read where TERM is dumb
     content = yaml.safe_load((ROOT / "sweeps" / "llm_choice.yaml").read_text())
     study = tmp_path / "llm_choice.yaml"
     study.write_text(yaml.safe_dump(content | {"storage": str(storage)}))
