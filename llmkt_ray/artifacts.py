@@ -13,11 +13,12 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,17 @@ class Manifest:
     wall_s: float
     created: str
     notes: dict[str, Any] = field(default_factory=dict)
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Returns name to version of those of the packages that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def below(storage: str, *parts: str) -> str:

@@ -27,6 +27,11 @@ OWN_TARGET_ARMS = ("template", "item_mean", "leaked")
 """Arms that transfer as the treated one does, from targets that are artifacts of their own."""
 
 
+def _refuse_password(name: str, url: str | None, instead: str) -> None:
+    if url and re.search("://[^/?@]*:[^/?@]*@", url):
+        raise ValueError(f"{name} carries a password, which would end up in results; {instead}")
+
+
 class SpaceConfig(Section):
     """What a search varies of one model beside alpha and layer; the model's own settings are tried first, so they must lie inside."""
 
@@ -209,11 +214,8 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _no_secret(self) -> Self:
-        if self.storage and re.search("://[^/?@]*:[^/?@]*@", self.storage):
-            raise ValueError(
-                "search.storage carries a password, which would end up in results; leave it out of the URL and give it to the database's "
-                "driver (for PostgreSQL PGPASSWORD or ~/.pgpass)"
-            )
+        instead = "leave it out of the URL and give it to the database's driver (for PostgreSQL PGPASSWORD or ~/.pgpass)"
+        _refuse_password("search.storage", self.storage, instead)
         return self
 
     @model_validator(mode="after")
@@ -317,8 +319,5 @@ class TrackingConfig(Section):
 
     @model_validator(mode="after")
     def _no_secret(self) -> Self:
-        if self.mlflow and re.search(r"://[^/?@]*:[^/?@]*@", self.mlflow):
-            raise ValueError(
-                "tracking.mlflow carries a password, which would end up in results; give MLFLOW_TRACKING_PASSWORD to the environment"
-            )
+        _refuse_password("tracking.mlflow", self.mlflow, "give MLFLOW_TRACKING_PASSWORD to the environment")
         return self

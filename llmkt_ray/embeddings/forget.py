@@ -92,19 +92,17 @@ def _from_profiles(store: ArtifactStore, manifest: Manifest, user_id: str) -> in
 
 
 def _from_embeddings(store: ArtifactStore, manifest: Manifest, user_id: str) -> int:
-    users = store.table(EMBEDDINGS, manifest.key, "users")
-    kept = np.array([str(user) != user_id for user in users.column("user_id").to_pylist()], np.bool_)
-    if kept.all():
+    users, row = _users(store, manifest, user_id)
+    if not row.any():
         return 0
-    arrays = {name: np.array(array)[kept] for name, array in store.arrays(EMBEDDINGS, manifest.key).items()}
-    _save(store, manifest, {"users": users.filter(pa.array(kept))}, arrays, {"texts": int(kept.sum())})
-    return int((~kept).sum())
+    arrays = {name: array[~row] for name, array in _arrays(store, manifest).items()}
+    _save(store, manifest, {"users": users.filter(pa.array(~row))}, arrays, {"texts": int((~row).sum())})
+    return int(row.sum())
 
 
 def _from_targets(store: ArtifactStore, manifest: Manifest, user_id: str) -> int:
-    users = store.table(TARGETS, manifest.key, "users")
-    arrays = {name: np.array(array) for name, array in store.arrays(TARGETS, manifest.key).items()}
-    row = np.array([str(user) == user_id for user in users.column("user_id").to_pylist()], np.bool_) & arrays["present"]
+    (users, row), arrays = _users(store, manifest, user_id), _arrays(store, manifest)
+    row &= arrays["present"]
     if not row.any():
         return 0
     arrays["matrix"][row] = 0
@@ -114,15 +112,24 @@ def _from_targets(store: ArtifactStore, manifest: Manifest, user_id: str) -> int
 
 
 def _from_knowledge(store: ArtifactStore, manifest: Manifest, user_id: str) -> int:
-    users = store.table(KNOWLEDGE, manifest.key, "users")
-    arrays = {name: np.array(array) for name, array in store.arrays(KNOWLEDGE, manifest.key).items()}
-    row = np.array([str(user) == user_id for user in users.column("user_id").to_pylist()], np.bool_)
+    (users, row), arrays = _users(store, manifest, user_id), _arrays(store, manifest)
     if not arrays["users"][row].any():
         return 0
     arrays["users"][row] = 0
     tables = {"users": users, "items": store.table(KNOWLEDGE, manifest.key, "items")}
     _save(store, manifest, tables, arrays, {"users_with_profile": int(manifest.notes["users_with_profile"]) - 1})
     return int(row.sum())
+
+
+def _users(store: ArtifactStore, manifest: Manifest, user_id: str) -> tuple[pa.Table, np.ndarray]:
+    """Returns an artifact's table of users, and which of its rows are this user's, bool `(n,)`."""
+    users = store.table(manifest.kind, manifest.key, "users")
+    return users, np.array([str(user) == user_id for user in users.column("user_id").to_pylist()], np.bool_)
+
+
+def _arrays(store: ArtifactStore, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Returns copies of an artifact's arrays, to be changed."""
+    return {name: np.array(array) for name, array in store.arrays(manifest.kind, manifest.key).items()}
 
 
 def _save(

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.artifacts import ArtifactStore, installed_versions
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.raw import shown
 from llmkt_ray.errors import ProfileError
@@ -18,7 +18,7 @@ from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.quality import quality
-from llmkt_ray.profiles.table import KIND, Profiles, makers, one_row_per_user
+from llmkt_ray.profiles.table import KIND, MAKERS, Profiles, one_row_per_user
 from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import BudgetConfig, ProfileConfig, ResourcesConfig, TaskResources
 
@@ -103,7 +103,7 @@ def generate(
         key,
         inputs=_inputs(config, data.key, study_seed, leaked),
         tables={"profiles": table},
-        versions=makers(),
+        versions=installed_versions(MAKERS),
         notes=notes,
         wall_s=time.monotonic() - started,
     )

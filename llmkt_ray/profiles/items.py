@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.artifacts import ArtifactStore, installed_versions
 from llmkt_ray.data.fields import ITEM_NOUNS
 from llmkt_ray.data.history import Entry, Item, item_facts, kinds_of
 from llmkt_ray.data.prepared import PreparedData
@@ -27,7 +27,7 @@ from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.prompts import Prompt, PromptTemplate, Tokens, line_of, one_line
 from llmkt_ray.profiles.structured import instruction
-from llmkt_ray.profiles.table import ProfileRow, as_table, makers
+from llmkt_ray.profiles.table import MAKERS, ProfileRow, as_table
 from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import BudgetConfig, ProfileConfig, ResourcesConfig, TaskResources
 
@@ -141,7 +141,7 @@ def write_item_texts(
         key,
         inputs=_inputs(config, data.key, study_seed),
         tables={"items": table},
-        versions=makers(),
+        versions=installed_versions(MAKERS),
         notes={
             "items": len(table),
             "with_text": len(table) - table.column("text").null_count,

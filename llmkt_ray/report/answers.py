@@ -13,6 +13,7 @@ from llmkt_ray.report.levels import averaged, compared, sentence
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.text import count, listed, percent, percent_interval
 from llmkt_ray.stats.importance import SEED, importance
+from llmkt_ray.stats.interval import SPLITS_FROM
 from llmkt_ray.stats.power import detectable_by, seeds_needed, smallest_detectable, splits_needed
 from llmkt_ray.stats.selection import largest_gain, safe_range
 
@@ -233,7 +234,7 @@ def _default(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             judged.append(f"there is one {what} only, so leaving one out cannot judge it")
     # alpha0 is a configuration too, whose gain is 0: what is below it on validation is no default to recommend.
     better = "No: without transfer is better on validation than every configuration that all share. The best of them is "
-    better = better if default.valid <= 0 else ""
+    better = "" if default.is_better else better
     return [
         Answer(
             "Default",
@@ -252,7 +253,7 @@ def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     if not known:
         return []
     splits, seeds = min(c.n_splits for c in known), min(c.difference.n_seeds for c in known)
-    if splits >= 3:  # the interval is over splits, and so is what it can see
+    if splits >= SPLITS_FROM:  # the interval is over splits, and so is what it can see
         unit, n, df = "split", splits, "split-level degrees of freedom, power .8, 95 %, from the standard errors"
         detectable = [detectable_by(c.relative.se, c.n_splits) for c in known if c.relative is not None]
     elif seeds >= 2:

@@ -88,7 +88,7 @@ def document(results: Results, findings: Sequence[Finding]) -> dict[str, Any] | 
         "study": fragment(results, findings, settings),
         "chosen_on": f"mean validation gain in {results.metric} over alpha0, {default.contexts} datasets x models, "
         f"{default.shared} configurations that ran in all of them",
-        "recommended": default.valid > 0,
+        "recommended": default.is_better,
         "mean_gain": {"valid": round(default.valid, 5), "test": round(default.test, 5)},
         "worst_test_regret": round(worst.regret, 5) if worst is not None else None,
         "leaving_out_a_dataset": judged(default.by_dataset),

@@ -61,6 +61,8 @@ def gibibytes(value: float) -> str:
     return f"{value / 2**30:.1f} GiB" if math.isfinite(value) else "n/a"
 
 
-def listed(words: list[str]) -> str:
-    """Returns `a, b and c`."""
+def listed(words: list[str], most: int | None = None) -> str:
+    """Returns `a, b and c`; of more than `most` words `a, b and 3 more`."""
+    if most is not None and len(words) > most:
+        words = [*words[:most], f"{len(words) - most} more"]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

@@ -6,13 +6,12 @@ import platform
 import shlex
 import sys
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from llmkt_ray.artifacts import FileStore
+from llmkt_ray.artifacts import FileStore, installed_versions
 from llmkt_ray.errors import StorageError
 from llmkt_ray.study import StudyConfig
 
@@ -26,13 +25,7 @@ PACKAGES = (
 
 def package_versions() -> dict[str, str]:
     """Returns name to version of the installed packages among `PACKAGES`, and of Python."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
 def hardware() -> dict[str, Any]:

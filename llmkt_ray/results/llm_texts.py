@@ -1,7 +1,7 @@
 """What language models took for a study's texts beside what was planned, from its card."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 KINDS = ("profiles", "item_texts")
@@ -78,12 +78,10 @@ def _figures(values: Mapping[str, Any], prompts: str, money: str) -> Figures:
 
 
 def _sum(figures: Sequence[Figures]) -> Figures:
-    def over(values: Iterable[Any]) -> Any:
-        known = list(values)
-        return None if None in known else sum(known)
+    def over(values: tuple[Any, ...]) -> Any:
+        return None if None in values else sum(values)
 
-    names = ("prompts", "prompt_tokens", "output_tokens", "gpu_hours", "money")
-    return Figures(*(over(getattr(each, name) for each in figures) for name in names))
+    return Figures(*map(over, zip(*map(astuple, figures), strict=True)))
 
 
 def _int(value: Any) -> int | None:

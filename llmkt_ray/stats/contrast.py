@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from llmkt_ray.stats.interval import Components, Interval, components, interval
+from llmkt_ray.stats.interval import SPLITS_FROM, Components, Interval, components, interval
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Contrast:
         seeds = (self.difference.conditional,) if self.difference.conditional else ()
         if self.n_splits == 1:
             return (*seeds, "conditional on one split")
-        return seeds if self.n_splits >= 3 else (*seeds, f"conditional on these {self.n_splits} splits")
+        return seeds if self.n_splits >= SPLITS_FROM else (*seeds, f"conditional on these {self.n_splits} splits")
 
 
 def contrast(arm: np.ndarray, control: np.ndarray, level: float = 0.95, *, lower_is_better: bool = False) -> Contrast:
@@ -112,7 +112,7 @@ def over_splits(contrasts: Sequence[Contrast]) -> Contrast:
 def _pooled(intervals: Sequence[Interval]) -> Interval:
     first, n = intervals[0], len(intervals)
     estimates = np.array([i.estimate for i in intervals])
-    if n >= 3:
+    if n >= SPLITS_FROM:
         se, df = float(estimates.std(ddof=1) / math.sqrt(n)), float(n - 1)
     else:
         se, df = math.sqrt(sum(i.se**2 for i in intervals)) / n, min(i.df for i in intervals)
@@ -120,5 +120,5 @@ def _pooled(intervals: Sequence[Interval]) -> Interval:
     half = float(stats.t.ppf(0.5 + first.level / 2, df)) * se
     p = float(2 * stats.t.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0)
     n_seeds, n_users = min(i.n_seeds for i in intervals), min(i.n_users for i in intervals)
-    method = "splits" if n >= 3 else first.method
+    method = "splits" if n >= SPLITS_FROM else first.method
     return Interval(mean, mean - half, mean + half, se, df, p, n_seeds, n_users, method, first.level)

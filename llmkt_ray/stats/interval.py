@@ -27,6 +27,8 @@ from scipy import special, stats
 
 MIXED_FROM, BOOTSTRAP_FROM = 3, 10
 """Smallest numbers of seeds at which the mixed model and the crossed bootstrap are used."""
+SPLITS_FROM = 3
+"""Smallest number of splits whose estimates give a t interval over splits."""
 RESAMPLES = 2000
 GUARD = 0.25
 """One minus the confidence of the upper bound of MS_seed in the degrees of freedom of a 95 % interval, chosen by simulation: with 3

@@ -1,12 +1,13 @@
 """What a study of this size can see, and how many seeds or splits would see more."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
 
 from statsmodels.stats.power import TTestPower
 
-from llmkt_ray.stats.interval import MIXED_FROM, Components
+from llmkt_ray.stats.interval import MIXED_FROM, SPLITS_FROM, Components
 
 POWER, LEVEL = 0.8, 0.95
 MOST = 200
@@ -48,11 +49,11 @@ def seeds_needed(parts: Components, n_users: int, effect: float, power: float = 
     Raises:
         ValueError: the effect is not positive.
     """
-    return _fewest(lambda n: smallest_detectable(parts, n, n_users, power, level), effect)
+    return _fewest(lambda n: smallest_detectable(parts, n, n_users, power, level), effect, MIXED_FROM)
 
 
 def splits_needed(se: float, n_splits: int, effect: float, power: float = POWER, level: float = LEVEL) -> int | None:
-    """Returns the smallest number of splits, at least 3, that finds `effect`; None where even `MOST` would not.
+    """Returns the smallest number of splits that finds `effect`, at least `SPLITS_FROM`; None where even `MOST` would not.
 
     Args:
         se: standard error of the mean over `n_splits` splits.
@@ -64,19 +65,15 @@ def splits_needed(se: float, n_splits: int, effect: float, power: float = POWER,
     Raises:
         ValueError: the effect is not positive.
     """
-    return _fewest(lambda n: detectable_by(se * math.sqrt(n_splits / n), n, power, level), effect)
+    return _fewest(lambda n: detectable_by(se * math.sqrt(n_splits / n), n, power, level), effect, SPLITS_FROM)
 
 
-def _fewest(detectable: Callable[[int], float], effect: float) -> int | None:
+def _fewest(detectable: Callable[[int], float], effect: float, fewest: int) -> int | None:
     if effect <= 0:
         raise ValueError(f"effect must be positive, but got {effect}")
-    low, high = MIXED_FROM, MOST
-    if detectable(high) > effect:
+    if detectable(MOST) > effect:
         return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if detectable(middle) <= effect else (middle + 1, high)
-    return low
+    return fewest + bisect_left(range(fewest, MOST), True, key=lambda n: detectable(n) <= effect)
 
 
 @lru_cache(maxsize=4096)

@@ -115,6 +115,11 @@ class Default:
     by_model: tuple[LeftOut, ...]
 
     @property
+    def is_better(self) -> bool:
+        """Whether it is better on validation than no transfer: what is not is no default to recommend."""
+        return self.valid > 0
+
+    @property
     def worst(self) -> LeftOut | None:
         """The largest regret of all; None where nothing could be left out."""
         return max((*self.by_dataset, *self.by_model), key=lambda one: one.regret, default=None)

@@ -34,7 +34,7 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
     if run and not has:
         lead = f"No treated model can be compared with EASE yet; of the references {listed(run)} finished."
     if has:
-        lead = f"Below EASE even when treated: {_named(below)}." if below else "Every treated model is at or above EASE."
+        lead = f"Below EASE even when treated: {listed(below, 6)}." if below else "Every treated model is at or above EASE."
         lead += f" {count(len(shown) - len(has), 'cell')} could not be compared with it." if len(has) < len(shown) else ""
     return Section(
         key="references",
@@ -49,10 +49,6 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
         ),
         figures=tuple(figures),
     )
-
-
-def _named(labels: Sequence[str]) -> str:
-    return listed([*labels[:6], *([f"{len(labels) - 6} more"] if len(labels) > 6 else [])])
 
 
 def _counted(results: Results, findings: Sequence[Finding]) -> str:

@@ -29,8 +29,6 @@ from recbole.utils import InputType, ModelType, get_model  # noqa: E402
 _FAMILIES: dict[Any, Family] = {
     ModelType.GENERAL: "general", ModelType.TRADITIONAL: "general", ModelType.CONTEXT: "context", ModelType.SEQUENTIAL: "sequential",
 }  # fmt: skip
-_LOSS_OF_INPUT = {InputType.PAIRWISE: "BPR"}
-"""The loss of sequential models that have no setting `loss_type` (TransRec)."""
 _GENERAL_BATCHES: dict[Any, Batches] = {InputType.PAIRWISE: "pairwise", InputType.POINTWISE: "pointwise", InputType.LISTWISE: "users"}
 
 
@@ -73,7 +71,10 @@ class BuiltModel:
         """How many negatives are drawn for each positive; 0 where the model draws none."""
         sampling = self.settings["train_neg_sample_args"]
         if self.entry.batches == "sequences":
-            return int((self.settings["loss_type"] or _LOSS_OF_INPUT.get(getattr(self._recommender, "input_type", None))) == "BPR")
+            loss = self.settings["loss_type"]
+            if not loss:  # TransRec has one loss and no setting for it
+                return int(getattr(self._recommender, "input_type", None) is InputType.PAIRWISE)
+            return int(loss == "BPR")
         if self.entry.batches not in ("pairwise", "pointwise") or sampling["distribution"] in (None, "none", "None"):
             return 0
         return int(sampling["sample_num"])
