@@ -39,10 +39,11 @@ lint: $(TESTS)/installed  ## ruff, the import contract, mypy
 
 # Fastest first, each kind in a process of its own: engines and clusters leave nothing to the next. Within a kind tests run side by side;
 # those with engines, clusters and kills wait for processes most of their time.
-SIDE_BY_SIDE := --durations=25 --numprocesses logical --maxprocesses 4 --dist
+SIDE_BY_SIDE := $(TESTS)/bin/python -m pytest --durations=25 --numprocesses logical --maxprocesses 4 --dist
 test: lint browser  ## everything the tests need in an environment of their own, then all tests
-	@for kind in unit sweeps report cli ray llm faults; do \
-		$(TESTS)/bin/python -m pytest $(SIDE_BY_SIDE) $$(test $$kind = sweeps && echo worksteal || echo loadfile) tests/$$kind || exit 1; done
+	@$(SIDE_BY_SIDE) loadfile tests/unit
+	@$(SIDE_BY_SIDE) worksteal tests/sweeps
+	@for kind in report cli ray llm faults; do $(SIDE_BY_SIDE) loadfile tests/$$kind || exit 1; done
 
 demo-job: $(TESTS)/installed  ## a study as a job on a local two-node cluster, a node killed in the middle, the report fetched
 	@$(TESTS)/bin/python -m benchmarks.jobs.two_nodes

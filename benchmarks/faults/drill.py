@@ -223,13 +223,15 @@ def main() -> None:
         finally:
             drill.end()
     console.print(table)
-    lost, doubled, repeated = (sum(int(line[place]) for line in lines) for place in (6, 7, 8))
-    others = sum(line[9] != "yes" for line in lines)
+    rounds = [dict(zip(COLUMNS[1:], line, strict=True)) for line in lines]
+    harm = {what: sum(int(one[what]) for one in rounds) for what in ("lost", "doubled", "repeated")}
+    harm["not as undisturbed"] = sum(one["identical"] != "yes" for one in rounds)
+    found = ", ".join(f"{number} {what}" for what, number in harm.items())
     console.print(
-        f"{sum(map(struck, lines))} kills in {len(lines)} rounds: {lost} rows lost, {doubled} doubled, {repeated} repeated, after {others} "
-        f"rounds other rows than undisturbed; {finished + 1} studies then ended with the rows of undisturbed ones"
+        f"{sum(map(struck, lines))} kills in {len(lines)} rounds, rows and rounds: {found}; "
+        f"{finished + 1} studies then ended with the rows of undisturbed ones"
     )
-    if lost or doubled or repeated or others:
+    if any(harm.values()):
         sys.exit(1)
 
 
