@@ -60,14 +60,9 @@ drill-profiles: $(TESTS)/installed  ## drivers and engines that write profiles k
 benchmark-profiles: $(TESTS)/installed  ## tokens per second of vllm-sync and ray.data.llm against the bare engine (about 6 minutes)
 	@$(TESTS)/bin/python -m benchmarks.profiles.speed
 
-BENCHMARK := $(TESTS)/bin/python -m benchmarks.speed.run
-benchmark: $(TESTS)/installed  ## the short set of speed benchmarks: one line a target, a table and a picture (half an hour or more)
+benchmark: $(TESTS)/installed  ## the short set of speed benchmarks: one line a target, a table and a picture (an hour or more)
 	@rm -rf benchmarks/speed/results
-	@$(BENCHMARK) --what start epoch evaluation --data ml-100k > /dev/null || true
-	@$(BENCHMARK) --what start epoch evaluation --data 1m --models BPR MultiVAE LightGCN > /dev/null || true
-	@$(BENCHMARK) --what trial --data 1m --models BPR > /dev/null || true
-	@$(BENCHMARK) --what packing --models BPR > /dev/null || true
-	@$(BENCHMARK) --what sweep memory growth
+	@$(TESTS)/bin/python -m benchmarks.speed.run
 
 clean:  ## remove both environments (results stay)
 	rm -rf $(VENV) $(TESTS)

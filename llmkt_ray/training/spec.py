@@ -15,7 +15,7 @@ from llmkt_ray.section import Section
 from llmkt_ray.seeds import content_key, training_seed
 from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS, AdaptorConfig, ScheduleConfig
 
-TRIAL_VERSION = 3
+TRIAL_VERSION = 4
 """Part of every trial's key; rises when a change alters a trial's numbers, so that old and new ones do not stand in one table."""
 
 

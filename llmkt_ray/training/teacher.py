@@ -59,12 +59,17 @@ def make_transfer(
         targets = control_targets(
             "treated" if spec.arm in KAR_ARMS else spec.arm, targets, data, derive_seed(spec.seed, "targets", spec.arm)
         )
-    table, present = in_model_ids(targets, data, model)
     rows = torch.from_numpy(np.repeat(np.arange(model.n_users) + PADDING, batches.row_counts()))
+
+    def table_and_weights(of: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+        table, present = in_model_ids(of, data, model)
+        return table, WEIGHTS[spec.weights](rows, model.n_users + PADDING, present).to(model.device)
+
+    table, weights = table_and_weights(targets)
     setup = TransferSetup(
         tap=named_tap(model_taps(model, data), spec.layer, spec.model),
         targets=table,
-        weights=WEIGHTS[spec.weights](rows, model.n_users + PADDING, present).to(model.device),
+        weights=weights,
         alpha=spec.alpha,
         loss=spec.loss,
         projection=spec.projection,
@@ -72,7 +77,7 @@ def make_transfer(
     )
     transfer = TransferManager(model.module, plan, setup)
     if spec.balance == "initial":
-        transfer.balance(_first_losses(spec, model, batches), in_model_ids(treated, data, model)[0])
+        transfer.balance(_first_losses(spec, model, batches), *table_and_weights(treated))
     return transfer
 
 

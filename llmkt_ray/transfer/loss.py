@@ -221,20 +221,20 @@ class LossManager:
         self._weights = weights.detach()
         self.beta = 1.0
 
-    def transfer(self, h: Tensor, users: Tensor, targets: Tensor | None = None) -> Tensor:
+    def transfer(self, h: Tensor, users: Tensor, of: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Returns the transfer loss L_rec of rows h `(m, d)` that belong to `users` `(m,)`; a scalar.
 
-        `targets` replaces the trial's own (the balance of a control is measured against the treated arm's).
+        `of` replaces the trial's own targets and weights (the balance of a control is measured against the treated arm's).
         """
-        table = self._targets if targets is None else targets.detach()
-        weight = self._weights.index_select(0, users)
+        table, weights = (self._targets, self._weights) if of is None else of
+        weight = weights.index_select(0, users)
         if self._name == "rmse_plain" and not bool(weight.any()):
             return h.sum() * 0  # the NaN of the plain root is for an exact match, not for a batch of users without a profile
         if self._loss.between_users:
             h, users, weight = one_row_each(h, users, weight)
             if len(users) < 2:
                 return h.sum() * 0
-        return self._loss.function(h, table.index_select(0, users), weight)
+        return self._loss.function(h, table.detach().index_select(0, users), weight)
 
     @property
     def has_squares(self) -> bool:

@@ -96,7 +96,7 @@ class TransferManager:
         """The student projection's parameters, for the weights manager's `extra`."""
         return list(self.projection.parameters()) if self.projection is not None else []
 
-    def balance(self, losses: Iterable[tuple[Tensor, ...]], targets: Tensor) -> float:
+    def balance(self, losses: Iterable[tuple[Tensor, ...]], targets: Tensor, weights: Tensor) -> float:
         """Sets and returns beta = |L_model| / (L_rec + eps) over the first phase-1 batches at initialisation.
 
         Nothing is trained, and the model's counters, buffers and the global random state come back as they were.
@@ -105,6 +105,7 @@ class TransferManager:
             losses: lazily, for each batch in order, the model's loss, the batch's users and, for a sequence tap, the lengths
                 of their histories; at most 10 are used.
             targets: the TREATED arm's targets in the model's user ids: a control twin shares the treated beta.
+            weights: the treated arm's weights, 0 where it has no profile: its twins may cover other users.
 
         Raises:
             TrainingError: there was no batch, or a loss is not finite.
@@ -116,7 +117,7 @@ class TransferManager:
             for loss_model, users, *lengths in losses:
                 h, rows = self._hook.take(users, lengths[0] if lengths else None)
                 with torch.no_grad():
-                    transfer_sum += float(self._loss.transfer(self.projection(h), rows, targets))
+                    transfer_sum += float(self._loss.transfer(self.projection(h), rows, (targets, weights)))
                 model_sum += float(loss_model.detach())
                 count += 1
                 if count == BALANCE_BATCHES:

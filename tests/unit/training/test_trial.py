@@ -11,6 +11,7 @@ import torch
 from llmkt_ray.errors import EmbeddingError, LayerError, LlmktError, ResourceError, TrainingError
 from llmkt_ray.study import ScheduleConfig
 from llmkt_ray.training import trial as trial_module
+from llmkt_ray.training.layers import probe_layers, resolve_layers
 from llmkt_ray.training.loop import make_adam
 from llmkt_ray.training.spec import TrialArtifacts
 from llmkt_ray.training.trial import run_trial
@@ -89,6 +90,15 @@ def test_phases_hook_and_record(run):
 
 def test_balance_is_shared_by_the_control_twin(run):
     assert run("MultiVAE", "treated").facts["beta"] == run("MultiVAE", "shuffled").facts["beta"]
+
+
+def test_balance_is_shared_by_a_twin_that_covers_other_users(run, data):
+    spec = make_spec(data, "MultiVAE", "template", targets_key="template", twin_key="targets")
+    (tap,) = resolve_layers((spec.layer,), probe_layers("MultiVAE", data, spec.hyperparameters), "MultiVAE")
+    treated = make_targets(data, tap.width)
+    template = replace(treated, key="template", present=~treated.present)
+    row = run_trial(spec, TrialArtifacts(data, template, twin=treated))
+    assert row.facts["beta"] == run("MultiVAE", "treated").facts["beta"]
 
 
 def test_baseline_has_one_phase_and_no_transfer(run):

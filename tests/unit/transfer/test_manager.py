@@ -34,7 +34,7 @@ def trial(toy, kind, name, *, alpha=0.5, plan=None, choices=None, balanced=False
     transfer = TransferManager(model, plan, setup)
     torch.manual_seed(9)
     if balanced:
-        transfer.balance(((batch.loss(batch.users, False), batch.users) for _ in range(99)), setup.targets)
+        transfer.balance(((batch.loss(batch.users, False), batch.users) for _ in range(99)), setup.targets, setup.weights)
     weights = WeightsManager(model, plan, lambda p: torch.optim.Adam(p, lr=0.01), extra=transfer.parameters)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     rows, noise = [], []
@@ -182,7 +182,7 @@ def test_balance_makes_the_losses_equal_in_size_at_initialisation_and_leaves_no_
             losses.append(abs(float(loss.detach())))
             yield loss, batch.users
 
-    beta = transfer.balance(batches(), setup.targets)
+    beta = transfer.balance(batches(), setup.targets, setup.weights)
     assert len(consumed) == 10
     assert all(torch.equal(model.state_dict()[n], v) for n, v in before[0].items())
     assert torch.equal(torch.get_rng_state(), before[1])
@@ -199,7 +199,7 @@ def test_balance_and_steps_of_a_sequence_read_the_lengths(toy):
     lengths = torch.tensor([1, 5, 2, 3, 4, 5, 1, 2, 3])
     setup = setup_of(model, batch, "item_embedding")
     transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup)
-    transfer.balance(((batch.loss(batch.users, False), batch.users, lengths) for _ in range(3)), setup.targets)
+    transfer.balance(((batch.loss(batch.users, False), batch.users, lengths) for _ in range(3)), setup.targets, setup.weights)
     assert transfer.beta != 1.0
     with transfer.epoch(1):
         transfer.step(batch.loss(batch.users, False), batch.users, lengths)
@@ -211,12 +211,17 @@ def test_balance_and_steps_of_a_sequence_read_the_lengths(toy):
 def test_a_control_twin_shares_the_treated_arms_balance(toy):
     model, batch = toy("rows")
     treated = setup_of(model, batch, "user_embedding")
-    shuffled = TransferSetup(treated.tap, treated.targets * 7 + 3, treated.weights, treated.alpha)
-    betas = [
-        TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup).balance(batches(batch), treated.targets)
-        for setup in (treated, shuffled)
+    fewer = treated.weights.clone()
+    fewer[batch.users[:3]] = 0  # a twin whose texts cover other users
+    twins = [
+        TransferSetup(treated.tap, treated.targets * 7 + 3, treated.weights, treated.alpha),
+        TransferSetup(treated.tap, treated.targets * 7 + 3, fewer, treated.alpha),
     ]
-    assert betas[0] == betas[1] != 1.0
+    betas = [
+        TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup).balance(batches(batch), treated.targets, treated.weights)
+        for setup in (treated, *twins)
+    ]
+    assert betas[0] == betas[1] == betas[2] != 1.0
 
 
 def batches(batch):
@@ -231,7 +236,7 @@ def test_beta_is_clamped(toy, scale, expected):
     transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup)
     with torch.no_grad():
         model.user_embedding.weight.mul_(scale)
-    assert transfer.balance(batches(batch), setup.targets * scale) == expected
+    assert transfer.balance(batches(batch), setup.targets * scale, setup.weights) == expected
 
 
 def test_a_balance_of_infinite_losses_is_refused(toy):
@@ -239,9 +244,9 @@ def test_a_balance_of_infinite_losses_is_refused(toy):
     setup = setup_of(model, batch, "user_embedding")
     transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), setup)
     with pytest.raises(TrainingError, match="finite losses"):
-        transfer.balance(batches(batch), setup.targets * math.inf)
+        transfer.balance(batches(batch), setup.targets * math.inf, setup.weights)
     with pytest.raises(TrainingError, match="0 batches"):
-        transfer.balance(iter(()), setup.targets)
+        transfer.balance(iter(()), setup.targets, setup.weights)
 
 
 def test_trap_13_a_trial_whose_transfer_was_never_computed_fails(toy):
