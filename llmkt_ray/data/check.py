@@ -78,21 +78,22 @@ def _id_problems(table: pa.Table) -> list[str]:
         pair = f"user {table.column('user_id')[row].as_py()[:60]!r} and item {table.column('item_id')[row].as_py()[:60]!r}"
         problems.append(
             f"{len(again)} rows repeat a pair of user and item, the first is row {row + 1} ({pair}); "
-            "keep one row a pair, for example the latest: otherwise an item could be both train and test"
+            "keep one row a pair, for example the latest, and how often in a column `count`: otherwise an item could be both train and test"
         )
     return problems
 
 
 def _number_problems(table: pa.Table) -> list[str]:
     problems = []
-    for name in ("rating", "timestamp"):
+    for name in ("rating", "timestamp", "count"):
         if name in table.column_names:
             column = table.column(name)
-            bad = pc.invert(pc.fill_null(pc.is_finite(column), False))
+            right = pc.and_(pc.is_finite(column), pc.greater(column, 0)) if name == "count" else pc.is_finite(column)
+            bad = pc.invert(pc.fill_null(right, False))
             if count := pc.sum(bad).as_py():
                 values = shown(pc.unique(column.filter(bad)).slice(0, 3).to_pylist())
                 problems.append(
-                    f"{name} is not a finite number in {count} of {len(table)} rows ({values}), {_first(bad)}; mend or delete these rows"
+                    f"{name} is not a {'positive' if name == 'count' else 'finite'} number in {count} of {len(table)} rows ({values}), {_first(bad)}; mend or delete these rows"
                 )
     return problems
 

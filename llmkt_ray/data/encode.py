@@ -17,6 +17,7 @@ class Encoded:
         user, item: int32 `(n,)`.
         rating: float32 `(n,)`; None where the source has none.
         timestamp: float64 `(n,)`, seconds since 1970; None where the source has none.
+        count: float32 `(n,)`, how often a user took the item; None where the source has none.
         split: object array `(n,)` of the source's own split column; None where it has none.
         user_tokens, item_tokens: sorted unique ids, Arrow string arrays.
     """
@@ -25,6 +26,7 @@ class Encoded:
     item: np.ndarray
     rating: np.ndarray | None
     timestamp: np.ndarray | None
+    count: np.ndarray | None
     split: np.ndarray | None
     user_tokens: pa.Array
     item_tokens: pa.Array
@@ -54,6 +56,7 @@ def encode(interactions: pa.Table) -> Encoded:
         item=item,
         rating=interactions.column("rating").to_numpy().astype(np.float32) if "rating" in names else None,
         timestamp=interactions.column("timestamp").to_numpy() if "timestamp" in names else None,
+        count=interactions.column("count").to_numpy().astype(np.float32) if "count" in names else None,
         split=interactions.column("split").to_numpy() if "split" in names else None,
         user_tokens=user_tokens,
         item_tokens=item_tokens,
@@ -85,6 +88,7 @@ def filtered(rows: Encoded, rule: FilterRule) -> Encoded:
         item=new_item.astype(np.int32),
         rating=None if rows.rating is None else rows.rating[kept],
         timestamp=None if rows.timestamp is None else rows.timestamp[kept],
+        count=None if rows.count is None else rows.count[kept],
         split=None if rows.split is None else rows.split[kept],
         user_tokens=rows.user_tokens.take(pa.array(left_users)),
         item_tokens=rows.item_tokens.take(pa.array(left_items)),

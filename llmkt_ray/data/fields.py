@@ -40,6 +40,10 @@ ITEM_NOUNS: dict[str, tuple[str, str]] = {
 """How a prompt calls one item and several."""
 
 
+TAKEN: dict[str, str] = {"movies": "watched", "music": "played", "books": "read", "generic": "chosen"}
+"""What a user does with an item, for datasets that say how often."""
+
+
 @dataclass(frozen=True)
 class FieldCoverage:
     """One item field of one dataset.

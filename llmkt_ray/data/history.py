@@ -37,12 +37,14 @@ class Entry:
         item: what is known of it.
         rating: None where the dataset has no ratings.
         timestamp: seconds since 1970; None where the dataset has none.
+        count: how often the user took the item; None where the dataset does not say.
     """
 
     index: int
     item: Item
     rating: float | None
     timestamp: float | None
+    count: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Histories:
         rating: float32 `(n,)`, or None where the dataset has no ratings.
         timestamp: float64 `(n,)`, seconds since 1970, or None.
         items: what is known of each item, in index order.
+        count: float32 `(n,)`, or None where the dataset does not say how often.
     """
 
     user_tokens: np.ndarray
@@ -64,6 +67,7 @@ class Histories:
     rating: np.ndarray | None
     timestamp: np.ndarray | None
     items: tuple[Item, ...]
+    count: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of users, those without a history included."""
@@ -73,9 +77,10 @@ class Histories:
         """Returns the history of the user with index `user`, oldest first; empty where there is none."""
         rows = slice(int(self.starts[user]), int(self.starts[user + 1]))
         indices = self.item_index[rows].tolist()
-        ratings = [None] * len(indices) if self.rating is None else self.rating[rows].tolist()
-        timestamps = [None] * len(indices) if self.timestamp is None else self.timestamp[rows].tolist()
-        return tuple(Entry(index, self.items[index], r, t) for index, r, t in zip(indices, ratings, timestamps, strict=True))
+        known = [
+            [None] * len(indices) if column is None else column[rows].tolist() for column in (self.rating, self.timestamp, self.count)
+        ]
+        return tuple(Entry(index, self.items[index], *facts) for index, *facts in zip(indices, *known, strict=True))
 
     def __iter__(self) -> Iterator[tuple[str, tuple[Entry, ...]]]:
         """Yields (raw user id, history) in index order."""
@@ -110,6 +115,7 @@ def histories(data: PreparedData, *, full: bool = False) -> Histories:
         rating=rows.rating if data.notes["has_ratings"] else None,
         timestamp=rows.timestamp if data.notes["has_timestamps"] else None,
         items=item_facts(data.items),
+        count=rows.count,
     )
 
 

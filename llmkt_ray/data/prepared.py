@@ -1,7 +1,7 @@
 """A frozen split as flat arrays: what every later stage reads, and the only place that knows which rows are test."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ class Rows:
         rating: float32 `(n,)`; 1.0 throughout where the dataset has no ratings.
         timestamp: seconds since 1970, float64 `(n,)`; NaN throughout where the dataset has none.
         positive: bool `(n,)`: what ranking models train and are tested on.
+        count: float32 `(n,)`: how often the user took the item; None where the dataset does not say.
     """
 
     user: np.ndarray
@@ -30,22 +31,27 @@ class Rows:
     rating: np.ndarray
     timestamp: np.ndarray
     positive: np.ndarray
+    count: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.user)
 
     def where(self, keep: np.ndarray) -> "Rows":
-        """Returns the rows for which the bool mask `keep` `(n,)` is true."""
-        return Rows(self.user[keep], self.item[keep], self.rating[keep], self.timestamp[keep], self.positive[keep])
+        """Returns the rows that `keep` picks: a bool mask `(n,)`, or indices in the order wanted."""
+        return Rows(*(None if column is None else column[keep] for column in vars(self).values()))
 
     @staticmethod
     def joined(*parts: "Rows") -> "Rows":
         """Returns the rows of several parts, in the order of rows: by user, then by time, then as the parts come."""
-        columns = [np.concatenate(values) for values in zip(*(vars(part).values() for part in parts), strict=True)]
-        rows = Rows(*columns)
+        rows = Rows.chained(*parts)
         by_time = () if np.isnan(rows.timestamp).any() else (rows.timestamp,)
-        order = np.lexsort((*by_time, rows.user))
-        return Rows(*(column[order] for column in columns))
+        return rows.where(np.lexsort((*by_time, rows.user)))
+
+    @staticmethod
+    def chained(*parts: "Rows") -> "Rows":
+        """Returns the rows of several parts of one split, one part after the other."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return Rows(*(None if values[0] is None else np.concatenate(values) for values in columns))
 
     def positives(self) -> "Rows":
         """Returns the positive rows only."""
@@ -119,14 +125,14 @@ class PreparedData:
 
         Args:
             key: the artifact's key.
-            arrays: `<part>_<column>` for every part and column of `Rows`, and bool `train_kept`.
+            arrays: `<part>_<column>` for every part and column of `Rows` (`count` where there is one), and bool `train_kept`.
             users: features, one row a user, sorted by `user_id`.
             items: features, one row an item, sorted by `item_id`.
             facts: name, domain and notes.
         """
 
         def rows(part: str) -> Rows:
-            return Rows(*(arrays[f"{part}_{column}"] for column in ("user", "item", "rating", "timestamp", "positive")))
+            return Rows(*(arrays.get(f"{part}_{column.name}") for column in fields(Rows)))
 
         train_full = rows("train")
         kept = arrays["train_kept"]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+COUNT_COLUMNS = ("count", "play_count", "playcount", "plays", "listen_count", "weight")
+"""How often a user took an item, in implicit feedback: the first of these that is there (Last.fm of HetRec 2011 says weight)."""
+
 _SHOWN = 3
 
 
@@ -14,7 +17,7 @@ class Tables:
     """The tables of one source as its reader found them, columns already renamed to the project's names.
 
     Attributes:
-        interactions: `user_id`, `item_id` and, where the source has them, `rating`, `timestamp`, `split`.
+        interactions: `user_id`, `item_id` and, where the source has them, `rating`, `timestamp`, a count (`COUNT_COLUMNS`), `split`.
         items, users: feature tables with `item_id` / `user_id`; None where the source has none.
         warnings: complete sentences about what the reader did that the user should know.
     """
@@ -32,7 +35,7 @@ class RawDataset:
     Attributes:
         name: the dataset's name in the study.
         domain: "movies", "music", "books" or "generic".
-        interactions: string `user_id`, `item_id`; float64 `rating`, float64 `timestamp` (seconds), string `split` where given.
+        interactions: string `user_id`, `item_id`; float64 `rating`, `timestamp` (seconds) and `count`, string `split` where given.
         items, users: features with a string id column and the standard fields of `fields.py`; only the id column where the
             source has no features. At most one row an id, in no particular order.
         digest: SHA-256 of the source's files: what the data is, wherever it lies.
@@ -69,12 +72,13 @@ def typed_interactions(table: pa.Table, where: str) -> tuple[pa.Table, list[str]
             )
             continue
         columns[name] = ids
-    for name in ("rating", "timestamp"):
-        if name in table.column_names:
-            numbers, bad = number_column(table.column(name))
+    count = next((source for source in COUNT_COLUMNS if source in table.column_names), None)
+    for name, source in (("rating", "rating"), ("timestamp", "timestamp"), ("count", count)):
+        if source is not None and source in table.column_names:
+            numbers, bad = number_column(table.column(source))
             if numbers is None:
                 problems.append(
-                    f"column {name!r} of {where} holds values that are not numbers, for example {bad}; mend them or drop the column"
+                    f"column {source!r} of {where} holds values that are not numbers, for example {bad}; mend them or drop the column"
                 )
             else:
                 columns[name] = numbers

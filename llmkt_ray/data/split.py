@@ -22,7 +22,7 @@ from llmkt_ray.errors import DatasetError
 from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import DatasetConfig
 
-SPLIT_VERSION = 1
+SPLIT_VERSION = 2
 """Part of every key; raised whenever the same inputs would give another split."""
 
 
@@ -96,6 +96,8 @@ def compute_split(
         arrays[f"{part}_rating"] = np.ones(len(chosen), np.float32) if rows.rating is None else rows.rating[chosen]
         arrays[f"{part}_timestamp"] = np.full(len(chosen), np.nan) if rows.timestamp is None else rows.timestamp[chosen]
         arrays[f"{part}_positive"] = positive[chosen]
+        if rows.count is not None:
+            arrays[f"{part}_count"] = rows.count[chosen]
         if part == "train":
             arrays["train_kept"] = kept[chosen]
     tables = {"users": _aligned(raw.users, "user_id", rows.user_tokens), "items": _aligned(raw.items, "item_id", rows.item_tokens)}
@@ -188,6 +190,7 @@ def _notes(raw: RawDataset, config: DatasetConfig, everything: Encoded, rows: En
             "train_positives": 1 - len(learnt_positive) / cells,
         },
         "has_ratings": rows.rating is not None,
+        "has_counts": rows.count is not None,
         "has_timestamps": rows.timestamp is not None,
         "rating_range": None if rows.rating is None else [float(rows.rating.min()), float(rows.rating.max())],
         "positive": config.positive.model_dump(mode="json"),

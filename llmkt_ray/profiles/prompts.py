@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llmkt_ray.data.fields import ITEM_NOUNS
+from llmkt_ray.data.fields import ITEM_NOUNS, TAKEN
 from llmkt_ray.data.history import Entry, histories
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
@@ -24,7 +24,7 @@ from llmkt_ray.profiles.engines.template import Population
 from llmkt_ray.profiles.structured import instruction
 from llmkt_ray.seeds import canonical_json
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 """Part of every key of LLM profiles; rises when what prompts are made of changes, beside the templates."""
 _BLOCKS = ("system", "user")
 _DESCRIPTION_CHARS = 160
@@ -188,6 +188,7 @@ class PromptBuilder:
         return {
             **nouns_of(data.domain),
             "rated": population.high > population.low,
+            "counted": data.train.count is not None,
             "low": f"{population.low:g}",
             "high": f"{population.high:g}",
         }
@@ -208,20 +209,25 @@ class PromptBuilder:
         if new:
             lines.update(zip(new, zip(new.values(), self.tokens.count(list(new.values())), strict=True), strict=True))
 
+        def often(count: float | None) -> str:
+            return "" if count is None else f"; {TAKEN[common['domain']]} {count:,.10g} {'time' if count == 1 else 'times'}"
+
         def prompt(rows: Sequence[Entry], part: tuple[int, int] = (0, 1)) -> Prompt:
             values = common | {
                 "demographics": about,
                 "shown": len(rows),
                 "total": len(history),
-                "history": [{**_facts(entry), "line": lines[entry.index, entry.rating][0]} for entry in rows],
+                "history": [{**_facts(entry), "line": lines[entry.index, entry.rating][0] + often(entry.count)} for entry in rows],
             }
             messages = ({"role": "system", "content": system}, {"role": "user", "content": self.template.render("user", values)})
             items = tuple(entry.index for entry in rows)
             return Prompt(user_id, messages, self.tokens.count_chat(messages), len(history), items, part)
 
         empty = prompt([]).tokens
-        # Two tokens a line for the dash and the line break; the exact counts below have the last word.
-        sizes = np.array([lines[entry.index, entry.rating][1] + 2 for entry in ordered])
+        # Two tokens a line for the dash and the line break, and those of the longest count; the exact counts below have the last word.
+        longest = max((often(entry.count) for entry in ordered), key=len)
+        more = 2 + (self.tokens.count([longest])[0] if longest else 0)
+        sizes = np.array([lines[entry.index, entry.rating][1] + more for entry in ordered])
         return self._dealt(ordered, sizes, empty, prompt) if self.chunks else [self._cut(ordered, sizes, empty, prompt)]
 
     def _cut(self, ordered: list[Entry], sizes: np.ndarray, empty: int, prompt: Callable[[Sequence[Entry]], Prompt]) -> Prompt:
@@ -266,13 +272,15 @@ def _built_in(name: str) -> str:
 
 
 def most_telling(history: Sequence[Entry], population: Population) -> list[Entry]:
-    """Returns a history with the most telling rows first: extreme ratings, then those unlike everybody's, then recent ones."""
+    """Returns a history with the most telling rows first: extreme ratings, then those unlike everybody's, then what was taken most often,
+    then recent ones.
+    """
     middle = (population.low + population.high) / 2
 
-    def telling(entry: Entry) -> tuple[float, float, float, str]:
+    def telling(entry: Entry) -> tuple[float, float, float, float, str]:
         rating = entry.rating if entry.rating is not None else middle
         surprise = abs(rating - float(population.item_rating[entry.index])) if population.high > population.low else 0.0
-        return (-abs(rating - middle), -surprise, -(entry.timestamp or 0.0), entry.item.item_id)
+        return (-abs(rating - middle), -surprise, -(entry.count or 0.0), -(entry.timestamp or 0.0), entry.item.item_id)
 
     return sorted(history, key=telling)
 
@@ -299,6 +307,7 @@ def _facts(entry: Entry) -> dict[str, Any]:
         "category": one_line(", ".join(item.category), _FIELD_CHARS),
         "description": one_line(item.description, _DESCRIPTION_CHARS),
         "rating": entry.rating,
+        "count": entry.count,
     }
 
 

@@ -204,7 +204,7 @@ def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             "all",
             "How large is the largest gain, and does it last?",
             f"{percent(found.apparent)} over alpha0 for {found.config}, on the {chosen} that chose it. {judged}",
-            f"The best on validation of {count(found.searched, 'configuration')} searched in {count(len(findings), 'cell')}; the more are "
+            f"The best on validation of {count(found.searched, 'configuration')} searched in {count(rows['cell'].nunique(), 'cell')}; the more are "
             f"searched, the more the first number flatters. Conditions: {settings}.{_unclaimed([of_cells[number]])}",
         )
     ]

@@ -132,9 +132,12 @@ def blocks_of(results: Results, cell: Cell) -> list[str]:
             blocks.append(f"the leak certificate is {status}: {reason}" if reason else f"the leak certificate is {status}")
     for arm in MUST_CONVERGE:
         runs = cell.controls.get(arm)
-        late = late_runs(results, runs) if runs else 0
-        if runs and late:
+        if not runs:
+            continue
+        if late := late_runs(results, runs):
             blocks.append(f"{arm} has not converged: its best epoch is the last one in {late} of {count(len(runs.rows), 'trial')}")
+        if unknown := int(results.trials["converged"].iloc[list(runs.rows.values())].isna().sum()):
+            blocks.append(f"it is not known whether {arm} has converged in {unknown} of {count(len(runs.rows), 'trial')}")
     return blocks
 
 

@@ -22,7 +22,7 @@ from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import Section, Table
 from llmkt_ray.report.text import count, plain, seconds
 from llmkt_ray.report.verdict import Verdict
-from llmkt_ray.stats.interval import BOOTSTRAP_FROM, MIXED_FROM
+from llmkt_ray.stats.interval import BOOTSTRAP_FROM, MIXED_FROM, SPLITS_FROM
 from llmkt_ray.study import PLAIN_ARMS
 
 GLYPHS = {"good": "\u2713", "bad": "\u2717", "calm": "\u2248", "blocked": "\u2298"}
@@ -118,10 +118,12 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
         )
     seeds = max((runs.seeds for f in findings for runs in f.cell.treated.values()), default=0)
     if 0 < seeds < MIXED_FROM:
+        units = {"splits" if c.n_splits >= SPLITS_FROM else "users" for f in findings for c in f.contrasts.values()}
+        over = "splits" if units == {"splits"} else "users only" if units <= {"users"} else "users only, or over splits"
         flags.append(
             (
                 "few seeds",
-                f"{count(seeds, 'seed')}: intervals are over users only, conditional on these seeds. From {MIXED_FROM} seeds they "
+                f"{count(seeds, 'seed')}: intervals are over {over}, conditional on these seeds. From {MIXED_FROM} seeds they "
                 f"speak of new ones, from {BOOTSTRAP_FROM} by a crossed bootstrap.",
             )
         )

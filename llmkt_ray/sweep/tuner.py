@@ -7,6 +7,7 @@ its key; a trial whose workers keep dying becomes a failed row.
 
 import logging
 import shutil
+import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -160,13 +161,17 @@ def _train(config: dict[str, Any], place: Workplace) -> None:
     """Runs one trial in a Tune worker; a retry after the row was written has nothing left to do."""
     log_as_json()
     spec = _spec(config)
-    if Ledger(place.folder).has(spec.key):
-        tune.report({"status": "done"})
-        return
     try:
+        if Ledger(place.folder).has(spec.key):
+            tune.report({"status": "done"})
+            return
         result = execute(spec, place, shares_phase1=config["shares_phase1"])
     except StorageError as error:
         tune.report({"status": "storage", "message": str(error)})
+        return
+    except Exception as error:  # noqa: BLE001 - around the trial, not in it: its row could not be written here
+        told = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        tune.report({"status": "broken", "error": told})
         return
     tune.report({"status": result.status, "error": dict(result.error) if result.error else None})
 
@@ -268,7 +273,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         last = result or {}
         if last.get("status") not in ("done", "failed", "pruned"):
             try:
-                ended = self._ended(spec)
+                ended = self._ended(spec, last.get("error") or {})
             except StorageError as storage:
                 self.problem = storage
                 return
@@ -279,8 +284,8 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
             last = ended
         self._progress.trial_ended(spec, TrialResult(spec=spec, status=last.get("status", "done"), error=last.get("error")))
 
-    def _ended(self, spec: TrialSpec) -> dict[str, Any] | None:
-        """Returns how a trial ended whose worker was lost, None if it is to be run again.
+    def _ended(self, spec: TrialSpec, error: Mapping[str, str]) -> dict[str, Any] | None:
+        """Returns how a trial ended whose worker was lost or broke (then with its error), None if it is to be run again.
 
         Raises:
             StorageError: the row of a trial that is given up cannot be written.
@@ -291,9 +296,14 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         self._lost[spec.key] += 1
         if self._lost[spec.key] <= MAX_FAILURES:
             return None
-        lost = f"its worker was lost {self._lost[spec.key]} times, for example killed, or out of memory (see `resources.trial`)"
-        ledger.record(failed(spec, "WorkerLost", lost), self._place.study_key)
-        return {"status": "failed", "error": {"kind": "WorkerLost", "message": lost}}
+        times, kind = self._lost[spec.key], error.get("kind", "WorkerLost")
+        told = (
+            f"{error['message']} (outside of training; tried {times} times)"
+            if error
+            else f"its worker was lost {times} times, for example killed, or out of memory (see `resources.trial`)"
+        )
+        ledger.record(failed(spec, kind, told, error.get("traceback", "")), self._place.study_key)
+        return {"status": "failed", "error": {"kind": kind, "message": told}}
 
     def save(self, checkpoint_path: str) -> None:
         """Saves nothing: the ledger is the state."""

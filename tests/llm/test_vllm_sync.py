@@ -110,7 +110,7 @@ def test_profiles_of_a_real_model(llama: Path, data: PreparedData, store: Artifa
         assert row["finish_reason"] == ("length" if row["output_tokens"] == 24 else "stop")
         # What the prompt was cut by is what the engine counts.
         assert 0 < row["prompt_tokens"] == counted[row["user_id"]] <= 400
-        assert row["prompt_version"] == "movies-1"
+        assert row["prompt_version"] == "movies-2"
     assert seen[-1] == (12, 12)
     assert not store.files.list("profile_parts", recursive=True)
     assert shared.closed == 1

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "sweeps").glob("*.yaml"))
 ISSUE = {
     "first_experiments", "alpha_sensitivity", "layer_scan", "llm_choice", "reducers", "dims", "sparsity", "schedule", "model_breadth",
-    "robustness", "paper_ml1m", "paper_cds", "paper_context",
+    "robustness", "paper_ml1m", "paper_cds", "paper_context", "paper_context_ranking",
 }  # fmt: skip
 
 

@@ -91,9 +91,10 @@ def describe(history: Sequence[Entry], population: Population, domain: str) -> s
     decades = Counter(f"{year[:3]}0s" for entry in liked if (year := entry.item.year or "")[:4].isdigit())
     if decades:
         sentences.append(f"Favourite {many} are from the {_and(decade for decade, _ in _most(decades, 2))}.")
-    best = _names(sorted(liked, key=lambda e: (-(e.rating or 0), -_surprise(e, population), e.item.item_id)), 6)
+    best = _names(sorted(liked, key=lambda e: (-(e.rating or 0), -(e.count or 0), -_surprise(e, population), e.item.item_id)), 6)
     if best:
-        sentences.append(f"{'Best rated' if rated else 'Chosen'}: {'; '.join(best)}.")
+        how = "Best rated" if rated else "Chosen" if history[0].count is None else "Chosen most often"
+        sentences.append(f"{how}: {'; '.join(best)}.")
     bad_kinds = Counter(kind for entry in disliked for kind in kinds_of(entry.item))
     shunned = [kind for kind, n in _most(bad_kinds, 6) if n > liked_kinds[kind]][:2]
     worst = _names(sorted(disliked, key=lambda e: (e.rating or 0, _surprise(e, population), e.item.item_id)), 2)

@@ -74,7 +74,8 @@ def interactions_section(results: Results, findings: Sequence[Finding]) -> Secti
     if strong:
         said = f"The best level of one depends on the other: {strong[0]}" + (f" and {len(strong) - 1} more." if len(strong) > 1 else ".")
     else:
-        said = "Inconclusive: no pair of factors explains more together than the seed does; read each factor on its own."
+        than = "the seed does" if seed is not None else "chance does; all trials have one seed, so there is no noise floor"
+        said = f"Inconclusive: no pair of factors explains more together than {than}; read each factor on its own."
     rows = tuple((_words(share.name), f"{share.share:.1%}", p_value(share.p), str(share.levels)) for share in found)
     return Section(
         key="interactions",

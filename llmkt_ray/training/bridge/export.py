@@ -139,8 +139,7 @@ def _write_dataset(files: FileStore, model: BuiltModel, spec: TrialSpec, data: P
 
 def _known(data: PreparedData) -> Rows:
     """Returns what is masked beside the positives that were learnt from: other train rows, those of the full split, validation."""
-    parts = [data.train_full, data.valid]
-    both = Rows(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("user", "item", "rating", "timestamp", "positive")))
+    both = Rows.chained(data.train_full, data.valid)
     learnt = data.train.positives()
     seen = np.unique(learnt.user.astype(np.int64) * data.n_items + learnt.item)
     return both.where(~np.isin(both.user.astype(np.int64) * data.n_items + both.item, seen))

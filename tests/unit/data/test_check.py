@@ -50,6 +50,7 @@ CASES: list[tuple[dict[str, list[Any]], dict[str, Any], str]] = [
     (with_value("rating", 2, float("-inf")), {}, r"rating is not a finite number in 1 of 30 rows \('-inf'\)"),
     (with_value("rating", 2, None), {}, r"rating is not a finite number in 1 of 30 rows \('None'\)"),
     (with_value("timestamp", 9, None), {}, r"timestamp is not a finite number in 1 of 30 rows .*first in row 10"),
+    (changed(plays=[3, 0, 1] * 10), {}, r"count is not a positive number in 10 of 30 rows \('0.0'\), first in row 2"),
     (changed(rating=["5", "four", "n/a"] * 10), {}, r"'rating' .* not numbers, for example 'four', 'n/a'"),
     (without("rating"), {"positive": {"rating_at_least": 4}}, r"rating_at_least 4, but the interactions have only .*drop"),
     (GOOD, {"positive": {"rating_at_least": 6}}, r"no rating reaches rating_at_least 6, the largest is 5; choose a smaller"),

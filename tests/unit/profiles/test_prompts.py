@@ -2,6 +2,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -86,13 +87,27 @@ def test_each_domain_has_a_prompt_of_its_own(domain: str, word: str, data: Prepa
     prompt = _prompts(dataclasses.replace(data, domain=domain))[0]
     assert f'beginning with "This {word}"' in prompt.messages[0]["content"]
     assert "Ratings run from 1 (hated) to 5 (loved)" in prompt.messages[0]["content"]
-    assert PromptTemplate(domain).version == f"{domain}-1"
+    assert PromptTemplate(domain).version == f"{domain}-2"
 
 
 def test_implicit_feedback_has_no_ratings(data: PreparedData) -> None:
     prompt = _prompts(dataclasses.replace(data, notes={**data.notes, "has_ratings": False}))[0]
     assert "rated" not in prompt.messages[1]["content"]
     assert "Ratings run" not in prompt.messages[0]["content"]
+
+
+def test_counts_of_implicit_feedback_are_told_and_come_first(data: PreparedData) -> None:
+    count = np.arange(len(data.train), dtype=np.float32) * 700 + 1
+    notes = {**data.notes, "has_ratings": False}
+    counted = dataclasses.replace(data, train=dataclasses.replace(data.train, count=count), notes=notes, domain="music")
+    prompt = _prompts(counted)[0]
+    shown = [line.rpartition("; played ")[2] for line in prompt.messages[1]["content"].splitlines() if line.startswith("- ")]
+    own = np.sort(count[data.train.user == 0])[::-1].astype(int).tolist()
+    assert shown == [f"{n:,} {'time' if n == 1 else 'times'}" for n in own]
+    assert "The list says how often each was played." in prompt.messages[0]["content"]
+    assert "played" not in _prompts(dataclasses.replace(data, domain="music"))[0].messages[1]["content"]
+    for cut in _prompts(counted, 130):
+        assert cut.tokens == Words().count_chat(cut.messages) <= 130
 
 
 def test_all_fields_of_an_item_on_one_line() -> None:

@@ -76,6 +76,16 @@ def test_implicit_feedback_has_no_dislikes(data: PreparedData) -> None:
         assert "Chosen: Film Number" in text
 
 
+def test_counts_name_what_was_taken_most_often(data: PreparedData) -> None:
+    count = (data.train.item % 7 + 1).astype(np.float32)
+    notes = {**data.notes, "has_ratings": False}
+    texts = _texts(dataclasses.replace(data, train=dataclasses.replace(data.train, count=count), notes=notes))
+    own = data.train.item[data.train.user == 0]
+    most = [int(item) for item in own if item % 7 == max(own % 7)]
+    chosen = texts[str(data.user_tokens[0])].partition("Chosen most often: ")[2].partition(".")[0].split("; ")
+    assert chosen[0] in {f"Film Number {item}" for item in most}
+
+
 def test_items_without_any_text_are_refused(data: PreparedData) -> None:
     bare = dataclasses.replace(data, items=pa.table({"item_id": data.items.column("item_id")}))
     with pytest.raises(ProfileError, match=r"no title, genres.*bring profiles of your own"):

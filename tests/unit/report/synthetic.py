@@ -61,7 +61,7 @@ class World:
     seed_sd: float = 0.008
     is_llm: bool = True
     certificate: str = "verified"
-    converged: Callable[[str, str, int], bool] = lambda model, arm, seed: True
+    converged: Callable[[str, str, int], bool | None] = lambda model, arm, seed: True
     fails: Callable[[TrialSpec], str | None] = lambda spec: None
     curve: Callable[[TrialSpec, int, float], float] | None = None
     gainers: Callable[[int], bool] = lambda user: True

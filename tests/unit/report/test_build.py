@@ -142,6 +142,12 @@ def test_one_seed_is_conditional_on_it(tmp_path):
     assert "few seeds" in text
 
 
+@pytest.mark.parametrize(("splits", "over"), [(1, "users only"), (3, "splits")])
+def test_few_seeds_say_what_the_intervals_are_over(tmp_path, splits, over):
+    text = _text(tmp_path, World(**{**SMALL.__dict__, "seeds": 2, "splits": splits}))
+    assert f"2 seeds: intervals are over {over}, conditional on these seeds." in text
+
+
 def test_before_the_first_trial(tmp_path):
     assert "No verdict: nothing has finished yet." in _text(tmp_path, keep=lambda spec: False)
 

@@ -53,6 +53,10 @@ def test_a_contrast_is_the_paired_difference_of_the_ledgers_own_rows(tmp_path):
         ({"certificate": "leaked"}, "the leak certificate is leaked"),
         ({"converged": lambda model, arm, seed: not (arm == "baseline" and seed == 2)}, "baseline has not converged"),
         ({"converged": lambda model, arm, seed: arm != "alpha0"}, "alpha0 has not converged"),
+        (
+            {"converged": lambda model, arm, seed: None if arm == "baseline" and seed else True},
+            "it is not known whether baseline has converged in 3 of 4 trials",
+        ),
         ({"arms": ("baseline", "alpha0", "shuffled")}, "the control 'template' was not run"),
     ],
 )

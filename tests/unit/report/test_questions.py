@@ -109,6 +109,7 @@ def test_factors_that_work_only_together_are_named(tmp_path):
 def test_a_noise_floor_is_spoken_of_where_it_is_drawn(tmp_path, seeds, words):
     sections, *_ = _sections(tmp_path, layers=("a", "b"), reductions=("pca", "umap"), alphas=(0.3, 0.5), llms=("x", "y"), seeds=seeds)
     assert [key for key in ("sources", "interactions") if words in sections[key].caption] == ["sources", "interactions"]
+    assert ("than the seed does" in sections["interactions"].lead) == (seeds == 3)
 
 
 def test_what_is_not_drawn_is_said(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray import tune
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from llmkt_ray.errors import StorageError
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.sweep import tuner
 from llmkt_ray.sweep.execute import Workplace, load_artifacts
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.tuner import MAX_FAILURES, _Feed, _Queue, _Watcher
@@ -66,6 +68,28 @@ def test_a_trial_is_given_out_again_until_it_was_lost_too_often(tmp_path: Path, 
     (row,) = Ledger(tmp_path).trials().to_dict("records")
     assert (row["status"], row["error_kind"]) == ("failed", "WorkerLost")
     assert f"lost {MAX_FAILURES + 1} times" in row["error_message"]
+
+
+def test_a_trial_whose_worker_breaks_around_it_keeps_the_reason(tmp_path: Path, progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row of a worker that raises where no row can be written says what it raised, not that a worker was lost."""
+    feed = feed_of([SPEC], tmp_path, progress)
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(tuner.tune, "report", reports.append)
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("the machine is on fire")
+
+    monkeypatch.setattr(tuner, "execute", broken)
+    for attempt in range(MAX_FAILURES + 1):
+        config = feed.suggest(str(attempt))
+        assert isinstance(config, dict)
+        tuner._train(config, feed._place)
+        feed.on_trial_complete(str(attempt), reports[-1])
+    assert feed.suggest("last") == FINISHED
+    (row,) = Ledger(tmp_path).trials().to_dict("records")
+    assert (row["status"], row["error_kind"]) == ("failed", "ZeroDivisionError")
+    assert row["error_message"] == f"the machine is on fire (outside of training; tried {MAX_FAILURES + 1} times)"
+    assert "broken" in row["error_traceback"]
 
 
 def test_a_trial_that_tune_gives_up_without_a_word_is_given_out_again(tmp_path: Path, progress: Progress) -> None:
