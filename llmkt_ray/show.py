@@ -16,7 +16,7 @@ from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep.estimate import estimate_s
 from llmkt_ray.sweep.llm_cost import LlmLine
 from llmkt_ray.sweep.plan import Plan
-from llmkt_ray.sweep.progress import duration
+from llmkt_ray.sweep.progress import duration, texts_line
 from llmkt_ray.training.knowledge import Knowledge
 from llmkt_ray.transfer.taps import Tap, candidates
 
@@ -182,6 +182,8 @@ def progress_lines(progress: Mapping[str, Any] | None) -> Iterator[str]:
     left = "" if progress["left_s"] is None else f", about {duration(progress['left_s'])} left"
     failed = f", {progress['failed']} failed" if progress["failed"] else ""
     yield f"stage: {progress['stage']}, {progress['done']} of {progress['total']} done{failed}{left} (said {progress['updated']})"
+    if progress.get("texts"):
+        yield f"  {texts_line(progress['texts'])}"
     for trial in progress["running"]:
         yield f"  {trial['name']}: {duration(trial['seconds'])} so far (trial {trial['trial']})"
     if progress["dashboard"]:

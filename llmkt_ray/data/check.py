@@ -92,8 +92,9 @@ def _number_problems(table: pa.Table) -> list[str]:
             bad = pc.invert(pc.fill_null(right, False))
             if count := pc.sum(bad).as_py():
                 values = shown(pc.unique(column.filter(bad)).slice(0, 3).to_pylist())
+                kind = "positive" if name == "count" else "finite"
                 problems.append(
-                    f"{name} is not a {'positive' if name == 'count' else 'finite'} number in {count} of {len(table)} rows ({values}), {_first(bad)}; mend or delete these rows"
+                    f"{name} is not a {kind} number in {count} of {len(table)} rows ({values}), {_first(bad)}; mend or delete these rows"
                 )
     return problems
 

@@ -77,9 +77,7 @@ class Histories:
         """Returns the history of the user with index `user`, oldest first; empty where there is none."""
         rows = slice(int(self.starts[user]), int(self.starts[user + 1]))
         indices = self.item_index[rows].tolist()
-        known = [
-            [None] * len(indices) if column is None else column[rows].tolist() for column in (self.rating, self.timestamp, self.count)
-        ]
+        known = [[None] * len(indices) if column is None else column[rows].tolist() for column in (self.rating, self.timestamp, self.count)]
         return tuple(Entry(index, self.items[index], *facts) for index, *facts in zip(indices, *known, strict=True))
 
     def __iter__(self) -> Iterator[tuple[str, tuple[Entry, ...]]]:

@@ -197,6 +197,7 @@ def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         interval = percent_interval(rest.relative) if rest is not None and rest.relative is not None else percent(found.honest)
         conditions = f", {listed(list(rest.conditions))}" if rest is not None and rest.conditions else ""
         judged = f"On {count(len(found.judging), 'seed')} that did not choose it: {interval}{conditions}."
+    searched = f"{count(found.searched, 'configuration')} searched in {count(rows['cell'].nunique(), 'cell')}"
     settings = ", ".join(f"{SHOWN[name]} {_plain(value)}" for name, value in cell.factors.items() if name in SHOWN and value != "-")
     return [
         Answer(
@@ -204,7 +205,7 @@ def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             "all",
             "How large is the largest gain, and does it last?",
             f"{percent(found.apparent)} over alpha0 for {found.config}, on the {chosen} that chose it. {judged}",
-            f"The best on validation of {count(found.searched, 'configuration')} searched in {count(rows['cell'].nunique(), 'cell')}; the more are "
+            f"The best on validation of {searched}; the more are "
             f"searched, the more the first number flatters. Conditions: {settings}.{_unclaimed([of_cells[number]])}",
         )
     ]

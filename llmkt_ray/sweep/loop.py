@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.sweep.execute import Workplace, execute
 from llmkt_ray.sweep.phase1 import SharedPhases
-from llmkt_ray.sweep.pipeline import Node
+from llmkt_ray.sweep.pipeline import Node, TextsNode
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.training.spec import TrialSpec
 
@@ -22,7 +22,10 @@ class LoopExecutor:
             LlmktError: a node cannot be computed.
         """
         for node in nodes:
-            node.compute(store)
+            if isinstance(node, TextsNode):
+                node.compute(store, progress.texts(node.label))
+            else:
+                node.compute(store)
             progress.artifact_made(node.label)
 
     def run(self, batches: Iterator[Sequence[TrialSpec]], place: Workplace, progress: Progress) -> None:

@@ -16,6 +16,7 @@ from llmkt_ray.embeddings.item_mean import encode_item_means, item_mean_key
 from llmkt_ray.embeddings.knowledge import knowledge_key
 from llmkt_ray.embeddings.targets import make_targets, targets_key
 from llmkt_ray.profiles.cost import Accounts
+from llmkt_ray.profiles.engines.base import Progress, silent
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.items import ItemTexts, item_texts_key, write_item_texts
 from llmkt_ray.profiles.table import Profiles
@@ -78,11 +79,13 @@ class ProfileNode(TextsNode):
         """Who wrote them, as results name it."""
         return f"{self.config.label} (leaked)" if self.leaked else self.config.label
 
-    def compute(self, store: ArtifactStore) -> None:
-        """Makes the artifact unless it is there."""
-        data = PreparedData.load(store, self.split.key)
-        seed = self.split.study_seed
-        generate(self.config, data, store, study_seed=seed, resources=self.resources, leaked=self.leaked, accounts=self.accounts)
+    def compute(self, store: ArtifactStore, progress: Progress = silent) -> None:
+        """Makes the artifact unless it is there; `progress` is told of users as they end."""
+        data, seed = PreparedData.load(store, self.split.key), self.split.study_seed
+        generate(
+            self.config, data, store,
+            study_seed=seed, progress=progress, resources=self.resources, leaked=self.leaked, accounts=self.accounts,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -193,11 +196,10 @@ class ItemTextsNode(TextsNode):
         """Who wrote them, as results name it."""
         return f"items by {self.config.label}"
 
-    def compute(self, store: ArtifactStore) -> None:
-        """Makes the artifact unless it is there."""
-        data = PreparedData.load(store, self.split.key)
-        seed = self.split.study_seed
-        write_item_texts(self.config, data, store, study_seed=seed, resources=self.resources, accounts=self.accounts)
+    def compute(self, store: ArtifactStore, progress: Progress = silent) -> None:
+        """Makes the artifact unless it is there; `progress` is told of items as they end."""
+        data, seed = PreparedData.load(store, self.split.key), self.split.study_seed
+        write_item_texts(self.config, data, store, study_seed=seed, progress=progress, resources=self.resources, accounts=self.accounts)
 
 
 @dataclass(frozen=True)

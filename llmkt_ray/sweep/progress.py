@@ -5,7 +5,7 @@ On a terminal one line that is redrawn; elsewhere (a log file, CI) a plain line 
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,12 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def texts_line(texts: Mapping[str, Any]) -> str:
+    """Returns how far the texts are that are being written, in words."""
+    left = "" if texts["left_s"] is None else f", about {duration(texts['left_s'])} left"
+    return f"{texts['done']:,} of {texts['total']:,} texts of {texts['label']}{left}"
 
 
 class Progress:
@@ -58,6 +64,8 @@ class Progress:
         self._started = self._printed = time.monotonic()
         self._bar: Bar | None = None
         self._dashboard: str | None = None
+        self._texts: dict[str, Any] | None = None
+        """How far the texts are that are being written: whose, done, total, seconds left."""
         self.meter = Meter(BudgetConfig(), ResourcesConfig())
 
     @contextmanager
@@ -65,6 +73,7 @@ class Progress:
         """Shows a stage of `total` steps for as long as the block lasts."""
         with self._lock:
             self._stage, self._total, self._done, self._failed = name, total, 0, 0
+            self._texts = None
             self._running.clear()
             self._names.clear()
             self._started = self._printed = time.monotonic()
@@ -109,10 +118,26 @@ class Progress:
         self.console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
         self._log("warning", "warning", message=sentence)
 
+    def texts(self, label: str) -> Callable[[int, int], None]:
+        """Returns what the writing of one set of texts calls with (texts done, texts in all)."""
+        first: list[float] = []
+
+        def told(done: int, total: int) -> None:
+            now = time.monotonic()
+            if not first:
+                first.extend((now, done))  # texts of an interrupted run are there at once and say nothing of the speed
+            since, before = first
+            left = (now - since) / (done - before) * (total - done) if done > before else None
+            with self._lock:
+                self._texts = {"label": label, "done": done, "total": total, "left_s": None if left is None else round(left)}
+
+        return told
+
     def artifact_made(self, label: str) -> None:
         """Counts an artifact."""
         with self._lock:
             self._done += 1
+            self._texts = None
         self._log("artifact_made", artifact=label)
         self._show(label)
 
@@ -193,6 +218,7 @@ class Progress:
                 "total": self._total,
                 "done": self._done,
                 "failed": self._failed,
+                "texts": self._texts,
                 "running": [{"trial": key, "name": name, "seconds": round(at - self._running[key])} for key, name in self._names.items()],
                 "dashboard": self._dashboard,
                 "left_s": None if left is None else round(left),
@@ -202,6 +228,8 @@ class Progress:
     def _line(self) -> str:
         left = self.left_s()
         parts = [f"{self._done} of {self._total} done"]
+        if self._texts is not None:
+            parts.append(texts_line(self._texts))
         if self._running:
             parts.append(f"{len(self._running)} running")
         if self._failed:

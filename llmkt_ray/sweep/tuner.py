@@ -26,7 +26,7 @@ from llmkt_ray.sweep.execute import Workplace, execute, failed
 from llmkt_ray.sweep.journal import log_as_json
 from llmkt_ray.sweep.names import file_name
 from llmkt_ray.sweep.phase1 import SharedPhases
-from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, ItemTextsNode, KnowledgeNode, Node, ProfileNode
+from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, KnowledgeNode, Node, TextsNode
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.tune_memory import killed_for_memory_is_lost
 from llmkt_ray.training.spec import TrialResult, TrialSpec
@@ -34,7 +34,7 @@ from llmkt_ray.training.spec import TrialResult, TrialSpec
 TUNER_TRIALS = 500
 GROWING_ENCODERS = 4
 FINISHED: str = tune.search.Searcher.FINISHED
-SELF_DRIVEN = (ProfileNode, ItemTextsNode, EmbeddingNode, ItemMeanNode, KnowledgeNode)
+SELF_DRIVEN = (TextsNode, EmbeddingNode, ItemMeanNode, KnowledgeNode)
 """Artifacts that start actor pools of their own."""
 MAX_FAILURES = 3
 """How often a trial's worker may die before the trial becomes a failed row."""
@@ -67,8 +67,8 @@ class RayExecutor:
             LlmktError: a node cannot be computed.
         """
         for node in nodes:
-            if isinstance(node, ProfileNode | ItemTextsNode):
-                node.compute(store)
+            if isinstance(node, TextsNode):
+                node.compute(store, progress.texts(node.label))
             elif isinstance(node, EmbeddingNode | ItemMeanNode | KnowledgeNode):
                 node.compute(store, workers=self._encoders())
             else:

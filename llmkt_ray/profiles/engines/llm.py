@@ -1,7 +1,7 @@
 """Profiles by a language model: prompts, part files, retries, and every user in exactly one row, whatever the engine does."""
 
 import re
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from itertools import groupby, islice
 from typing import Any
@@ -106,14 +106,16 @@ class LlmEngine:
 
         def ask(prompts: list[Prompt]) -> dict[_Key, ProfileRow]:
             nonlocal done, asked
-            last, before = {(prompt.user_id, prompt.hash) for prompt in prompts if prompt.is_last}, done
+            waiting = {(prompt.user_id, prompt.hash) for prompt in prompts if prompt.is_last}
+            done += len(waiting)
 
-            def tell(ended: Collection[_Key]) -> None:
-                job.progress(before + len(last.intersection(ended)), data.n_users)
+            def tell(key: _Key) -> None:
+                waiting.discard(key)
+                job.progress(done - len(waiting), data.n_users)
 
             rows = self._charged(prompts, finished, builder.template.version, job, tell)
             resumed.update(rows.keys() & finished.keys())
-            done, asked = done + len(last), asked + self._asked(rows)
+            asked += self._asked(rows)
             return rows
 
         with closing(self._backend):
@@ -163,13 +165,19 @@ class LlmEngine:
             StorageError: part files cannot be written.
         """
         finished = job.parts.finished()
+        ended: set[_Key] = set()
+
+        def tell(key: _Key) -> None:
+            ended.add(key)
+            job.progress(len(ended), len(prompts))
+
         with closing(self._backend):
-            rows = self._charged(prompts, finished, version, job, lambda ended: job.progress(len(ended), len(prompts)))
+            rows = self._charged(prompts, finished, version, job, tell)
         counts = {"asked": self._asked(rows), "resumed_rows": len(rows.keys() & finished.keys())}
         return {row.user_id: row for row in rows.values()}, counts
 
     def _charged(
-        self, prompts: list[Prompt], finished: Mapping[_Key, ProfileRow], version: str, job: Job, tell: Callable[[Collection[_Key]], None]
+        self, prompts: list[Prompt], finished: Mapping[_Key, ProfileRow], version: str, job: Job, tell: Callable[[_Key], None]
     ) -> dict[_Key, ProfileRow]:
         """Returns a row for every prompt: one of `finished`, or what the model says now. All of them are charged.
 
@@ -178,15 +186,18 @@ class LlmEngine:
             finished: rows of the run before, of these prompts or of others.
             version: of the template.
             job: where rows go and are charged.
-            tell: called with the keys that have a row, whenever one ends.
+            tell: called with the key of every row, when it is there.
         """
         keys = {(prompt.user_id, prompt.hash) for prompt in prompts}
         rows = {key: row for key, row in finished.items() if key in keys}
         job.charge(list(rows.values()))
+        for key in rows:
+            tell(key)
         with closing(self._complete(prompts, rows, version, job)) as ended:
             for row in ended:
-                rows[row.user_id, row.prompt_hash or ""] = row
-                tell(rows)
+                key = (row.user_id, row.prompt_hash or "")
+                rows[key] = row
+                tell(key)
         return rows
 
     def _asked(self, rows: Mapping[_Key, ProfileRow]) -> int:

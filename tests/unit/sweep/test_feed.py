@@ -70,8 +70,10 @@ def test_a_trial_is_given_out_again_until_it_was_lost_too_often(tmp_path: Path, 
     assert f"lost {MAX_FAILURES + 1} times" in row["error_message"]
 
 
-def test_a_trial_whose_worker_breaks_around_it_keeps_the_reason(tmp_path: Path, progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row of a worker that raises where no row can be written says what it raised, not that a worker was lost."""
+def test_a_trial_whose_worker_breaks_around_it_keeps_the_reason(
+    tmp_path: Path, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no row can be written in the worker, the row says what it raised, not that a worker was lost."""
     feed = feed_of([SPEC], tmp_path, progress)
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr(tuner.tune, "report", reports.append)

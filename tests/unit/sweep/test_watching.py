@@ -11,11 +11,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from llmkt_ray.artifacts import FileStore
 from llmkt_ray.results.folder import study_folder
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.show import progress_lines
+from llmkt_ray.study import DatasetConfig, ProfileConfig, ResourcesConfig, TaskResources
 from llmkt_ray.sweep.boards import Board
 from llmkt_ray.sweep.journal import Journal, JsonFormatter, read_progress, set_trial
+from llmkt_ray.sweep.loop import LoopExecutor
 from llmkt_ray.sweep.names import describe, file_name
+from llmkt_ray.sweep.pipeline import SplitNode, TextsNode
 from llmkt_ray.sweep.plan import make_plan
+from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.run import run_study, store_of
+from llmkt_ray.sweep.tuner import RayExecutor
 from llmkt_ray.training.spec import TrialResult
 from llmkt_ray.training.trial import run_trial
 from tests.tiny import tiny_study
@@ -114,6 +120,39 @@ def test_a_run_that_breaks_says_so_in_its_last_line(tmp_path):
 def test_what_a_run_says_of_itself(finished):
     said = read_progress(study_folder(finished[0]))
     assert (said["stage"], said["done"], said["total"], said["failed"], said["running"]) == ("trials", 6, 6, 1, [])
+
+
+def test_texts_that_are_being_written_are_shown_one_by_one(monkeypatch, tmp_path):
+    clock = iter([0.0, 10.0, 20.0])
+    progress = Progress(Console(file=io.StringIO()))
+    progress.journal = Journal(str(tmp_path), "study")
+    with progress.stage("profiles", 2):
+        told = progress.texts("films, a-llm")
+        monkeypatch.setattr("llmkt_ray.sweep.progress.time.monotonic", lambda: next(clock))
+        told(4000, 6040)  # of an interrupted run
+        told(4000, 6040)
+        told(4100, 6040)
+        monkeypatch.undo()
+        assert "0 of 2 done, 4,100 of 6,040 texts of films, a-llm, about 6 min 28 s left" in progress._line()
+        progress._snapshot(now=True)
+        (shown,) = [line for line in progress_lines(read_progress(str(tmp_path))) if "texts" in line]
+        assert shown.strip() == "4,100 of 6,040 texts of films, a-llm, about 6 min 28 s left"
+        progress.artifact_made("films, a-llm")
+        assert progress._line().startswith("1 of 2 done, 0 s so far")
+
+
+@pytest.mark.parametrize("executor", ["loop", "ray"])
+def test_every_executor_tells_of_texts_as_they_are_written(executor):
+    class Texts(TextsNode):
+        def compute(self, store, progress):
+            progress(3, 5)
+            seen.append(dict(told._texts))
+
+    seen, told = [], Progress(Console(file=io.StringIO()))
+    node = Texts(SplitNode(DatasetConfig(name="toy"), 1, 0, 1.0, "k"), ProfileConfig(llm="template"), "t", TaskResources())
+    worker = LoopExecutor() if executor == "loop" else RayExecutor(ResourcesConfig())
+    worker.compute([node], None, told)
+    assert [(one["label"], one["done"], one["total"]) for one in seen] == [("toy, template", 3, 5)]
 
 
 def test_a_worker_s_lines_carry_its_trial(finished):
