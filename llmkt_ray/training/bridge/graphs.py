@@ -5,6 +5,7 @@ the same, D^-1/2 A D^-1/2 with A = [[0, R], [R^T, 0]].
 """
 
 import inspect
+import warnings
 from functools import cache
 from typing import Any
 
@@ -58,6 +59,11 @@ def install(model_class: Any) -> None:
 
     def get_norm_adj_mat(self: Any) -> torch.Tensor:
         graph = normalised_adjacency(self.interaction_matrix, self.n_users, self.n_items)
-        return graph.to_sparse_csr() if layout is torch.sparse_csr else graph
+        if layout is not torch.sparse_csr:
+            return graph
+        with warnings.catch_warnings():
+            # torch calls its CSR support beta, once a process; what is used of it here is tested against RecBole's own graph.
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+            return graph.to_sparse_csr()
 
     model_class.get_norm_adj_mat = get_norm_adj_mat

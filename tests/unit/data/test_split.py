@@ -63,14 +63,14 @@ def test_ratings_and_times_that_a_dataset_lacks(make_dataset: MakeDataset, store
 
 @pytest.mark.parametrize("name", ["count", "plays", "weight"])
 def test_counts_of_implicit_feedback_stay_with_their_rows(name: str, make_dataset: MakeDataset, store: ArtifactStore) -> None:
-    users, items = [u for u in range(4) for _ in range(5)], list(range(5)) * 4
-    config = make_dataset({"user_id": users, "item_id": items, name: [10 * u + i + 1 for u, i in zip(users, items, strict=True)]})
+    users, items = [u for u in range(4) for _ in range(10)], list(range(10)) * 4
+    config = make_dataset({"user_id": users, "item_id": items, name: [100 * u + i + 1 for u, i in zip(users, items, strict=True)]})
     data = prepare(config, study_seed=1, train_share=0.5, store=store)
     rows = [data.train, data.train_full, data.valid, data.test, data.with_held_out_as_train().train]
     assert len(data.train) < len(data.train_full)
     for part in rows:
         assert part.count is not None
-        expected = [10 * int(data.user_tokens[u]) + int(data.item_tokens[i]) + 1 for u, i in zip(part.user, part.item, strict=True)]
+        expected = [100 * int(data.user_tokens[u]) + int(data.item_tokens[i]) + 1 for u, i in zip(part.user, part.item, strict=True)]
         assert part.count.tolist() == expected
     assert data.notes["has_counts"]
     assert data.train.rating.tolist() == [1.0] * len(data.train)

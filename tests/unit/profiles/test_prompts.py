@@ -151,7 +151,10 @@ def test_own_template(tmp_path: Path, data: PreparedData) -> None:
     [
         ("{% block user %}x{% endblock %}", "has no block system"),
         ("{% block system %}{% endblock %}{% block user %}{% for %}{% endblock %}", "is not Jinja2"),
-        ("{% block system %}{% endblock %}{% block user %}{{ histori }}{% endblock %}", "'histori' is undefined; given are demographics"),
+        (
+            "{% block system %}{% endblock %}{% block user %}{{ histori }}{% endblock %}",
+            "'histori' is undefined; given are counted, demographics",
+        ),
         ("{% block system %}{{ ''.__class__.__mro__ }}{% endblock %}{% block user %}x{% endblock %}", "unsafe"),
         ("{% block system %}{% include '/etc/hostname' %}{% endblock %}{% block user %}x{% endblock %}", "no loader"),
         ("{% block system %}{{ range(99999999) | list }}{% endblock %}{% block user %}x{% endblock %}", "[Rr]ange too big"),

@@ -116,6 +116,6 @@ def test_the_key_is_of_model_and_revision_prompt_sampling_generation_seed_and_hi
     keys.append(profiles_key(_config(prompt=str(own)), data.key, 1))
     same: list[dict[str, Any]] = [{"llm": "vllm-sync"}, {"name": "label"}, {"workers": (1, 4)}, {"block_size": 3}, {"attempts": 5}]
     assert {profiles_key(_config(**changes), data.key, 1) for changes in same} == {keys[0]}
-    monkeypatch.setattr(llm, "PROMPT_VERSION", "2")
+    monkeypatch.setattr(llm, "PROMPT_VERSION", "another")
     keys.append(profiles_key(_config(), data.key, 1))
     assert len(set(keys)) == len(keys)
