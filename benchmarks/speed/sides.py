@@ -26,8 +26,8 @@ from llmkt_ray.transfer.phases import PhasePlan
 from llmkt_ray.transfer.weights import WeightsManager
 
 MODELS = ("BPR", "NeuMF", "SimpleX", "MultiVAE", "LightGCN")
-SIDE_S = 0.5
-"""Seconds that one side of a pair takes at least."""
+PAIR_S = 2.0
+"""CPU seconds that a pair takes at least."""
 METRICS = ("NDCG@10", "Recall@10", "Hit@10", "MRR@10")
 BATCH_SIZES = {"MultiVAE": 256}
 
@@ -57,15 +57,17 @@ def cpu_s(work: Callable[[], object]) -> float:
 def median_pair(ours: Callable[[], object], bare: Callable[[], object], pairs: int) -> tuple[float, float, float]:
     """Runs both sides in turn; returns the medians of our seconds, the bare seconds and the ratio.
 
-    A side that is short is run as often as half a second takes: the clock of one short run says more of the machine than of the code.
+    A pair of short sides alternates between them for at least `PAIR_S`, so that what slows the machine for a while slows both.
     """
-    ours()
-    times = max(1, math.ceil(SIDE_S / cpu_s(bare)))
+    ours(), bare()
+    times = max(1, math.ceil(PAIR_S / (cpu_s(ours) + cpu_s(bare))))
 
-    def seconds(side: Callable[[], object]) -> float:
-        return cpu_s(lambda: [side() for _ in range(times)]) / times
+    def pair() -> tuple[float, float]:
+        turns = [(cpu_s(ours), cpu_s(bare)) for _ in range(times)]
+        first, second = zip(*turns, strict=True)
+        return sum(first) / times, sum(second) / times
 
-    return medians([(seconds(ours), seconds(bare)) for _ in range(pairs)])
+    return medians([pair() for _ in range(pairs)])
 
 
 def medians(seconds: Sequence[tuple[float, float]]) -> tuple[float, float, float]:

@@ -1,7 +1,7 @@
 """A frozen split as flat arrays: what every later stage reads, and the only place that knows which rows are test."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +38,8 @@ class Rows:
 
     def where(self, keep: np.ndarray) -> "Rows":
         """Returns the rows that `keep` picks: a bool mask `(n,)`, or indices in the order wanted."""
-        return Rows(*(None if column is None else column[keep] for column in vars(self).values()))
+        columns: dict[str, Any] = {name: None if column is None else column[keep] for name, column in vars(self).items()}
+        return Rows(**columns)
 
     @staticmethod
     def joined(*parts: "Rows") -> "Rows":
@@ -50,8 +51,8 @@ class Rows:
     @staticmethod
     def chained(*parts: "Rows") -> "Rows":
         """Returns the rows of several parts of one split, one part after the other."""
-        columns = zip(*(vars(part).values() for part in parts), strict=True)
-        return Rows(*(None if values[0] is None else np.concatenate(values) for values in columns))
+        names = [name for name, column in vars(parts[0]).items() if column is not None]
+        return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     def positives(self) -> "Rows":
         """Returns the positive rows only."""
@@ -132,7 +133,8 @@ class PreparedData:
         """
 
         def rows(part: str) -> Rows:
-            return Rows(*(arrays.get(f"{part}_{column.name}") for column in fields(Rows)))
+            columns = (arrays[f"{part}_{column}"] for column in ("user", "item", "rating", "timestamp", "positive"))
+            return Rows(*columns, count=arrays.get(f"{part}_count"))
 
         train_full = rows("train")
         kept = arrays["train_kept"]

@@ -11,8 +11,8 @@ from llmkt_ray.errors import TrainingError
 from llmkt_ray.training.metrics import METRICS, Metric
 from llmkt_ray.training.negatives import sorted_unique
 
-_SCORES_AT_ONCE = 1 << 20
-"""Scores held at once at the most (4 MiB): a block stays in cache, users x items is never whole in memory."""
+_SCORES_AT_ONCE = 1 << 19
+"""Scores held at once at the most (2 MiB): a block stays in cache, users x items is never whole in memory."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class RankingTask:
         for start in range(0, len(self.users), block):
             stop = min(start + block, len(self.users))
             first, last = np.searchsorted(mask_rows, [start, stop])
-            places = (mask_rows[first:last] - start) * n_items + mask_items[first:last]
-            self._blocks.append((torch.from_numpy(self.users[start:stop].astype(np.int64)), torch.from_numpy(places)))
+            masked_pairs = torch.from_numpy(mask_rows[first:last] - start), torch.from_numpy(mask_items[first:last])
+            self._blocks.append((torch.from_numpy(self.users[start:stop].astype(np.int64)), *masked_pairs))
 
     def _mask(self, masked: Sequence[Rows]) -> tuple[np.ndarray, np.ndarray]:
         """Returns masked (place among the evaluated users, item) pairs, int64 each, sorted by place."""
@@ -88,18 +88,17 @@ class RankingTask:
         Raises:
             TrainingError: a score is NaN.
         """
-        tops = []
-        for users, masked in self._blocks:
-            scores = score(users).contiguous()
-            if scores.device.type == "cpu":  # numpy writes to places in a third of torch's time
-                scores.view(-1).numpy()[masked.numpy()] = -np.inf
-            else:
-                scores.view(-1).index_fill_(0, masked.to(scores.device), -torch.inf)
+        best, tops = [], []
+        for users, rows, items in self._blocks:
+            scores = score(users)
+            scores.index_put_((rows.to(scores.device), items.to(scores.device)), scores.new_tensor(-torch.inf))
             values, top = torch.topk(scores, self.k, dim=1)
-            if torch.isnan(values).any():  # NaN ranks first, so the top k shows whether there is one
-                raise TrainingError("the model's scores contain NaN; lower the learning rate, or look at the training loss")
-            tops.append(top.cpu())
-        recommended = torch.cat(tops).numpy()
+            del scores  # the next block's take its memory, which is in cache and mapped
+            best.append(values[:, 0])
+            tops.append(top)
+        if torch.isnan(torch.cat(best)).any():  # NaN ranks first, so the best score shows whether there is one
+            raise TrainingError("the model's scores contain NaN; lower the learning rate, or look at the training loss")
+        recommended = torch.cat(tops).cpu().numpy()
         keys = self.users.astype(np.int64)[:, None] * self.n_items + recommended
         hits = self._sieve[keys & (len(self._sieve) - 1)]
         of_users, ranks = np.nonzero(hits)

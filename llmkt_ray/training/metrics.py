@@ -16,7 +16,7 @@ def ndcg(hits: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
     """Normalised discounted cumulative gain: log2 discount, ideal list of min(positives, k) hits."""
     gains = 1.0 / np.log2(np.arange(2, k + 2))
     ideal: np.ndarray = np.cumsum(gains)[np.minimum(positives, k) - 1]
-    return np.asarray((hits[:, :k] * gains).sum(axis=1) / ideal)
+    return np.asarray(hits[:, :k].dot(gains) / ideal)
 
 
 def recall(hits: np.ndarray, positives: np.ndarray, k: int) -> np.ndarray:
