@@ -133,8 +133,8 @@ class PreparedData:
         """
 
         def rows(part: str) -> Rows:
-            columns = (arrays[f"{part}_{column}"] for column in ("user", "item", "rating", "timestamp", "positive"))
-            return Rows(*columns, count=arrays.get(f"{part}_count"))
+            names = ("user", "item", "rating", "timestamp", "positive")
+            return Rows(**{name: arrays[f"{part}_{name}"] for name in names}, count=arrays.get(f"{part}_count"))
 
         train_full = rows("train")
         kept = arrays["train_kept"]

@@ -100,7 +100,7 @@ def test_arms_of_a_seed_meet_the_same_items_selection_pop20_and_result_uni100(ru
 def test_test_rows_do_not_enter_the_popularity_of_validation(data):
     """Items that only test has can never be drawn on validation."""
     test_only = np.setdiff1d(data.test.item, np.concatenate([data.train_full.item, data.valid.item]))
-    extra = Rows(*(np.concatenate([column, column[:1]]) for column in vars(data.train_full).values()))
+    extra = Rows.chained(data.train_full, data.train_full.where(np.array([0])))
     sampled = SampledTask(data.valid, [extra], n_items=data.n_items, metrics=parse_metrics(NAMES), draw=POP20, seed=0)
     valid = set(data.valid.item.tolist())
     assert not (set(sampled._items.tolist()) - valid) & set(test_only.tolist())
