@@ -55,6 +55,7 @@ class RankingTask:
         self.metrics, self.n_items = metrics, n_items
         self.k = min(max(metric.k for metric in metrics), n_items)
         self.users = sorted_unique(positives.user).astype(np.int32)
+        self._first_keys = self.users.astype(np.int64)[:, None] * n_items
         self._keys = sorted_unique(positives.user.astype(np.int64) * n_items + positives.item)
         # Most recommended items are no positives: a table of hashed keys says so at once, and the few others are looked up exactly.
         self._sieve = np.zeros(1 << (16 * len(self._keys)).bit_length(), dtype=bool)
@@ -99,7 +100,7 @@ class RankingTask:
         if torch.isnan(torch.cat(best)).any():  # NaN ranks first, so the best score shows whether there is one
             raise TrainingError("the model's scores contain NaN; lower the learning rate, or look at the training loss")
         recommended = torch.cat(tops).cpu().numpy()
-        keys = self.users.astype(np.int64)[:, None] * self.n_items + recommended
+        keys = self._first_keys + recommended
         hits = self._sieve[keys & (len(self._sieve) - 1)]
         of_users, ranks = np.nonzero(hits)
         left = keys[of_users, ranks]
