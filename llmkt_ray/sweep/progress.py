@@ -127,7 +127,7 @@ class Progress:
             if not first:
                 first.extend((now, done))  # texts of an interrupted run are there at once and say nothing of the speed
             since, before = first
-            left = (now - since) / (done - before) * (total - done) if done > before else None
+            left = (now - since) / (done - before) * (total - done) if before < done < total else None  # at the end texts are measured
             with self._lock:
                 self._texts = {"label": label, "done": done, "total": total, "left_s": None if left is None else round(left)}
 
