@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
+from llmkt_ray.training.bridge.own_trainers import trainer_of
 from llmkt_ray.training.bridge.settings import Settings, make_settings
 from llmkt_ray.transfer.discovery import Positions
 
@@ -89,6 +90,7 @@ class FeatureProbe:
         np.random.seed(1)  # noqa: NPY002 - RecBole's models draw from the global generator
         torch.manual_seed(1)
         self.module: nn.Module = get_model(name)(settings, self.dataset)
+        trainer_of(self.module).begin(self.module)
         for part in self.module.modules():
             if "logger" in vars(part):
                 part.logger = QUIET
