@@ -94,9 +94,7 @@ class TrialSpec(Section):
         """
         if self.arm in INPUT_ARMS:
             return None
-        names = {
-            "split_key", "model", "class_path", "hyperparameters", "batch_size", "learning_rate", "weight_decay", "protocol"
-        }  # fmt: skip
+        names = {"split_key", "model", "class_path", "hyperparameters", "batch_size", "learning_rate", "weight_decay"}
         values = self.model_dump(mode="json", include=names)
         return content_key({**values, "seed": self.seed, "stages": True, "version": TRIAL_VERSION, "libraries": _libraries()})
 

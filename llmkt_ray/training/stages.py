@@ -1,4 +1,4 @@
-"""What some models are trained by before the first epoch of a trial (RaCT): the same in all arms, so computed once where it can be kept."""
+"""What some models learn before the first epoch of a trial (RaCT, S3Rec): the same in all arms, so computed once where it can be kept."""
 
 import math
 

@@ -222,7 +222,7 @@ def _run_loop(
     labelled = spec.protocol == "labelled"
     train = artifacts.data.train if labelled else artifacts.data.train.positives()
     batches = BatchSource(model, train, batch_size=spec.batch_size, seed=spec.seed, labelled=labelled)
-    if checkpoint is None or checkpoint.load(model.device) is None:  # the balance below is that of the model after its stages
+    if model.stages and (checkpoint is None or checkpoint.load(model.device) is None):  # before the balance is measured
         train_stages(spec, model, batches, stages)
     transfer = make_transfer(spec, plan, model, batches, artifacts.data, artifacts)
     weights = WeightsManager(model.module, plan, make_adam(spec), extra=transfer.parameters, shared=phase1 is not None)
