@@ -144,7 +144,8 @@ def auto_layer(taps: Sequence[Tap], model: str) -> Tap:
     Raises:
         LayerError: no tap of the model knows the user.
     """
-    return auto_tap([tap for tap in taps if tap.site.module not in BESIDE_SCORES.get(model, ())], model)
+    beside = BESIDE_SCORES.get(model, ())
+    return auto_tap([tap for tap in taps if not any(f"{tap.site.module}.".startswith(f"{module}.") for module in beside)], model)
 
 
 def resolve_layers(wanted: str | Sequence[str], taps: Sequence[Tap], model: str = "the model") -> tuple[Tap, ...]:

@@ -73,8 +73,9 @@ NOT_OFFERED: dict[str, str] = {
 }
 """Models of RecBole that cannot be trained here by the method that their name stands for, and why."""
 
-BESIDE_SCORES: dict[str, tuple[str, ...]] = {"RecVAE": ("prior",)}
-"""Modules that give a term of the loss and no part of any score (RecVAE's density of z under its prior): never what `auto` stands for."""
+BESIDE_SCORES: dict[str, tuple[str, ...]] = {"RaCT": ("critic_net",), "RecVAE": ("prior",)}
+"""Modules that give a term of the loss and no part of any score (RecVAE's density of z under its prior, RaCT's critic): neither they nor
+their parts are ever what `auto` stands for."""
 
 
 def model_problem(name: str) -> str | None:
