@@ -277,8 +277,8 @@ def own_family(class_path: str) -> Family:
 
 
 def _declared(model_class: Any, name: str) -> Any:
-    """Returns a class attribute of a model class or of what it is derived from, None where there is none."""
-    return next((vars(base)[name] for base in model_class.__mro__ if name in vars(base)), None)
+    """Returns a class attribute of a model class or of what it is derived from, None where there is none (torch has a method `type`)."""
+    return next((vars(base)[name] for base in model_class.__mro__ if base is not nn.Module and name in vars(base)), None)
 
 
 def _entry_of(model_class: Any, name: str) -> ModelEntry:
