@@ -33,7 +33,9 @@ class FeatureDataset(SplitDataset):  # type: ignore[misc]
     def __init__(self, settings: Settings, data: PreparedData) -> None:
         # Without the split's own features: the same fields for both families are added below.
         bare = replace(data, users=data.users.select(["user_id"]), items=data.items.select(["item_id"]))
+        attribute, settings["item_attribute"] = settings["item_attribute"], None  # S3Rec's; the field is added below
         super().__init__(settings, bare, data.train.positives())
+        settings["item_attribute"] = attribute
         generator = torch.Generator().manual_seed(0)
         n_users, n_items = data.n_users + PADDING, data.n_items + PADDING
         for field, size, source in (("age", N_AGES, FeatureSource.USER), ("gender", N_GENDERS, FeatureSource.USER)):
