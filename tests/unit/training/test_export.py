@@ -16,9 +16,8 @@ from tests.unit.training.conftest import HYPERPARAMETERS, make_data
 
 RANKING = ("NDCG@10", "Recall@10", "Hit@10", "MRR@10", "NDCG@5", "MAP@5")
 GENERAL = {**HYPERPARAMETERS, "NGCF": {"embedding_size": 16, "hidden_size_list": [16]}, "ENMF": {}, "RecVAE": {}, "EASE": {}}
-GENERAL |= {"NCL": {"embedding_size": 16, "num_clusters": 6}, "RaCT": {"latent_dimension": 32, "metrics_k": 10, "pretrain_epochs": 1}}
 GENERAL["SimpleX"] = {**HYPERPARAMETERS["SimpleX"], "history_len": 3}  # a random part of each history: weights alone do not say which
-CONTEXT, SEQUENTIAL = ("DeepFM", "AutoInt"), ("SASRec", "FPMC", "BERT4Rec", "CORE", "TransRec", "S3Rec")
+CONTEXT, SEQUENTIAL = ("DeepFM", "AutoInt"), ("SASRec", "FPMC", "BERT4Rec", "CORE", "TransRec")
 ALONE = """
 import importlib.util, json, sys
 sys.modules["llmkt_ray"] = None
@@ -55,8 +54,7 @@ def exported(tmp_path_factory):
     rated = replace(ordered, test=replace(ordered.test, positive=np.arange(len(ordered.test)) % 2 == 0))
     rated = replace(rated, valid=replace(rated.valid, positive=np.arange(len(rated.valid)) % 3 > 0))
     jobs = {name: (spec_of(name, general, arm="reference" if name == "EASE" else "baseline"), general) for name in GENERAL}
-    short = {"S3Rec": {"hyperparameters": {"pretrain_epochs": 1}}}
-    jobs |= {name: (spec_of(name, ordered, **short.get(name, {})), ordered) for name in (*CONTEXT, *SEQUENTIAL)}
+    jobs |= {name: (spec_of(name, ordered), ordered) for name in (*CONTEXT, *SEQUENTIAL)}
     labels = {"protocol": "labelled", "metrics": ("AUC", "LogLoss"), "select_on": "AUC"}
     jobs["labelled"] = (spec_of("DeepFM", rated, **labels), rated)
     for name, (spec, split) in jobs.items():
