@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
+from llmkt_ray.training.bridge.own_trainers import trainer_of
 from llmkt_ray.training.bridge.settings import Settings, make_settings
 from llmkt_ray.transfer.discovery import Positions
 
@@ -32,7 +33,9 @@ class FeatureDataset(SplitDataset):  # type: ignore[misc]
     def __init__(self, settings: Settings, data: PreparedData) -> None:
         # Without the split's own features: the same fields for both families are added below.
         bare = replace(data, users=data.users.select(["user_id"]), items=data.items.select(["item_id"]))
+        attribute, settings["item_attribute"] = settings["item_attribute"], None  # S3Rec's; the field is added below
         super().__init__(settings, bare, data.train.positives())
+        settings["item_attribute"] = attribute
         generator = torch.Generator().manual_seed(0)
         n_users, n_items = data.n_users + PADDING, data.n_items + PADDING
         for field, size, source in (("age", N_AGES, FeatureSource.USER), ("gender", N_GENDERS, FeatureSource.USER)):
@@ -89,6 +92,7 @@ class FeatureProbe:
         np.random.seed(1)  # noqa: NPY002 - RecBole's models draw from the global generator
         torch.manual_seed(1)
         self.module: nn.Module = get_model(name)(settings, self.dataset)
+        trainer_of(self.module).begin(self.module)
         for part in self.module.modules():
             if "logger" in vars(part):
                 part.logger = QUIET

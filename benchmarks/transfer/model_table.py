@@ -21,7 +21,7 @@ from llmkt_ray.transfer.taps import Tap, candidates
 FAMILIES = {"general": "general_recommender", "context": "context_aware_recommender", "sequential": "sequential_recommender"}
 TITLES = {"general": "General models", "context": "Context-aware models", "sequential": "Sequential models"}
 SHOWN = 6
-NOT_PROBED = ("GRU4RecKG", "KSR", "NCL", "RaCT")
+NOT_PROBED = ("GRU4RecKG", "KSR")
 """Models that cannot even be built here; the registry says why."""
 
 INTRO = """# Which layers of RecBole's models can learn from a profile

@@ -25,6 +25,7 @@ from llmkt_ray.sweep.pipeline import ItemMeanNode
 from llmkt_ray.sweep.plan import Plan, layer_wish
 from llmkt_ray.sweep.search import storage_url_problem
 from llmkt_ray.sweep.tuning import with_settings
+from llmkt_ray.training.bridge.models import own_family
 from llmkt_ray.training.bridge.registry import MODELS, model_problem
 from llmkt_ray.training.inputs import probe_tables
 from llmkt_ray.training.layers import probe_layers, resolve_layers
@@ -116,7 +117,7 @@ def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool
     yield from source_problems(study)
     yield from labelled_problems(study)
     yield from kar_problems(study)
-    yield from _order_problems(study)
+    yield from _order_problems(study, allow_code=allow_code)
     if not names:
         yield from _layer_problems(study)
     yield from _storage_problems(study, store)
@@ -182,10 +183,20 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
         yield from _raised(partial(encoder_identity, embedding))
 
 
-def _order_problems(study: StudyConfig) -> Iterator[str]:
+def _family(model: ModelConfig, *, allow_code: bool) -> str | None:
+    """Returns a model's family, None where it cannot be told: of a class that may not be or cannot be imported, which is told elsewhere."""
+    if model.class_path is None:
+        return MODELS[model.name].family if model.name in MODELS else None
+    try:
+        return own_family(model.class_path) if allow_code else None
+    except LlmktError:
+        return None
+
+
+def _order_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
     """Yields sequential models on splits that put later rows into train than into test."""
     for model in study.models:
-        if model.class_path is None and model.name in MODELS and MODELS[model.name].family == "sequential":
+        if _family(model, allow_code=allow_code) == "sequential":
             for dataset in study.datasets:
                 if dataset.split.kind == "random":
                     yield (

@@ -42,6 +42,7 @@ class RunTrial(Protocol):
         threads: int = 1,
         checkpoint_dir: Path | None = None,
         phase1_dir: Path | None = None,
+        stages_dir: Path | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> TrialResult:
         """Trains and tests one trial."""
@@ -122,6 +123,7 @@ def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None, 
             threads=place.threads,
             checkpoint_dir=place.checkpoints,
             phase1_dir=place.phase1 if shares_phase1 else None,
+            stages_dir=place.phase1,
             on_epoch=epoch_ended,
         )
         result = replace(result, facts={**result.facts, "device_type": place.device})

@@ -59,7 +59,7 @@ class BatchSource:
         n_batches: batches a pass.
 
     Raises:
-        TrainingError: there are no rows, or a user leaves no negative to draw.
+        TrainingError: there are no rows, a user leaves no negative to draw, or the model cannot be trained on what there is.
     """
 
     def __init__(self, model: BuiltModel, rows: Rows, *, batch_size: int, seed: int, labelled: bool = False) -> None:
@@ -95,6 +95,9 @@ class BatchSource:
             self._negatives = UniformNegatives(np.asarray(rows.user), np.asarray(rows.item), model.n_users, model.n_items)
             self._step = max(1, batch_size // (self._per_row + (self.kind == "pointwise")))
         self.n_batches = -(-len(self._users) // self._step)
+        problem = model.training_problem(len(self._users) - (self.n_batches - 1) * self._step)
+        if problem:
+            raise TrainingError(problem)
 
     def row_counts(self) -> np.ndarray:
         """Returns how often each user is the user of a row in one epoch, int64 `(n_users,)`."""

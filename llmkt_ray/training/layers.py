@@ -71,6 +71,7 @@ class RecBoleProbe:
 
     def loss(self, users: Tensor, other_items: bool) -> Tensor:
         """Returns the training loss of a batch of these users `(batch,)`, and with other target items where asked."""
+        self._model.passes(1)[0].before(self._model.module)
         steps = torch.arange(len(users), device=users.device)
         shift = 1 if other_items else 0
         items, negatives = (self._seen[(place + shift) % len(self._seen)] for place in (steps * 3 + 1, steps * 5 + 2))
@@ -124,9 +125,17 @@ def probe_layers(
     if class_path is None and model_entry(model).is_reference:
         raise LayerError(f"{model} is a reference model: it is computed, not trained in steps, and has no layer")
     split = data if data is not None else probe_split()
+    settings = hyperparameters if data is not None else without_data(hyperparameters)
     with random_state_kept():
-        built = build_model(model, split, hyperparameters=hyperparameters, seed=_PROBE_SEED, class_path=class_path)
+        built = build_model(model, split, hyperparameters=settings, seed=_PROBE_SEED, class_path=class_path)
         return model_taps(built, split)
+
+
+def without_data(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that a model can be built with on the synthetic split: it has not every field of the items that S3Rec may
+    be told to predict, and neither layers nor tables depend on which it is.
+    """
+    return {name: value for name, value in hyperparameters.items() if name != "item_attribute"}
 
 
 def auto_layer(taps: Sequence[Tap], model: str) -> Tap:
@@ -135,7 +144,8 @@ def auto_layer(taps: Sequence[Tap], model: str) -> Tap:
     Raises:
         LayerError: no tap of the model knows the user.
     """
-    return auto_tap([tap for tap in taps if tap.site.module not in BESIDE_SCORES.get(model, ())], model)
+    beside = BESIDE_SCORES.get(model, ())
+    return auto_tap([tap for tap in taps if not any(f"{tap.site.module}.".startswith(f"{module}.") for module in beside)], model)
 
 
 def resolve_layers(wanted: str | Sequence[str], taps: Sequence[Tap], model: str = "the model") -> tuple[Tap, ...]:

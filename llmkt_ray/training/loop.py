@@ -127,7 +127,7 @@ class TrainingLoop:
         seed_globals(derive_seed(self._spec.seed, "dropout", epoch))
         module.train()
         optimizer = weights.optimizer
-        passes = self._model.passes
+        passes = self._model.passes(epoch)
         with transfer.epoch(epoch):
             for place, each in enumerate(passes, start=1):
                 each.before(module)

@@ -87,6 +87,17 @@ class TrialSpec(Section):
             shape |= {"kind": self.schedule.kind, "alpha": self.schedule.alpha}
         return content_key({**values, "phase1": shape, "version": TRIAL_VERSION, "libraries": _libraries()})
 
+    @property
+    def stages_key(self) -> str | None:
+        """The content key of all that training before the first epoch depends on, the same for all arms; None where an arm changes the
+        model's tables before it.
+        """
+        if self.arm in INPUT_ARMS:
+            return None
+        names = {"split_key", "model", "class_path", "hyperparameters", "batch_size", "learning_rate", "weight_decay"}
+        values = self.model_dump(mode="json", include=names)
+        return content_key({**values, "seed": self.seed, "stages": True, "version": TRIAL_VERSION, "libraries": _libraries()})
+
     def _numbers(self, *without: str) -> dict[str, Any]:
         """Returns the fields but these; those of KAR and the rungs of a search only where the trial has them."""
         optional = (("knowledge_key", self.knowledge_key), ("adaptor", self.adaptor), ("rungs", self.rungs or None))

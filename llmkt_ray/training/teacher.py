@@ -111,6 +111,8 @@ def _first_losses(spec: TrialSpec, model: BuiltModel, batches: BatchSource) -> I
     """Yields the losses of the first epoch's batches at initialisation, with users and lengths; the balance stops after ten."""
     seed_globals(derive_seed(spec.seed, "dropout", 1))
     model.module.train()
+    first = model.passes(1)[0]
+    first.before(model.module)
     for batch in batches.epoch(1):
-        loss = model.loss(batch.interaction)
+        loss = model.loss(batch.interaction, first)
         yield (loss, batch.users) if batch.lengths is None else (loss, batch.users, batch.lengths)

@@ -25,6 +25,7 @@ from llmkt_ray.training.measure import Measures
 from llmkt_ray.training.metrics import PROTOCOLS, parse_metrics, protocol_problem
 from llmkt_ray.training.sampled import POP20, UNI100, SampledTask
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
+from llmkt_ray.training.stages import train_stages
 from llmkt_ray.training.teacher import make_transfer
 from llmkt_ray.transfer.phases import PhasePlan
 from llmkt_ray.transfer.weights import WeightsManager
@@ -52,6 +53,7 @@ def run_trial(
     checkpoint_dir: Path | None = None,
     checkpoint_interval_s: float = INTERVAL_S,
     phase1_dir: Path | None = None,
+    stages_dir: Path | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_tested: Callable[[BuiltModel, dict[str, float]], None] | None = None,
 ) -> TrialResult:
@@ -69,6 +71,7 @@ def run_trial(
         checkpoint_interval_s: seconds between checkpoints at the least; 0 saves at every epoch boundary.
         phase1_dir: where `<phase-1 key>.pt` is kept for trials that differ in phase 2 alone; one found there is gone on from, bitwise
             as if phase 1 had been computed here; None: phase 1 is computed and not kept.
+        stages_dir: where what comes before the first epoch (RaCT) is kept for trials that share it; None: it is computed and not kept.
         on_epoch: called with each epoch's row as soon as it is known.
         on_tested: called once with the tested model and its test metrics.
 
@@ -102,7 +105,10 @@ def run_trial(
             phase1 = None
             if phase1_dir is not None and spec.phase1_key is not None:
                 phase1 = CheckpointFile(phase1_dir, spec.phase1_key, 0.0)
-            outcome = _run_loop(spec, artifacts, model, validate, checkpoint, phase1, on_epoch, facts)
+            stages = None
+            if stages_dir is not None and spec.stages_key is not None:
+                stages = CheckpointFile(stages_dir, spec.stages_key, 0.0)
+            outcome = _run_loop(spec, artifacts, model, validate, checkpoint, phase1, stages, on_epoch, facts)
         facts["train_wall_s"] = round(measures.wall_s, 3)
         if outcome.is_stopped:
             return TrialResult(
@@ -207,6 +213,7 @@ def _run_loop(
     validate: Callable[[], Ranking],
     checkpoint: CheckpointFile | None,
     phase1: CheckpointFile | None,
+    stages: CheckpointFile | None,
     on_epoch: Callable[[dict[str, Any]], None] | None,
     facts: dict[str, Any],
 ) -> Outcome:
@@ -215,6 +222,8 @@ def _run_loop(
     labelled = spec.protocol == "labelled"
     train = artifacts.data.train if labelled else artifacts.data.train.positives()
     batches = BatchSource(model, train, batch_size=spec.batch_size, seed=spec.seed, labelled=labelled)
+    if model.stages and (checkpoint is None or checkpoint.load(model.device) is None):  # before the balance is measured
+        train_stages(spec, model, batches, stages)
     transfer = make_transfer(spec, plan, model, batches, artifacts.data, artifacts)
     weights = WeightsManager(model.module, plan, make_adam(spec), extra=transfer.parameters, shared=phase1 is not None)
     loop = TrainingLoop(spec, model, batches, plan, transfer, weights, validate, checkpoint, on_epoch, phase1)
@@ -224,13 +233,17 @@ def _run_loop(
     facts |= {
         "path": batches.path,
         "batches": batches.kind,
-        "batches_per_epoch": batches.n_batches * len(model.passes),
+        "batches_per_epoch": batches.n_batches * len(model.passes(1)),
         "negatives_per_row": 0 if labelled else model.negatives_per_row,
         "phase1_epochs": 0 if plan.one_phase else plan.phase1_epochs,
         "handed_over": weights.handed_over,
         "beta": transfer.beta,
         "transfer_steps": transfer.transfer_steps,
     }
+    if model.trainer:
+        facts["trainer"] = model.trainer
+    if model.stages:
+        facts["epochs_before"] = {stage.name: stage.epochs for stage in model.stages}
     if loop.saved_s is not None:
         facts["phase1_saved_s"] = round(loop.saved_s, 3)
     if loop.stopped_epoch is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from llmkt_ray.data.prepared import PreparedData, Rows
+from llmkt_ray.errors import TrainingError
 from llmkt_ray.training.bridge import shims
 from llmkt_ray.training.bridge.features import FeatureField, feature_fields
 from llmkt_ray.training.bridge.settings import Settings
@@ -73,6 +74,22 @@ class SplitDataset(Dataset):  # type: ignore[misc]
             self.user_fields, self.item_fields = feature_fields(data.users, "user_id"), feature_fields(data.items, "item_id")
             self.user_feat = self._add_features(self.uid_field, self.user_fields, FeatureSource.USER)
             self.item_feat = self._add_features(self.iid_field, self.item_fields, FeatureSource.ITEM)
+        elif settings["item_attribute"]:  # S3Rec's pre-training predicts it
+            self.item_fields = self._attribute(data, settings["item_attribute"])
+            self.item_feat = self._add_features(self.iid_field, self.item_fields, FeatureSource.ITEM)
+
+    @staticmethod
+    def _attribute(data: PreparedData, name: str) -> tuple[FeatureField, ...]:
+        """Returns the one field of items that a model is trained to predict."""
+        fields = feature_fields(data.items, "item_id")
+        found = tuple(field for field in fields if field.name == name)
+        if not found:
+            have = ", ".join(field.name for field in fields) or "none"
+            raise TrainingError(
+                f"the model learns to predict a field of the items, but those of {data.name!r} have no field {name!r}; "
+                f"set its hyper-parameter item_attribute to one of: {have}"
+            )
+        return found
 
     def _add_token_field(self, field: str, tokens: np.ndarray, source: Any) -> None:
         self.set_field_property(field, FeatureType.TOKEN, source, 1)

@@ -16,9 +16,10 @@ import torch
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.training.bridge.shims import RECBOLE
 
-_REPLACED = ("A._update(data_dict)", "diag = np.power(diag, -0.5)", "L = D * A * D", "+ 1e-7")
-_LAYOUTS = {"LightGCN": torch.sparse_csr, "NGCF": torch.sparse_coo}
-"""The models whose graph is replaced. LightGCN only multiplies by it, which is faster by rows (CSR); NGCF drops single edges."""
+_REPLACED = ("A._update(data_dict)", "diag = np.power(diag, -0.5)", "+ 1e-7")
+_PRODUCTS = ("L = D * A * D", "L = D @ A @ D")
+_LAYOUTS = {"LightGCN": torch.sparse_csr, "NCL": torch.sparse_csr, "NGCF": torch.sparse_coo}
+"""The models whose graph is replaced. LightGCN and NCL only multiply by it, which is faster by rows (CSR); NGCF drops single edges."""
 
 
 def normalised_adjacency(interactions: sp.coo_matrix, n_users: int, n_items: int) -> torch.Tensor:
@@ -53,7 +54,7 @@ def install(model_class: Any) -> None:
     if model_class.__name__ not in _LAYOUTS or not model_class.__module__.startswith("recbole."):
         return
     source = inspect.getsource(model_class.get_norm_adj_mat)
-    if any(text not in source for text in _REPLACED):
+    if any(text not in source for text in _REPLACED) or not any(text in source for text in _PRODUCTS):
         raise TrainingError(f"{model_class.__name__} is not that of RecBole {RECBOLE}; pip install --force-reinstall recbole=={RECBOLE}")
     layout = _LAYOUTS[model_class.__name__]
 

@@ -15,7 +15,7 @@ from llmkt_ray.training.bridge import graphs, shims
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
 from llmkt_ray.training.bridge.knowledge import KnowledgeInput, with_knowledge
 from llmkt_ray.training.bridge.own_sampling import RecBoleLoader, has_own_negatives, transform_of
-from llmkt_ray.training.bridge.own_trainers import Pass, passes_of
+from llmkt_ray.training.bridge.own_trainers import Pass, trainer_of
 from llmkt_ray.training.bridge.registry import MODELS, NOT_OFFERED, Batches, Family, ModelEntry, model_entry
 from llmkt_ray.training.bridge.scoring import PAIR_SCORES
 from llmkt_ray.training.bridge.sequences import SequenceTable, check_order
@@ -24,6 +24,7 @@ from llmkt_ray.training.bridge.settings import Settings, make_settings, negative
 shims.install()
 
 from recbole.data.interaction import Interaction, cat_interactions  # noqa: E402
+from recbole.model.abstract_recommender import AbstractRecommender  # noqa: E402
 from recbole.utils import InputType, ModelType, get_model  # noqa: E402
 
 _FAMILIES: dict[Any, Family] = {
@@ -40,7 +41,9 @@ class BuiltModel:
         module: the model itself.
         settings: its resolved settings.
         dataset: its RecBole dataset (train rows only).
-        passes: what an epoch of its training consists of.
+        trainer: RecBole's trainer, where it is one of the model's own; otherwise empty.
+        passes: from an epoch, 1-based, to what it consists of.
+        stages: what is trained before the first epoch.
         n_users, n_items: counts without RecBole's padding.
         device: where the model lives.
     """
@@ -51,7 +54,10 @@ class BuiltModel:
         self.entry, self.module, self.settings, self.dataset, self.device = entry, module, settings, dataset, device
         self._transform = transform
         self.n_users, self.n_items = dataset.user_num - PADDING, dataset.item_num - PADDING
-        self.passes = passes_of(module, settings)
+        self._trainer = trainer_of(module)
+        self.trainer = self._trainer.name
+        self.passes, self.stages = self._trainer.passes(settings), self._trainer.stages(settings)
+        self.begin()
         self._recommender: Any = module
         self._user_field, self._item_field = dataset.uid_field, dataset.iid_field
         self._label_field, self._negative_field = dataset.label_field, settings["NEG_PREFIX"] + dataset.iid_field
@@ -83,6 +89,14 @@ class BuiltModel:
     def path(self) -> str:
         """Where its batches come from: "lean" (ours) or "recbole" (a sampling of its own, see `own_sampling`)."""
         return "recbole" if self._transform is not None or has_own_negatives(self.entry, self.settings) else "lean"
+
+    def begin(self) -> None:
+        """Puts the model into the state that a trial's epochs train and that is ranked with; for use after its `stages`."""
+        self._trainer.begin(self.module)
+
+    def training_problem(self, smallest_batch: int) -> str | None:
+        """Returns why the model cannot be trained on its data in batches of which the smallest has so many rows, or None."""
+        return self._trainer.problem(self.module, self.settings, smallest_batch)
 
     def loader(self, batch_size: int) -> RecBoleLoader | None:
         """Returns RecBole's loader where the model's negatives are not those of the lean path, otherwise None."""
@@ -148,10 +162,11 @@ class BuiltModel:
 
         Args:
             batch: the batch.
-            of: the pass of the epoch; the first one if not given.
+            of: the pass of the epoch; the first one of the first epoch if not given.
         """
-        loss = self._recommender.calculate_loss(batch, **(of or self.passes[0]).options)
-        return sum(loss) if isinstance(loss, tuple) else loss  # type: ignore[return-value]
+        chosen = of or self.passes(1)[0]
+        loss = self._recommender.calculate_loss(batch, **chosen.options)
+        return sum(loss[: chosen.terms]) if isinstance(loss, tuple) else loss  # type: ignore[return-value]
 
     def scorer(self, history: Sequence[Rows]) -> Callable[[torch.Tensor], torch.Tensor]:
         """Returns the scoring function of an evaluation: from user indices to scores of all items.
@@ -236,26 +251,43 @@ def load_class(class_path: str) -> type[nn.Module]:
     """Imports a model class of the user's own, `package.module:Class`.
 
     Raises:
-        TrainingError: there is no such module or class, or it is not a torch module.
+        TrainingError: there is no such module or class, or it is not a model.
     """
     module_name, _, class_name = class_path.partition(":")
     try:
         loaded = importlib.import_module(module_name).__dict__[class_name]
     except (ImportError, KeyError) as error:
         raise TrainingError(f"model class {class_path!r} cannot be imported ({error}); the form is package.module:Class") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, nn.Module)):
-        raise TrainingError(f"{class_path!r} is not a RecBole model class (a subclass of torch.nn.Module)")
+    if not (isinstance(loaded, type) and issubclass(loaded, AbstractRecommender)):
+        raise TrainingError(
+            f"{class_path!r} is not a RecBole model class; it must be a subclass of recbole's GeneralRecommender, ContextRecommender or "
+            "SequentialRecommender"
+        )
     return loaded
+
+
+def own_family(class_path: str) -> Family:
+    """Imports a model class of the user's own and returns its family.
+
+    Raises:
+        TrainingError: it cannot be imported, or is not a class that can be trained.
+    """
+    with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
+        return _entry_of(load_class(class_path), class_path).family
+
+
+def _declared(model_class: Any, name: str) -> Any:
+    """Returns a class attribute of a model class or of what it is derived from, None where there is none (torch has a method `type`)."""
+    return next((vars(base)[name] for base in model_class.__mro__ if base is not nn.Module and name in vars(base)), None)
 
 
 def _entry_of(model_class: Any, name: str) -> ModelEntry:
     """Returns the entry of a class that is not RecBole's own, from the attributes RecBole requires of it."""
-    family = _FAMILIES.get(model_class.__dict__.get("type", model_class.type))
+    kind = _declared(model_class, "type")
+    family = _FAMILIES.get(kind)
     if family is None:
-        raise TrainingError(
-            f"model class {name} is of type {model_class.type}, which is not supported; supported: {sorted(set(_FAMILIES.values()))}"
-        )
-    if model_class.type == ModelType.TRADITIONAL:
+        raise TrainingError(f"model class {name} is of type {kind}, which is not supported; supported: {sorted(set(_FAMILIES.values()))}")
+    if kind == ModelType.TRADITIONAL:
         return ModelEntry(name, family, "reference")
     if family != "general":
         return ModelEntry(name, family, "pointwise" if family == "context" else "sequences")
@@ -266,7 +298,13 @@ def _entry_of(model_class: Any, name: str) -> ModelEntry:
             return ModelEntry(name, family, MODELS[base.__name__].batches)
     if any(base.__name__ == "AutoEncoderMixin" for base in model_class.__mro__):
         return ModelEntry(name, family, "users")
-    return ModelEntry(name, family, _GENERAL_BATCHES[model_class.input_type])
+    learns_from = _declared(model_class, "input_type")
+    if learns_from not in _GENERAL_BATCHES:
+        raise TrainingError(
+            f"model class {name} does not say what it learns from; set its input_type to InputType.PAIRWISE, InputType.POINTWISE or "
+            "InputType.LISTWISE (recbole.utils)"
+        )
+    return ModelEntry(name, family, _GENERAL_BATCHES[learns_from])
 
 
 def build_model(

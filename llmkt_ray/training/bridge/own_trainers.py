@@ -1,6 +1,7 @@
-"""Models that RecBole trains by a trainer of their own: what an epoch of theirs consists of.
+"""Models that RecBole trains by a trainer of their own: what an epoch of theirs consists of, and what comes before the first.
 
-Every model is trained in passes over the epoch's batches; an ordinary model's epoch is one pass in which everything learns.
+Every model is trained in passes over the epoch's batches; an ordinary model's epoch is one pass in which everything learns. What
+RecBole does in several runs that hand over by files (RaCT, S3Rec) is here done before the trial's first epoch, the same in all arms.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,11 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from llmkt_ray.errors import TrainingError, unknown_name
 from llmkt_ray.training.bridge.settings import Settings
 
 
 def _nothing(_: Any) -> None:
-    """What is due before a pass of an ordinary model."""
+    """What is due before a pass, or before training, of an ordinary model."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Pass:
         part: the submodule whose parameters learn; empty: all.
         options: what `calculate_loss` is given besides the batch.
         before: called with the model before the pass.
+        terms: how many parts of the loss count, as the end of a slice; None: all.
     """
 
     part: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     before: Callable[[Any], None] = _nothing
+    terms: int | None = None
 
     def at_rest(self, model: nn.Module) -> list[nn.Parameter]:
         """Returns the model's parameters that do not learn in this pass.
@@ -39,21 +43,134 @@ class Pass:
         return [parameter for name, parameter in model.named_parameters() if self.part and not name.startswith(f"{self.part}.")]
 
 
-def _recvae(settings: Settings) -> tuple[Pass, ...]:
+@dataclass(frozen=True)
+class Stage:
+    """Plain training before the trial's first epoch, by an optimizer of its own.
+
+    Attributes:
+        name: for messages and seeds.
+        epochs: how long.
+        begin: puts the model into the state that it is trained in.
+    """
+
+    name: str
+    epochs: int
+    begin: Callable[[Any], None]
+
+
+Passes = Callable[[int], tuple[Pass, ...]]
+"""From an epoch, 1-based, to its passes; equally many in all epochs."""
+
+
+@dataclass(frozen=True)
+class OwnTrainer:
+    """How a model is trained that is not trained like the others.
+
+    Attributes:
+        name: RecBole's trainer; empty: the ordinary one.
+        passes: of the settings, what an epoch consists of.
+        stages: of the settings, what comes before the first epoch.
+        begin: puts the model into the state that the trial's epochs train and that is ranked with.
+        problem: (model, settings, rows of the smallest batch) to what makes its training impossible, or None.
+    """
+
+    name: str = ""
+    passes: Callable[[Settings], Passes] = lambda _: lambda _: (Pass(),)
+    stages: Callable[[Settings], tuple[Stage, ...]] = lambda _: ()
+    begin: Callable[[Any], None] = _nothing
+    problem: Callable[[Any, Settings, int], str | None] = lambda *_: None
+
+
+def _recvae(settings: Settings) -> Passes:
     """RecVAE (Shenbin et al. 2020): passes for the encoder with noisy input, then the prior takes it over, then the decoder's."""
     encoder = Pass("encoder", {"encoder_flag": True})
     decoder = Pass("decoder", {"encoder_flag": False})
     first = replace(decoder, before=lambda model: model.update_prior())
-    return (*[encoder] * int(settings["n_enc_epochs"]), first, *[decoder] * (int(settings["n_dec_epochs"]) - 1))
+    passes = (*[encoder] * int(settings["n_enc_epochs"]), first, *[decoder] * (int(settings["n_dec_epochs"]) - 1))
+    return lambda _: passes
 
 
-OWN_PASSES: dict[str, Callable[[Settings], tuple[Pass, ...]]] = {"RecVAE": _recvae}
+def _ncl(settings: Settings) -> Passes:
+    """NCL (Lin et al. 2022): clusters every `m_step` epochs; the loss on their prototypes, its last part, counts after `warm_up_step`."""
+    every, warm_up = int(settings["m_step"]), int(settings["warm_up_step"])
+
+    def passes(epoch: int) -> tuple[Pass, ...]:
+        is_due = (epoch - 1) % every == 0
+        return (Pass(before=(lambda model: model.e_step()) if is_due else _nothing, terms=-1 if epoch <= warm_up else None),)
+
+    return passes
+
+
+def _ncl_problem(model: Any, settings: Settings, smallest: int) -> str | None:
+    fewest = min(int(model.n_users), int(model.n_items))
+    if 1 <= model.k <= fewest:
+        return None
+    return (
+        f"NCL makes {model.k} clusters of {model.n_users - 1} users and of {model.n_items - 1} items; "
+        f"set its hyper-parameter num_clusters to 1 to {fewest}"
+    )
+
+
+def _ract_stage(name: str) -> Callable[[Any], None]:
+    """Returns what RecBole does when it builds RaCT for one of its three runs: who learns, and a new count of annealing steps."""
+
+    def begin(model: Any) -> None:
+        model.train_stage, model.update = name, 0
+        model.input_matrix = model.predict_matrix = model.true_matrix = None  # of the last batch
+        for parameter_name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter_name.startswith("critic_net.") == (name == "critic_pretrain"))
+
+    return begin
+
+
+def _ract(settings: Settings) -> tuple[Stage, ...]:
+    """RaCT (Lobel et al. 2020): the actor learns to reconstruct, the critic to tell NDCG from its loss; then the actor from the critic."""
+    return tuple(Stage(name, int(settings["pretrain_epochs"]), _ract_stage(name)) for name in ("actor_pretrain", "critic_pretrain"))
+
+
+def _ract_problem(model: Any, settings: Settings, smallest: int) -> str | None:
+    if smallest == 1:
+        return "RaCT's critic normalises over the users of a batch, but the last batch holds one user alone; set another batch_size"
+    if model.metrics_k > model.n_items:
+        return (
+            f"RaCT's critic learns NDCG@{model.metrics_k}, but there are {model.n_items - 1} items; "
+            f"set its hyper-parameter metrics_k to 1 to {model.n_items}"
+        )
+    return None
+
+
+def _s3rec_stage(name: str) -> Callable[[Any], None]:
+    """Returns what RecBole does when it builds S3Rec for one of its two runs: which loss is computed, and by what."""
+
+    def begin(model: Any) -> None:
+        from recbole.model.loss import BPRLoss  # not before the shims are installed
+
+        losses: dict[str, nn.Module] = {"BPR": BPRLoss(), "CE": nn.CrossEntropyLoss()}
+        if model.loss_type not in losses:
+            raise TrainingError(unknown_name("loss_type of S3Rec", str(model.loss_type), losses))
+        model.train_stage = name
+        model.loss_fct = losses[model.loss_type] if name == "finetune" else nn.BCEWithLogitsLoss(reduction="none")
+
+    return begin
+
+
+def _s3rec(settings: Settings) -> tuple[Stage, ...]:
+    """S3-Rec (Zhou et al. 2020): masked items, their attributes and segments are predicted; then, fine-tuning, the next item."""
+    return (Stage("pretrain", int(settings["pretrain_epochs"]), _s3rec_stage("pretrain")),)
+
+
+OWN_TRAINERS: dict[str, OwnTrainer] = {
+    "NCL": OwnTrainer("NCLTrainer", passes=_ncl, problem=_ncl_problem),
+    "RaCT": OwnTrainer("RaCTTrainer", stages=_ract, begin=_ract_stage("finetune"), problem=_ract_problem),
+    "RecVAE": OwnTrainer("RecVAETrainer", passes=_recvae),
+    "S3Rec": OwnTrainer("S3RecTrainer", stages=_s3rec, begin=_s3rec_stage("finetune")),
+}
 """By the name of RecBole's class."""
 
 
-def passes_of(module: nn.Module, settings: Settings) -> tuple[Pass, ...]:
-    """Returns the passes of one epoch of a model, which may be derived from one of RecBole's."""
+def trainer_of(module: nn.Module) -> OwnTrainer:
+    """Returns how a model is trained, which may be derived from one of RecBole's."""
     for base in type(module).__mro__:
-        if base.__name__ in OWN_PASSES and base.__module__.startswith("recbole."):
-            return OWN_PASSES[base.__name__](settings)
-    return (Pass(),)
+        if base.__name__ in OWN_TRAINERS and base.__module__.startswith("recbole."):
+            return OWN_TRAINERS[base.__name__]
+    return OwnTrainer()

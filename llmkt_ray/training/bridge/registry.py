@@ -32,9 +32,9 @@ class ModelEntry:
 
 
 _GENERAL: dict[Batches, tuple[str, ...]] = {
-    "pairwise": ("BPR", "ConvNCF", "DGCF", "GCMC", "LightGCN", "LINE", "NGCF", "SGL", "SimpleX", "SpectralCF"),
+    "pairwise": ("BPR", "ConvNCF", "DGCF", "GCMC", "LightGCN", "LINE", "NCL", "NGCF", "SGL", "SimpleX", "SpectralCF"),
     "pointwise": ("DMF", "FISM", "NAIS", "NeuMF", "NNCF"),
-    "users": ("CDAE", "DiffRec", "ENMF", "LDiffRec", "MacridVAE", "MultiDAE", "MultiVAE", "RecVAE"),
+    "users": ("CDAE", "DiffRec", "ENMF", "LDiffRec", "MacridVAE", "MultiDAE", "MultiVAE", "RaCT", "RecVAE"),
     "reference": ("ADMMSLIM", "EASE", "ItemKNN", "NCEPLRec", "Pop", "Random", "SLIMElastic"),
 }
 _CONTEXT = (
@@ -43,7 +43,7 @@ _CONTEXT = (
 )  # fmt: skip
 _SEQUENTIAL = (
     "BERT4Rec", "Caser", "CORE", "FOSSIL", "FPMC", "GCSAN", "GRU4Rec", "HGN", "HRM", "LightSANs", "NARM", "NextItNet", "NPE", "RepeatNet",
-    "SASRec", "SINE", "SRGNN", "STAMP", "TransRec",
+    "S3Rec", "SASRec", "SINE", "SRGNN", "STAMP", "TransRec",
 )  # fmt: skip
 MODELS: dict[str, ModelEntry] = (
     {name: ModelEntry(name, "general", batches) for batches, names in _GENERAL.items() for name in names}
@@ -60,10 +60,7 @@ def model_names() -> tuple[str, ...]:
 _FEATURES = "it reads features of the items of a history, which batches of sequences here do not hold"
 _LABELS = "it learns from labelled rows with their histories, and batches of sequences here hold no labels"
 NOT_OFFERED: dict[str, str] = {
-    "NCL": "RecBole clusters its embeddings with faiss on a GPU before every epoch, and faiss is not a dependency",
-    "RaCT": "RecBole trains it in three runs (actor, critic, both) that hand over by files; MultiVAE is its actor alone",
     "KD_DAGFM": "RecBole trains it in three runs (teacher, distillation, fine-tuning) that hand over by files",
-    "S3Rec": "RecBole trains it in two runs (pre-training on features of items, fine-tuning) that hand over by files",
     "DIEN": _LABELS,
     "DIN": _LABELS,
     "FDSA": _FEATURES,
@@ -76,8 +73,9 @@ NOT_OFFERED: dict[str, str] = {
 }
 """Models of RecBole that cannot be trained here by the method that their name stands for, and why."""
 
-BESIDE_SCORES: dict[str, tuple[str, ...]] = {"RecVAE": ("prior",)}
-"""Modules that give a term of the loss and no part of any score (RecVAE's density of z under its prior): never what `auto` stands for."""
+BESIDE_SCORES: dict[str, tuple[str, ...]] = {"RaCT": ("critic_net",), "RecVAE": ("prior",)}
+"""Modules that give a term of the loss and no part of any score (RecVAE's density of z under its prior, RaCT's critic): neither they nor
+their parts are ever what `auto` stands for."""
 
 
 def model_problem(name: str) -> str | None:

@@ -24,8 +24,14 @@ OWNED: dict[str, str] = {
     "metrics": "evaluation.metrics", "topk": "evaluation.metrics", "valid_metric": "evaluation.select_on", "seed": "seed",
     "eval_args": "evaluation.protocol", "gpu_id": "resources", "use_gpu": "resources", "device": "resources",
     "data_path": "datasets.path", "checkpoint_dir": "storage", "load_col": "datasets", "threshold": "datasets.positive",
+    "train_stage": "none: a trial has all stages", "pre_model_path": "none: stages hand over in the trial",
+    "save_step": "none: stages hand over in the trial",
 }  # fmt: skip
 """RecBole's settings that belong to the study, and the key of the study that holds them."""
+
+
+_DEFAULTS: dict[str, dict[str, Any]] = {"S3Rec": {"item_attribute": "genres"}}
+"""Settings whose default in RecBole names a field of its own files: `class` is what ML-100k's genres are called there."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -167,6 +173,7 @@ def make_settings(
     if problems:
         raise TrainingError("; ".join(problems))
     values = dict(_properties("overall.yaml")) | _properties(f"model/{model}.yaml") | _properties("dataset/sample.yaml")
+    values |= _DEFAULTS.get(model, {})
     negatives = dict(_properties("overall.yaml")["train_neg_sample_args"])
     values |= hyperparameters
     chosen = values.get("train_neg_sample_args") or negatives

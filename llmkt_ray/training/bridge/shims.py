@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import sys
 import types
+import warnings
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 
 from llmkt_ray.errors import TrainingError
 
@@ -102,7 +106,9 @@ def _restore_dok_update() -> None:
 
 @cache
 def mend(model_class: Any) -> None:
-    """Mends what RecBole's NGCF and DGCF get wrong, in the class or in the one that it is derived from; others stay as they are.
+    """Mends what RecBole's NGCF and DGCF get wrong and what NCL lacks, in the class or in the one that it is derived from.
+
+    Other classes stay as they are.
 
     Raises:
         TrainingError: the text that is mended is not there.
@@ -112,6 +118,8 @@ def mend(model_class: Any) -> None:
             _stop_ngcf_dropout_in_evaluation(base)
         if base.__module__ == "recbole.model.general_recommender.dgcf" and base.__name__ == "DGCF":
             _bound_dgcf_sample(base)
+        if base.__module__ == "recbole.model.general_recommender.ncl" and base.__name__ == "NCL":
+            _cluster_without_faiss(base)
 
 
 @cache
@@ -147,3 +155,29 @@ def _bound_dgcf_sample(dgcf: Any) -> None:
         return original(n_users, n_items, min(cor_batch_size, n_users, n_items))
 
     module.__dict__["sample_cor_samples"] = sample_cor_samples
+
+
+@cache
+def _cluster_without_faiss(ncl: Any) -> None:
+    """NCL clusters with faiss on a GPU, which is no dependency: here 25 rounds of k-means from random rows are scikit-learn's.
+
+    A table with fewer rows than clusters, which faiss refuses, has as many clusters as rows: that is for probing on a few users.
+    """
+    text = "kmeans = faiss.Kmeans(d=self.latent_dim, k=self.k, gpu=True)"
+    if text not in inspect.getsource(ncl.run_kmeans):
+        raise TrainingError(f"NCL is not that of RecBole {RECBOLE} (no {text!r}); pip install --force-reinstall recbole=={RECBOLE}")
+
+    def run_kmeans(self: Any, x: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+
+        seed = int(torch.randint(2**31 - 1, ()))
+        kmeans = KMeans(min(self.k, len(x)), init="random", n_init=1, max_iter=25, tol=0.0, random_state=seed)
+        # How sums are cut over threads changes their last bits.
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            nearest = kmeans.fit_predict(x)
+        centroids = torch.from_numpy(kmeans.cluster_centers_.astype(np.float32)).to(self.device)
+        return F.normalize(centroids, dim=1), torch.from_numpy(nearest.astype(np.int64)).to(self.device)
+
+    ncl.run_kmeans = run_kmeans

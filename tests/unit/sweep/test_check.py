@@ -58,6 +58,32 @@ def test_a_class_by_import_path_needs_permission(tmp_path):
     assert "run again with --allow-code" in problems(study)
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("os:system", "'os:system' is not a RecBole model class; it must be a subclass of recbole's GeneralRecommender"),
+        ("torch.nn:Linear", "'torch.nn:Linear' is not a RecBole model class"),
+        ("no.such:Thing", "cannot be imported (No module named 'no'); the form is package.module:Class"),
+        ("recbole.model.abstract_recommender", "the form is package.module:Class"),
+        ("recbole.model.abstract_recommender:AbstractRecommender", "is of type None, which is not supported; supported: ['context'"),
+        ("recbole.model.abstract_recommender:GeneralRecommender", "set its input_type to InputType.PAIRWISE, InputType.POINTWISE"),
+        ("recbole.model.knowledge_aware_recommender:CKE", "is of type ModelType.KNOWLEDGE, which is not supported"),
+    ],
+)
+def test_a_class_that_is_no_model_is_told_with_what_it_must_be(tmp_path, path, told):
+    study = tiny_study(tmp_path, models=[{"name": "Mine", "class_path": path}])
+    assert told in problems(study, allow_code=True)
+
+
+def test_a_sequential_class_of_ones_own_on_a_random_split(tmp_path):
+    path = "recbole.model.sequential_recommender.gru4rec:GRU4Rec"
+    sizes = {"embedding_size": 8, "hidden_size": 8, "num_layers": 1, "dropout_prob": 0.1, "loss_type": "CE", "MAX_ITEM_LIST_LENGTH": 5}
+    study = tiny_study(tmp_path, models=[{"name": "Mine", "class_path": path, "hyperparameters": sizes}])
+    text = problems(study, allow_code=True)
+    assert "model 'Mine' predicts what comes next, but the split of 'toy' is random" in text
+    assert "set split.kind to leave_one_out or time" in text
+
+
 def test_a_layer_that_does_not_exist(tmp_path):
     study = tiny_study(tmp_path, transfer={"alphas": (0.5,), "layers": ("mlp.3",)})
     assert "'mlp.3' is not known" in problems(study)

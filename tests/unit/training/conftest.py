@@ -96,7 +96,7 @@ def make_spec(data: PreparedData, model: str, arm: str = "baseline", **changes: 
         "dataset": data.name,
         "split_key": data.key,
         "model": model,
-        "hyperparameters": HYPERPARAMETERS.get(model, {}),
+        "hyperparameters": changes.get("hyperparameters", HYPERPARAMETERS.get(model, {})),
         "epochs": 4,
         "batch_size": BATCH_SIZES.get(model, 128),
         "learning_rate": 0.01,

@@ -44,6 +44,19 @@ def test_block_size_does_not_change_anything(data, scores, monkeypatch):
     assert whole.means == blocks.means
 
 
+def test_users_times_items_is_never_whole_in_memory():
+    """A million scores at once at the most, whatever the sizes: here the whole would be 24 million."""
+    n_users, n_items, asked = 4000, 6000, []
+    users = np.arange(n_users, dtype=np.int32)
+    rows = Rows(users, users % n_items, np.ones(n_users, np.float32), np.zeros(n_users), np.ones(n_users, bool))
+    task = RankingTask(rows, [rows.where(np.zeros(n_users, bool))], n_items=n_items, metrics=METRICS)
+    row = torch.linspace(1, 0, n_items)
+    ranking = task.run(lambda block: asked.append(len(block)) or row.expand(len(block), -1).clone())
+    assert max(asked) * n_items <= 1 << 20
+    assert sum(asked) == len(ranking.users) == n_users
+    assert ranking.means["Recall@10"] == pytest.approx(10 / n_users)
+
+
 def test_fewer_items_than_k(data, scores):
     deep = parse_metrics(["Recall@500"])
     ranking = RankingTask(data.valid, [data.train_full], n_items=data.n_items, metrics=deep).run(lambda users: scores[users])

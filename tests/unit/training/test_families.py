@@ -32,7 +32,7 @@ SEQUENTIAL = sorted(name for name, entry in MODELS.items() if entry.family == "s
 def small(model):
     """Hyper-parameters with which a model trains in a second."""
     short = {"MAX_ITEM_LIST_LENGTH": 8} if model in SEQUENTIAL else {}
-    return short | {"DSSM": {"mlp_hidden_size": [32]}, "NextItNet": {"block_num": 1}}.get(model, {})
+    return short | {"DSSM": {"mlp_hidden_size": [32]}, "NextItNet": {"block_num": 1}, "S3Rec": {"pretrain_epochs": 1}}.get(model, {})
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from llmkt_ray.sweep.run import store_of
 from llmkt_ray.training.batches import BatchSource
 from llmkt_ray.training.bridge import shims
 from llmkt_ray.training.bridge.models import build_model
-from llmkt_ray.training.bridge.own_trainers import OWN_PASSES
+from llmkt_ray.training.bridge.own_trainers import OWN_TRAINERS
 from llmkt_ray.training.bridge.registry import MODELS, NOT_OFFERED, model_entry
 from llmkt_ray.training.isolation import seed_globals
 from llmkt_ray.training.layers import model_taps, probe_layers, probe_split, resolve_layers
@@ -39,6 +39,8 @@ NARROW = {
     "MacridVAE": {"embedding_size": 16, "encoder_hidden_size": [32]},
     "MultiDAE": {"mlp_hidden_size": [32], "latent_dimension": 16},
     "MultiVAE": {"mlp_hidden_size": [32], "latent_dimension": 16},
+    "NCL": {"embedding_size": 16, "num_clusters": 6, "warm_up_step": 2, "m_step": 2},
+    "RaCT": {"mlp_hidden_size": [32], "latent_dimension": 32, "metrics_k": 10, "critic_layers": [8], "pretrain_epochs": 2},
     "RecVAE": {"hidden_dimension": 32, "latent_dimension": 16},
 }
 """Layers narrower than the synthetic catalogue."""
@@ -78,8 +80,9 @@ def test_a_sequence_layer_can_be_balanced(model):
 
 def test_models_that_recbole_trains_in_its_own_way_are_trained_that_way_or_not_offered():
     own = {name.removesuffix("Trainer") for name in vars(recbole.trainer) if name.endswith("Trainer")}
-    assert {name for name in MODELS if name in own} == set(OWN_PASSES)
-    assert {"NCL", "RaCT", "S3Rec"} == own & set(NOT_OFFERED)
+    assert {name for name in MODELS if name in own} == set(OWN_TRAINERS)
+    assert not own & set(NOT_OFFERED)
+    assert all(trainer.name == f"{name}Trainer" and trainer.name in vars(recbole.trainer) for name, trainer in OWN_TRAINERS.items())
 
 
 def test_every_model_of_recbole_is_offered_or_refused_with_its_reason():
@@ -135,6 +138,8 @@ def test_the_shims_refuse_another_text():
 
     with pytest.raises(TrainingError, match=r"NGCF is not that of RecBole 1\.2\.0"):
         shims._stop_ngcf_dropout_in_evaluation(Other)
+    with pytest.raises(TrainingError, match=r"NCL is not that of RecBole 1\.2\.0"):
+        shims._cluster_without_faiss(type("Ncl", (), {"run_kmeans": Other.forward}))
     with pytest.raises(TrainingError, match=r"DGCF is not that of RecBole 1\.2\.0"):
         shims._bound_dgcf_sample(type("Dgcf", (), {"__module__": __name__}))
 
@@ -153,7 +158,10 @@ def test_a_probe_leaves_the_tensors_and_arrays_of_a_model_as_they_were(data):
             np.testing.assert_array_equal(np.array(vars(built.module)[name]), value)
 
 
-@pytest.mark.parametrize(("model", "batch_size"), [("DiffRec", 16), ("LDiffRec", 16), ("LINE", 256), ("RecVAE", 16), ("DGCF", 256)])
+@pytest.mark.parametrize(
+    ("model", "batch_size"),
+    [("DiffRec", 16), ("LDiffRec", 16), ("LINE", 256), ("RecVAE", 16), ("DGCF", 256), ("NCL", 256), ("RaCT", 16)],
+)
 @pytest.mark.parametrize("last", [2, 4])
 def test_resume_is_bitwise_for_models_with_state_of_their_own(run, tmp_path, model, batch_size, last):
     changes = {"epochs": 5, "schedule": ScheduleConfig(handover="best_valid", optimizer="keep"), "batch_size": batch_size}
@@ -202,6 +210,6 @@ def test_the_check_of_a_study_tells_all_of_this(tmp_path):
             check_study(study, store_of(study))
         return str(caught.value)
 
-    assert "model 'NCL' is not offered: RecBole clusters" in told(models=["NCL"])
+    assert "model 'KD_DAGFM' is not offered: RecBole trains it in three runs" in told(models=["KD_DAGFM"])
     asked = [{"name": "BPR", "hyperparameters": {"train_neg_sample_args": {"distribution": "zipf"}}}]
     assert "train_neg_sample_args of BPR asks for distribution: 'zipf'; allowed is 'uniform' or 'popularity'" in told(models=asked)

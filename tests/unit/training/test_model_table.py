@@ -17,9 +17,11 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
         ("general", "EASE"),
         ("general", "LightGCN"),
         ("general", "RecVAE"),
+        ("general", "RaCT"),
         ("context", "DeepFM"),
         ("context", "LR"),
         ("sequential", "SASRec"),
+        ("sequential", "S3Rec"),
     ],
 )
 def test_a_row_of_the_table_is_what_the_probe_finds(family, model):

@@ -267,8 +267,7 @@ def test_users_without_a_profile_stay_out_of_the_loss(run, data):
     ("model", "arm", "changes", "told"),
     [
         ("NoSuch", "baseline", {}, "model 'NoSuch' is not known"),
-        ("NCL", "baseline", {}, "model 'NCL' is not offered: .*faiss"),
-        ("RaCT", "baseline", {}, "model 'RaCT' is not offered: .*three runs"),
+        ("KD_DAGFM", "baseline", {}, "model 'KD_DAGFM' is not offered: .*three runs"),
         ("BPR", "baseline", {"split_key": "other"}, "was given split"),
         ("BPR", "baseline", {"select_on": "NDCG@99"}, "select_on"),
         ("BPR", "baseline", {"metrics": ("NDCG",), "select_on": "NDCG"}, "needs a depth"),
