@@ -59,7 +59,7 @@ def numbers(study: StudyConfig) -> pd.DataFrame:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400
     while not condition():
         assert time.monotonic() < end, "the moment never came"
         time.sleep(0.05)
@@ -92,7 +92,7 @@ class Taken(threading.Thread):
         last = {key: (pid, epoch) for key, pid, epoch in notes(self._folder)}
         below = {child.pid for child in psutil.Process(self._node).children(recursive=True)}
         for key, (pid, epoch) in last.items():
-            if pid in below and 3 <= epoch <= EPOCHS // 4:
+            if pid in below and 3 <= epoch <= EPOCHS // 2:
                 self.trial, self.process = key, pid
                 return True
         return False
