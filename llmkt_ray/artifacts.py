@@ -177,6 +177,12 @@ class FileStore:
         with _told("looking for", self.path(name)):
             return bool(self._fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
 
+    def modified_ns(self, name: str) -> int | None:
+        """Returns when file `name` was written last, in nanoseconds since 1970, or None where there is none."""
+        with _told("looking for", self.path(name)):
+            modified: int | None = self._fs.get_file_info(self.path(name)).mtime_ns
+            return modified
+
     def list(self, folder: str, recursive: bool = False) -> list[str]:
         """Returns the names of the files below `folder`, sorted, relative to the root; partial files left out."""
         selector = pafs.FileSelector(self.path(folder), recursive=recursive, allow_not_found=True)

@@ -6,8 +6,9 @@ metrics, encoders) and the data are checked afterwards by the stages that own th
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from llmkt_ray.compat import as_upstream
 from llmkt_ray.errors import unknown_name
@@ -80,6 +81,17 @@ class StudyConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     storage: str = Field("results", min_length=1)
     """Folder or URI under which `<name>/` (this study's results) and `artifacts/` (shared by all) are kept."""
+
+    @field_validator("storage")
+    @classmethod
+    def _plain_folder(cls, storage: str) -> str:
+        """`file:///shared` is the folder /shared: a disk that this machine may or may not see, and no object store."""
+        uri = urlsplit(storage)
+        if uri.scheme != "file":
+            return storage
+        if uri.netloc or not uri.path.startswith("/"):
+            raise ValueError("a folder as a URI has three slashes (file:///shared/folder)")
+        return unquote(uri.path)
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmkt_ray.errors import ResourceError
-from llmkt_ray.profiles.engines.own_ray import own_token, ray  # it sets the mode of authentication before Ray is imported
+from llmkt_ray.profiles.engines.own_ray import on_loopback, own_token, ray  # it sets the mode of authentication before Ray is imported
 from llmkt_ray.study import StudyConfig, TaskResources
 
 _TOKEN_FILE = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -41,8 +41,8 @@ def given_address() -> str | None:
 def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[str | None]:
     """Connects to Ray for as long as the block lasts, and gives the dashboard's link; joins a connection that is there already.
 
-    A local cluster is guarded by a random token of this process, unless the environment sets RAY_AUTH_MODE or RAY_AUTH_TOKEN
-    otherwise; a cluster at an address is met with the credentials of the environment.
+    A local cluster listens on loopback and is guarded by a random token of this process, unless the environment sets RAY_AUTH_MODE or
+    RAY_AUTH_TOKEN otherwise; a cluster at an address is met with the credentials of the environment.
 
     Args:
         address: a cluster's address; None: `RAY_ADDRESS`, or else a new local cluster.
@@ -71,7 +71,7 @@ def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: 
             f"the dashboard needs a token to sign in with, and there is none in {_TOKEN_FILE}; make one with: ray get-auth-token --generate"
         )
     own = {"num_cpus": num_cpus, "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"} if local else {}
-    with own_token(guarded and not dashboard):
+    with own_token(guarded and not dashboard), on_loopback(local):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
         except Exception as error:  # where a node does not come up in time, Ray raises a plain one

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -28,7 +29,7 @@ from llmkt_ray.artifacts import FileStore
 from llmkt_ray.errors import ResourceError, StorageError, StudyError
 from llmkt_ray.results.folder import study_folder
 from llmkt_ray.results.transport import copy_results, result_files
-from llmkt_ray.study import StudyConfig
+from llmkt_ray.study import ProfileConfig, StudyConfig
 from llmkt_ray.study_file import load_study
 
 HOME = "LLMKT_HOME"
@@ -87,13 +88,13 @@ class Jobs:
             The job, and whether it is new.
 
         Raises:
-            StudyError: the study names files by relative path, which a cluster would not find.
+            StudyError: the study names files or code of this machine, which a cluster would not find.
             ResourceError: the cluster refuses.
         """
         before = self.attempts()
         if before and not before[-1].ended:
             return before[-1], False
-        _refuse_relative_paths(self.study, self.file)
+        _refuse_what_stays_here(self.study, self.file)
         name = f"{self.study.name}-{self.study.key}-{len(before) + 1}"
         self._start(name, f"python -m sweeps.run study.yaml {' '.join(options)}".strip())
         return Job(name, JobStatus.PENDING.value), True
@@ -157,7 +158,7 @@ class Jobs:
 
     def _start(self, name: str, command: str) -> None:
         with tempfile.TemporaryDirectory(prefix="llmkt-job-") as folder, _explained(self.address):
-            _package(Path(folder), self.file)
+            _package(Path(folder), self.study, self.file)
             for attempt in range(NEW_CLUSTER_TRIES):
                 try:
                     self._client.submit_job(submission_id=name, entrypoint=command, runtime_env={"working_dir": folder})
@@ -204,22 +205,49 @@ def unpack(text: str, target: Path) -> None:
         raise StorageError(f"the results arrived damaged ({error}); run `llmkt fetch` again") from error
 
 
-def _package(folder: Path, study_file: Path) -> None:
-    """Fills a job's working directory: the study file and this version of the code."""
+def _package(folder: Path, study: StudyConfig, study_file: Path) -> None:
+    """Fills a job's working directory: the study file with its own prompts, and this version of the code."""
+    for prompt in filter(_is_relative, (texts.prompt for texts in _texts_of(study))):
+        if Path(prompt).is_file():  # a job that fetches needs none
+            (folder / prompt).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(prompt, folder / prompt)
     package = Path(llmkt_ray.__file__).parent
     shutil.copytree(package, folder / "llmkt_ray", ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    (folder / "sweeps").mkdir()
+    (folder / "sweeps").mkdir(exist_ok=True)
     for name in ("__init__.py", "run.py"):
         shutil.copy(package.parent / "sweeps" / name, folder / "sweeps" / name)
     shutil.copy(study_file, folder / "study.yaml")
 
 
-def _refuse_relative_paths(study: StudyConfig, file: Path) -> None:
-    given = [("dataset", d.name, d.path) for d in study.datasets] + [("profiles", p.label, p.path) for p in study.profiles]
+def _texts_of(study: StudyConfig) -> list[ProfileConfig]:
+    """Returns the choices of who writes texts: of users, and of items for KAR."""
+    return [*study.profiles, study.kar.items]
+
+
+def _is_relative(path: str | None) -> TypeGuard[str]:
+    return path is not None and "://" not in path and not Path(path).is_absolute()
+
+
+def _refuse_what_stays_here(study: StudyConfig, file: Path) -> None:
+    texts = _texts_of(study)
+    data = [("dataset", d.name, d.path) for d in study.datasets] + [("profiles", entry.label, entry.path) for entry in texts]
+    weights = [("profiles", entry.label, entry.model) for entry in texts] + [("embedding", e.label, e.encoder) for e in study.embedding]
+    named = [*data, *((kind, name, path) for kind, name, path in weights if path is not None and Path(path).is_dir())]
     problems = [
         f"{kind} {name!r} has the relative path {path!r}, which the cluster would not find; give an absolute path that every node sees"
-        for kind, name, path in given
-        if path is not None and "://" not in path and not Path(path).is_absolute()
+        for kind, name, path in named
+        if _is_relative(path)
+    ]
+    for entry in texts:
+        if _is_relative(entry.prompt) and (".." in Path(entry.prompt).parts or not Path(entry.prompt).is_file()):
+            problems.append(
+                f"profiles {entry.label!r} has the prompt {entry.prompt!r}, and a job carries prompts that are below this folder alone"
+            )
+    problems += [
+        f"model {model.name!r} is a class of your own ({model.class_path}), which this job would not carry; from its folder run: "
+        f"ray job submit --working-dir . -- python -m sweeps.run {file} --allow-code"
+        for model in study.models
+        if model.class_path is not None
     ]
     if problems:
         raise StudyError(problems, str(file))

@@ -66,7 +66,7 @@ class RunSummary:
         ran: trials that were run now.
         done: trials that have a row and did not fail.
         failed: trials that have a row and failed.
-        left_out: trials of the plan that wait for a larger budget.
+        left_out: trials of the study, those of a search included, that wait for a larger budget.
         stopped: what is used up of the budget, in words; None if it was not hours or money that ended the run.
     """
 
@@ -161,7 +161,7 @@ def run_study(
         finish_card(folder)
         rows = ledger.trials()
         failures = int((rows["status"] == "failed").sum())
-        left_out = len({spec.key for spec in plan.trials} - set(rows["trial_key"])) if study.budget.is_set else 0
+        left_out = max(0, work.planned - len(rows)) if study.budget.is_set else 0
         return RunSummary(folder, work.ran, done=len(rows) - failures, failed=failures, left_out=left_out, stopped=work.stopped)
 
 
@@ -272,9 +272,13 @@ class _Work:
         """Returns the keys of the trials known in advance."""
         return {spec.key for spec in (*self.plan.trials, *(self._tuning() if self.study.tuning.trials else ()))}
 
+    @property
+    def planned(self) -> int:
+        """Number of trials of the whole study; suggestions that repeat others are known as such when they are made."""
+        return len(self._planned()) + self.plan.searched_trials - self.repeated
+
     def _write_card(self) -> None:
-        planned = len(self._planned()) + self.plan.searched_trials - self.repeated
-        write_card(self.place.folder, self.study, card_facts(self.plan, self.store) | {"planned_trials": planned})
+        write_card(self.place.folder, self.study, card_facts(self.plan, self.store) | {"planned_trials": self.planned})
 
     def _tuning(self) -> list[TrialSpec]:
         """Returns the trials that choose the base hyper-parameters of every dataset and model."""

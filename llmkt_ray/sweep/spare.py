@@ -50,6 +50,15 @@ class SpareCheckpoint:
             self._files.write_bytes(self._name, self._local.read_bytes())
             self._seen = written
 
+    def written_ns(self) -> int | None:
+        """Returns when the checkpoint was written that any machine can go on from, or None where there is none: asked by the driver.
+
+        Raises:
+            StorageError: the storage does not answer.
+        """
+        files, name = (FileStore(self._local.parent), self._local.name) if self._files is None else (self._files, self._name)
+        return files.modified_ns(name)
+
     def delete(self) -> None:
         """Removes the copy: the trial has its row."""
         if self._files is not None:

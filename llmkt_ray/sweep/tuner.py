@@ -2,7 +2,7 @@
 
 Tune schedules and packs; what is done is in the ledger alone. A Tuner gets at most 500 trials, because Tune keeps each in
 memory and its snapshots grow with them. A trial whose worker dies is given out again and goes on from the checkpoint named by
-its key; a trial whose workers keep dying becomes a failed row.
+its key; a trial whose workers keep dying at the same place becomes a failed row.
 """
 
 import logging
@@ -28,6 +28,7 @@ from llmkt_ray.sweep.names import file_name
 from llmkt_ray.sweep.phase1 import SharedPhases
 from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, KnowledgeNode, Node, TextsNode
 from llmkt_ray.sweep.progress import Progress
+from llmkt_ray.sweep.spare import SpareCheckpoint
 from llmkt_ray.sweep.tune_memory import killed_for_memory_is_lost
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
@@ -37,7 +38,8 @@ FINISHED: str = tune.search.Searcher.FINISHED
 SELF_DRIVEN = (TextsNode, EmbeddingNode, ItemMeanNode, KnowledgeNode)
 """Artifacts that start actor pools of their own."""
 MAX_FAILURES = 3
-"""How often a trial's worker may die before the trial becomes a failed row."""
+"""How often a trial's worker may die at the same checkpoint before the trial becomes a failed row. A long trial whose nodes are taken again
+and again gets further each time and is never given up; one that kills its workers does not."""
 
 
 class RayExecutor:
@@ -233,7 +235,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         super().__init__()
         self._queue, self._place, self._progress = queue, place, progress
         self._concurrency, self._running = concurrency, dict[str, TrialSpec]()
-        self._lost = Counter[str]()
+        self._lost, self._reached = Counter[str](), dict[str, int | None]()
         self._phases = SharedPhases(tuple(queue.waiting), place.phase1)
         self.problem: LlmktError | None = None
 
@@ -293,6 +295,10 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         ledger = Ledger(self._place.folder)
         if ledger.has(spec.key):
             return {"status": "done"}
+        reached = SpareCheckpoint(self._place.folder, self._place.checkpoints, spec.key).written_ns()
+        if not error and reached != self._reached.get(spec.key):
+            self._reached[spec.key] = reached
+            self._lost[spec.key] = 0
         self._lost[spec.key] += 1
         if self._lost[spec.key] <= MAX_FAILURES:
             return None
@@ -300,7 +306,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         told = (
             f"{error['message']} (outside of training; tried {times} times)"
             if error
-            else f"its worker was lost {times} times, for example killed, or out of memory (see `resources.trial`)"
+            else f"its worker was lost {times} times before it got any further: killed, or out of memory (see `resources.trial`)"
         )
         ledger.record(failed(spec, kind, told, error.get("traceback", "")), self._place.study_key)
         return {"status": "failed", "error": {"kind": kind, "message": told}}

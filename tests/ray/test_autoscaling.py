@@ -1,6 +1,7 @@
 """A cluster that grows from nothing and shrinks back: a GPU node for profiles, CPU nodes for trials, one of them taken: no trial lost."""
 
 import io
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from llmkt_ray.sweep.autoscaling import can_grow
 from llmkt_ray.sweep.cluster import cluster
 from llmkt_ray.sweep.run import run_study
 from tests.clusters import Head, Watch, kill_tree
+from tests.ray.test_executors import met
 from tests.tiny import tiny_study
 
 pytestmark = pytest.mark.ray
@@ -114,3 +116,14 @@ def test_what_no_node_could_ever_hold_is_refused_at_once(grown, tmp_path):
     study = tiny_study(tmp_path, resources={"trial": {"cpus": 64}})
     with pytest.raises(ResourceError, match="asks for CPU 64, but no kind of node that the cluster's autoscaler may start has as much"):
         run_study(study, console=QUIET)
+
+
+def test_four_trials_share_the_one_gpu_that_comes_up_for_them(grown, tmp_path):
+    """Each ends when all four run at once: a quarter of a GPU each, on a cluster that had no node."""
+    quarter = {"trial": {"cpus": 0.25, "gpus": 0.25}}
+    study = tiny_study(tmp_path, resources=quarter, evaluation={"references": []}, controls=["alpha0", "shuffled"])
+    with Watch() as watch:
+        summary = run_study(study, console=QUIET, run_trial=met)
+    assert (summary.ran, summary.failed) == (4, 0)
+    assert max(gpus for _, _, gpus in watch.seen) == 1
+    assert {json.loads(facts)["device_type"] for facts in Ledger(study_folder(study)).trials()["facts"]} == {"cuda"}

@@ -150,9 +150,25 @@ def test_a_spent_budget_stops_a_run_and_leaves_nothing_half(tmp_path, executor, 
     pilot = run(tiny_study(tmp_path, resources=prices, budget={"money": 1e-9}), executor)
     assert (pilot.ran, pilot.failed, pilot.left_out) == (1, 0, 5)
     assert pilot.stopped is not None
+    assert arms(tmp_path) == {("treated", 0.5)}, "the most telling trial is the first"
     study = tiny_study(tmp_path, resources=prices)
     assert run(study, executor).ran == 5
     pd.testing.assert_frame_equal(numbers(study), numbers(reference), check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("budget", "ran"), [({"trials": 3}, {("treated", 0.5), ("alpha0", 0.0), ("shuffled", 0.5)}), ({"hours": 1e-9}, set())]
+)
+def test_a_pilot_of_trials_or_hours_runs_the_claim_and_its_twins_first(tmp_path, executor, budget, ran):
+    pilot = run(tiny_study(tmp_path, budget=budget), executor)
+    assert (pilot.ran, pilot.failed, pilot.left_out) == (len(ran), 0, 6 - len(ran))
+    assert arms(tmp_path) == ran
+    assert run(tiny_study(tmp_path), executor).ran == 6 - len(ran)
+
+
+def arms(root: Path) -> set[tuple[str, float]]:
+    rows = Ledger(root / "results" / "tiny").trials()
+    return set(zip(rows["arm"], rows["alpha"], strict=True)) if len(rows) else set()
 
 
 def test_a_folder_in_use_is_refused(tmp_path, executor):
@@ -202,6 +218,29 @@ def test_trials_that_ask_for_fractions_share_a_cpu(tmp_path, monkeypatch):
     for trial, concurrency, expected in (({"gpus": 0.25}, None, 8), ({"gpus": 0.3}, None, 6), ({"gpus": 0.25}, 5, 5)):
         resources = ResourcesConfig.model_validate({"trial": trial, "concurrency": concurrency})
         assert RayExecutor(resources).workers() == expected
+
+
+def counted(spec: TrialSpec, artifacts: TrialArtifacts, *, checkpoint_dir: Path, **_: object) -> TrialResult:
+    """A trial that keeps how many of them run at its end, itself included."""
+    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    here = checkpoint_dir / f"{spec.key}.here"
+    here.touch()
+    time.sleep(0.5)
+    at_once = len(list(checkpoint_dir.glob("*.here")))
+    here.unlink()
+    values = dict.fromkeys(spec.metrics, 0.5)
+    return TrialResult(spec=spec, status="done", valid=values, test=values, facts={"at_once": at_once})
+
+
+@pytest.mark.usefixtures("two_workers")
+@pytest.mark.parametrize(("cpus", "concurrency", "most"), [(1, None, 2), (0.5, 3, 3), (1, 1, 1), (2, 4, 1)])
+def test_no_more_trials_run_at_once_than_the_cluster_holds_and_the_study_allows(tmp_path, cpus, concurrency, most):
+    study = tiny_study(tmp_path, resources={"trial": {"cpus": cpus}, "concurrency": concurrency})
+    assert RayExecutor(study.resources).workers() == most
+    summary = run(study, "ray", run_trial=counted)
+    assert (summary.ran, summary.failed) == (6, 0)
+    at_once = [json.loads(facts)["at_once"] for facts in Ledger(summary.folder).trials()["facts"]]
+    assert 1 <= max(at_once) <= most, at_once
 
 
 @pytest.mark.usefixtures("two_workers")

@@ -8,10 +8,15 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.fs as pafs
 import pytest
 import yaml
+from moto import server as moto_server
 
+from llmkt_ray.artifacts import FileStore
 from llmkt_ray.errors import StorageError, StudyError
+from llmkt_ray.profiles.prompts import PromptTemplate
+from llmkt_ray.results.folder import study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study_file import load_study
 from llmkt_ray.sweep.jobs import Job, Jobs, pack, stored_for_job, unpack
@@ -45,6 +50,12 @@ def llmkt(head: Head, *arguments: object, token: str | None = None) -> subproces
     command = [sys.executable, "-m", "llmkt_ray.cli", *map(str, arguments), "--address", head.address]
     environment = head.environment(head.token if token is None else token or None) | {"PYTHONPATH": os.getcwd()}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+def following(head: Head, study: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "llmkt_ray.cli", "submit", str(study), "--address", head.address]
+    environment = head.environment(head.token) | {"PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def test_a_study_runs_as_a_job_and_comes_home(head, study, tmp_path):
@@ -116,8 +127,15 @@ def test_a_node_is_killed_under_a_job_and_the_report_comes_home_all_the_same(hea
     before = rows_on_disk(folder)
     assert 2 <= len(before) < 11, "too late or never started"
     kill_tree(psutil.Process(second.pid))
-    followed = llmkt(head, "submit", study)  # attaches
-    assert re.search(r"nodes-\w+-1: SUCCEEDED", followed.stdout), followed.stdout + followed.stderr
+    with following(head, study) as follower:  # attaches
+        said = []
+        while not said or not said[-1].startswith("targets: "):
+            said.append(follower.stdout.readline())
+            assert said[-1], f"the log ended: {said}"
+        assert re.search(r"nodes-\w+-1: RUNNING", llmkt(head, "status", study).stdout), "the log was not shown while the job ran"
+        said += follower.stdout.readlines()
+    assert re.search(r"nodes-\w+-1: SUCCEEDED", said[-1]), said
+    assert sum(line.startswith("targets: ") for line in said) == 1, "what was shown is not shown again"
     after = rows_on_disk(folder)
     assert {name: after[name] for name in before} == before, "a finished trial was run again"
     assert llmkt(head, "fetch", study, "--to", tmp_path / "here").returncode == 0
@@ -168,6 +186,46 @@ def test_without_the_right_token_nothing_is_done(head, study, token):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.parametrize("token", ["right", "wrong", "none"])
+def test_a_driver_joins_a_cluster_with_its_token_alone(head, study, tmp_path, token):
+    """`llmkt run --address`: not the dashboard, the cluster itself."""
+    given = {"right": head.token, "wrong": "f" * 64, "none": None}[token]
+    command = [sys.executable, "-m", "llmkt_ray.cli", "run", str(study), "--address", head.gcs_address]
+    environment = head.environment(given) | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    if token == "right":
+        assert "6 trials run now, 6 done and 0 failed in all" in done.stdout, done.stdout + done.stderr
+    else:
+        assert done.returncode == 2
+        assert "refuses the token" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list((tmp_path / "results").rglob("*.parquet"))
+
+
+def test_results_on_an_object_store_are_fetched_from_there(head, tmp_path, monkeypatch):
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        for name, value in (("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("EC2_METADATA_DISABLED", "true")):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        endpoint = ":".join(map(str, server.get_host_and_port()))
+        pafs.S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1", allow_bucket_creation=True).create_dir("team")
+        storage = f"s3://team/results?endpoint_override={endpoint}&scheme=http&region=us-east-1"
+        path = tmp_path / "study.yaml"
+        path.write_text(study_text(tmp_path).replace(f"storage: {tmp_path}/results", f"storage: {storage}"))
+        there = FileStore(study_folder(load_study(path)))
+        for name in ("report.html", "ledger/trials/a.parquet", "checkpoints/a.pt"):
+            there.write_bytes(name, name.encode())
+        assert llmkt(head, "fetch", path, "--to", tmp_path / "here").returncode == 0
+    finally:
+        server.stop()
+    here = tmp_path / "here" / "tiny"
+    assert sorted(each.relative_to(here).as_posix() for each in here.rglob("*") if each.is_file()) == [
+        "ledger/trials/a.parquet",
+        "report.html",
+    ]
+
+
 def test_no_cluster_at_the_address(study, monkeypatch):
     from llmkt_ray.errors import ResourceError
 
@@ -175,13 +233,53 @@ def test_no_cluster_at_the_address(study, monkeypatch):
         Jobs(study, f"http://127.0.0.1:{free_port()}").attempts()
 
 
-def test_relative_paths_do_not_go_to_a_cluster(tmp_path, head, monkeypatch):
-    from llmkt_ray.sweep.jobs import _refuse_relative_paths
+def test_what_the_cluster_would_not_find_is_refused(tmp_path, monkeypatch):
+    from llmkt_ray.sweep.jobs import _refuse_what_stays_here
 
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "llama").mkdir(parents=True)
     path = tmp_path / "study.yaml"
-    path.write_text("name: far\ndatasets: [{name: toy, path: data/toy}]\nmodels: [BPR]\n")
-    with pytest.raises(StudyError, match="dataset 'toy' has the relative path 'data/toy'"):
-        _refuse_relative_paths(load_study(path), path)
+    path.write_text("""
+name: far
+datasets: [{name: toy, path: data/toy}]
+models: [{name: Mine, class_path: "my.models:Mine"}]
+profiles:
+  - {llm: file, path: texts.parquet}
+  - {llm: vllm, name: here, model: models/llama, prompt: ../outside.j2}
+  - {llm: vllm, name: hub, model: meta-llama/Llama-3.2-3B-Instruct, prompt: gone.j2}
+controls: [baseline, kar]
+kar: {items: {llm: file, path: items.parquet}}
+""")
+    with pytest.raises(StudyError) as refused:
+        _refuse_what_stays_here(load_study(path), path)
+    for sentence in (
+        "dataset 'toy' has the relative path 'data/toy'",
+        "profiles 'file' has the relative path 'texts.parquet'",
+        "profiles 'file' has the relative path 'items.parquet'",
+        "profiles 'here' has the relative path 'models/llama'",
+        "profiles 'here' has the prompt '../outside.j2'",
+        "profiles 'hub' has the prompt 'gone.j2'",
+        "model 'Mine' is a class of your own (my.models:Mine)",
+    ):
+        assert sentence in str(refused.value)
+    assert "meta-llama" not in str(refused.value)
+
+
+def test_a_job_carries_the_study_s_own_prompts(tmp_path, monkeypatch):
+    """The shipped study of LLM choices has one: found by its path in the job's working directory, as at home."""
+    from llmkt_ray.sweep.jobs import _package, _refuse_what_stays_here
+
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "sweeps" / "llm_choice.yaml"
+    study = load_study(path)
+    _refuse_what_stays_here(study, path)
+    _package(tmp_path, study, path)
+    (prompt,) = {entry.prompt for entry in study.profiles if entry.prompt}
+    assert PromptTemplate("movies", str(tmp_path / prompt)).digest == PromptTemplate("movies", prompt).digest
+    monkeypatch.chdir(tmp_path)
+    assert load_study("study.yaml").key == study.key
+    assert (tmp_path / "sweeps" / "run.py").is_file()
+    assert not list(tmp_path.rglob("__pycache__"))
 
 
 def test_packed_results_arrive_whole_or_not_at_all(tmp_path):
@@ -204,6 +302,8 @@ def test_a_relative_storage_moves_and_an_absolute_one_stays(tmp_path, monkeypatc
     path.write_text(study_text(tmp_path))
     absolute = load_study(path)
     assert stored_for_job(absolute) == absolute
+    path.write_text(study_text(tmp_path).replace(f"storage: {tmp_path}/results", f"storage: file://{tmp_path}/results"))
+    assert load_study(path).storage == f"{tmp_path}/results", "a folder as a URI is that folder, fetched through a job: it may not be here"
     relative = absolute.model_copy(update={"storage": "results"})
     assert stored_for_job(relative).storage == str(tmp_path / "results")
     assert stored_for_job(relative).key == relative.key, "where results lie does not change the study"

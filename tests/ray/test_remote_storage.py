@@ -1,6 +1,7 @@
 """A whole study on an object store: rows, card, artifacts, checkpoints and report live there; the numbers are those of a local disk."""
 
 import io
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.fs as pafs
@@ -137,6 +138,9 @@ def test_a_trial_goes_on_from_the_copy_of_its_checkpoint_on_another_machine(buck
         run_study(config, executor="loop", console=QUIET, run_trial=every_epoch)
     copies = [name for name in FileStore(study_folder(config)).list("checkpoints") if name.endswith(".pt")]
     assert len(copies) == 1
+    from_here = SpareCheckpoint(study_folder(config), tmp_path / "driver", Path(copies[0]).stem)
+    assert from_here.written_ns() is not None, "a driver on a third machine sees that the trial got somewhere"
+    assert SpareCheckpoint(study_folder(config), tmp_path / "driver", "no-such-trial").written_ns() is None
     monkeypatch.setattr("llmkt_ray.sweep.run.gettempdir", lambda: str(second))
     assert str(second) in scratch_folder(config)
     before = len(epochs)

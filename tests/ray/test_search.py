@@ -22,7 +22,7 @@ from llmkt_ray.results.card import read_card
 from llmkt_ray.results.folder import artifacts_folder, study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
-from llmkt_ray.study import StudyConfig
+from llmkt_ray.study import BudgetConfig, StudyConfig
 from llmkt_ray.sweep.check import check_study
 from llmkt_ray.sweep.execute import load_artifacts
 from llmkt_ray.sweep.plan import make_plan
@@ -159,6 +159,22 @@ def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path, s
     assert run(study).ran > 0
     pd.testing.assert_frame_equal(numbers(study), numbers(whole), check_exact=True)
     assert len(optuna_trials(study)) == 10, "none told twice"
+
+
+def test_a_pilot_of_a_search_ends_in_the_middle_of_a_round_says_so_and_goes_on_as_if_it_had_not(tmp_path, executor):
+    """Two controls, and three suggestions over two seeds a round: the budget is used up by the fifth of their six trials."""
+    whole = searching(tmp_path / "whole")
+    run(whole)
+    study = searching(tmp_path / "pilot")
+    pilot = study.model_copy(update={"budget": BudgetConfig(trials=7)})
+    summary = run(pilot, executor)
+    assert (summary.ran, summary.left_out) == (7, 15)
+    assert 0.5 in set(numbers(study).query("arm == 'treated'")["alpha"]), "the claim is part of it"
+    assert (again := run(pilot, executor)).ran == 0
+    assert again.left_out == 15
+    rest = run(study, executor)
+    assert (rest.ran, rest.left_out) == (15, 0)
+    pd.testing.assert_frame_equal(numbers(study), numbers(whole), check_exact=True)
 
 
 def test_tpe_finds_the_top_of_a_known_curve(tmp_path):

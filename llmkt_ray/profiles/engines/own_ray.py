@@ -1,4 +1,4 @@
-"""A Ray of this process's own, guarded by a token that is never written to disk: for engines that find no Ray connected, and for sweeps."""
+"""A Ray of this process's own, on loopback, its token never on disk: for engines that find no Ray connected, and for sweeps."""
 
 import logging
 import os
@@ -11,9 +11,10 @@ if "ray" not in sys.modules:  # Ray reads the mode once, when it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without stubs
 
-__all__ = ["connected_ray", "own_token", "ray", "read_credentials"]
+__all__ = ["connected_ray", "on_loopback", "own_token", "ray", "read_credentials"]
 
 _TOKEN = secrets.token_hex(32)
 """The token of this process's own clusters: nobody else on the machine can use them."""
@@ -47,12 +48,30 @@ def own_token(wanted: bool = True) -> Iterator[None]:
 
 
 @contextmanager
+def on_loopback(wanted: bool = True) -> Iterator[None]:
+    """Has all servers of a local cluster that starts in the block listen on loopback alone.
+
+    Ray itself does so where it allows no clusters of several machines (macOS); elsewhere it takes the machine's address, and then its
+    control store, raylet and workers listen on every interface. `ray.init(_node_ip_address="127.0.0.1")` is turned into that address too.
+
+    Args:
+        wanted: False: nothing is changed.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = before and not wanted
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
 def connected_ray() -> Iterator[None]:
     """Joins the Ray that this process is connected to; where there is none, starts a local one and ends it with the block."""
     if ray.is_initialized():
         yield
         return
-    with own_token():
+    with own_token(), on_loopback():
         cpus = max(_LOGICAL_CPUS, os.cpu_count() or 1)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         try:

@@ -190,13 +190,23 @@ def test_the_job_runs_the_entry_point_and_is_cleaned_up() -> None:
     spec = load("rayjob.yaml")["spec"]
     assert spec["entrypoint"] == "python -m sweeps.run sweeps/robustness.yaml"
     rules = spec["deletionStrategy"]["deletionRules"]
-    assert set(spec["deletionStrategy"]) == {"deletionRules"}
-    assert "shutdownAfterJobFinishes" not in spec  # the operator refuses it beside deletion rules
-    for rule in rules:
-        assert len(rule["condition"].keys() & {"jobStatus", "jobDeploymentStatus"}) == 1
     for status in ("SUCCEEDED", "FAILED"):
         waits = {rule["policy"]: rule["condition"]["ttlSeconds"] for rule in rules if rule["condition"].get("jobStatus") == status}
-        assert waits["DeleteWorkers"] < waits["DeleteCluster"] < waits.get("DeleteSelf", float("inf"))
+        assert 0 < waits["DeleteCluster"] < waits.get("DeleteSelf", float("inf")), "the logs can be read for a while, then nothing is paid"
+    assert any(rule["condition"].get("jobDeploymentStatus") == "Failed" for rule in rules), "a cluster that never came up goes too"
+
+
+def test_the_operator_would_take_the_deletion_rules() -> None:
+    """What a schema cannot say: `validateDeletionConfiguration` and `validateDeletionRules` of KubeRay 1.6.0 and 1.7.0."""
+    spec = load("rayjob.yaml")["spec"]
+    rules = spec["deletionStrategy"]["deletionRules"]
+    assert set(spec["deletionStrategy"]) == {"deletionRules"}
+    assert not spec.keys() & {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "clusterSelector"}
+    assert all(len(rule["condition"].keys() & {"jobStatus", "jobDeploymentStatus"}) == 1 for rule in rules)
+    told = [(rule["policy"], rule["condition"].get("jobStatus"), rule["condition"].get("jobDeploymentStatus")) for rule in rules]
+    assert len(set(told)) == len(told)
+    assert cluster_of("rayjob.yaml")["enableInTreeAutoscaling"]
+    assert "DeleteWorkers" not in {policy for policy, *_ in told}, "not supported with autoscaling enabled: the job would never start"
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -103,7 +103,10 @@ def test_the_readme_s_files_exist_and_every_recipe_is_in_it() -> None:
 @pytest.mark.parametrize("section", ["Kubernetes, one job", "Kubernetes, a cluster that stays", "AWS, GCP", "Slurm"])
 def test_each_way_is_three_lines(section: str) -> None:
     part = (CLUSTER / "README.md").read_text().split(f"## {section}")[1].split("\n## ")[0]
-    assert len(part.split("```")[1].strip().splitlines()) == 3
+    start, middle, end = part.split("```")[1].strip().splitlines()
+    assert "# start" in start
+    assert "submit" in start + middle
+    assert "# tear down" in end
 
 
 def test_the_readme_says_what_has_not_been_run() -> None:

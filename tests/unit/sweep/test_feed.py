@@ -1,6 +1,7 @@
 """What the feed of trials does where Tune gives one up: it is run again, a bounded number of times, and counted once a loss."""
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,26 @@ def test_a_trial_is_given_out_again_until_it_was_lost_too_often(tmp_path: Path, 
     (row,) = Ledger(tmp_path).trials().to_dict("records")
     assert (row["status"], row["error_kind"]) == ("failed", "WorkerLost")
     assert f"lost {MAX_FAILURES + 1} times" in row["error_message"]
+
+
+def test_a_trial_that_gets_further_each_time_is_never_given_up(tmp_path: Path, progress: Progress) -> None:
+    """A trial of hours on nodes that are taken every quarter of an hour is not one that kills its workers."""
+    feed = feed_of([SPEC], tmp_path, progress)
+    checkpoint = feed._place.checkpoints / f"{SPEC.key}.pt"
+    checkpoint.parent.mkdir()
+    for attempt in range(3 * MAX_FAILURES):
+        assert isinstance(feed.suggest(f"further {attempt}"), dict)
+        checkpoint.write_bytes(b"of a later epoch")
+        os.utime(checkpoint, ns=(attempt + 1, attempt + 1))
+        feed.on_trial_complete(f"further {attempt}", error=True)
+    assert Ledger(tmp_path).trials().empty
+    for attempt in range(MAX_FAILURES):
+        assert isinstance(feed.suggest(f"stuck {attempt}"), dict)
+        feed.on_trial_complete(f"stuck {attempt}", error=True)
+    assert feed.suggest("last") == FINISHED
+    (row,) = Ledger(tmp_path).trials().to_dict("records")
+    assert (row["status"], row["error_kind"]) == ("failed", "WorkerLost")
+    assert f"lost {MAX_FAILURES + 1} times before it got any further" in row["error_message"]
 
 
 def test_a_trial_whose_worker_breaks_around_it_keeps_the_reason(

@@ -55,6 +55,16 @@ def test_a_run_stops_at_its_budget_and_goes_on_with_a_larger_one(tmp_path, budge
     assert len(Ledger(study_folder(whole)).trials()) == 6
 
 
+def test_a_budget_that_suffices_leaves_nothing_out_where_settings_are_tuned(tmp_path):
+    """Tuned trials have other keys than those that were planned before the tuning."""
+    tuned = {"tuning": {"trials": 2, "ranges": {"learning_rate": (0.002, 0.02)}}}
+    first = run_study(tiny_study(tmp_path, budget={"trials": 3}, **tuned), executor="loop", console=QUIET)
+    assert (first.ran, first.left_out) == (3, 4), "of seven: the baseline is the first of the two settings that are tried"
+    rest = run_study(tiny_study(tmp_path, budget={"trials": 100}, **tuned), executor="loop", console=QUIET)
+    assert rest.left_out == 0
+    assert rest.done == len(Ledger(rest.folder).trials())
+
+
 def test_money_without_a_price_is_refused():
     with pytest.raises(StudyError, match=r"budget\.money needs a price: give `resources\.cpu_hour`"):
         parse_study("name: a\ndatasets: [ml-100k]\nmodels: [BPR]\nbudget: {money: 5}\n")
