@@ -129,13 +129,13 @@ def test_a_node_is_killed_under_a_job_and_the_report_comes_home_all_the_same(hea
     kill_tree(psutil.Process(second.pid))
     with following(head, study) as follower:  # attaches
         said = []
-        while not said or not said[-1].startswith("targets: "):
+        while not said or not said[-1].startswith("Running entrypoint"):
             said.append(follower.stdout.readline())
             assert said[-1], f"the log ended: {said}"
         assert re.search(r"nodes-\w+-1: RUNNING", llmkt(head, "status", study).stdout), "the log was not shown while the job ran"
         said += follower.stdout.readlines()
     assert re.search(r"nodes-\w+-1: SUCCEEDED", said[-1]), said
-    assert sum(line.startswith("targets: ") for line in said) == 1, "what was shown is not shown again"
+    assert sum(line.startswith("Running entrypoint") for line in said) == 1, "what was shown is not shown again"
     after = rows_on_disk(folder)
     assert {name: after[name] for name in before} == before, "a finished trial was run again"
     assert llmkt(head, "fetch", study, "--to", tmp_path / "here").returncode == 0
