@@ -57,7 +57,7 @@ drill: $(TESTS)/installed  ## workers, nodes, drivers and heads of a local clust
 drill-profiles: $(TESTS)/installed  ## drivers and engines that write profiles killed at random moments: the kill table (about 15 minutes)
 	@$(TESTS)/bin/python -m benchmarks.faults.profiles_drill
 
-benchmark-profiles: $(TESTS)/installed  ## tokens per second of vllm-sync and ray.data.llm against the bare engine (about 6 minutes)
+benchmark-profiles: $(TESTS)/installed  ## tokens per second of vllm-sync and ray.data.llm against the bare engine (about 15 minutes)
 	@$(TESTS)/bin/python -m benchmarks.profiles.speed
 
 benchmark: $(TESTS)/installed  ## the short set of speed benchmarks: one line a target, a table and a picture (an hour or more)

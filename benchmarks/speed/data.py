@@ -1,5 +1,6 @@
 """The splits that speed is measured on: ml-100k, and a synthetic one of a million interactions that anybody can make."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ def ml_100k(store: Path) -> PreparedData:
     return positives_only(prepare(config, study_seed=2026, store=ArtifactStore(store)))
 
 
+@cache
 def synthetic(n_interactions: int = 1_000_000, n_users: int = 6040, n_items: int = 3706, seed: int = 0) -> PreparedData:
     """A split with the sizes of ML-1M: long-tailed activity and popularity, every pair once, 80/10/10."""
     rng = np.random.default_rng(seed)

@@ -22,7 +22,7 @@ from llmkt_ray.training.bridge.dataset import PADDING
 from llmkt_ray.training.bridge.knowledge import KnowledgeInput
 from llmkt_ray.training.bridge.models import BuiltModel, build_model
 from llmkt_ray.training.bridge.user_tables import UserTable, user_tables
-from llmkt_ray.training.layers import probe_split, without_data
+from llmkt_ray.training.layers import to_probe
 from llmkt_ray.training.spec import TrialArtifacts, TrialSpec
 from llmkt_ray.training.teacher import in_model_ids
 from llmkt_ray.transfer.state import random_state_kept
@@ -164,7 +164,6 @@ def probe_tables(
     Raises:
         TrainingError: the model cannot be built.
     """
-    split = data if data is not None else probe_split()
-    settings = hyperparameters if data is not None else without_data(hyperparameters)
+    split, settings = to_probe(data, hyperparameters)
     with random_state_kept():
         return user_tables(build_model(model, split, hyperparameters=settings, seed=_PROBE_SEED, class_path=class_path))

@@ -124,18 +124,20 @@ def probe_layers(
     """
     if class_path is None and model_entry(model).is_reference:
         raise LayerError(f"{model} is a reference model: it is computed, not trained in steps, and has no layer")
-    split = data if data is not None else probe_split()
-    settings = hyperparameters if data is not None else without_data(hyperparameters)
+    split, settings = to_probe(data, hyperparameters)
     with random_state_kept():
         built = build_model(model, split, hyperparameters=settings, seed=_PROBE_SEED, class_path=class_path)
         return model_taps(built, split)
 
 
-def without_data(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that a model can be built with on the synthetic split: it has not every field of the items that S3Rec may
-    be told to predict, and neither layers nor tables depend on which it is.
+def to_probe(data: PreparedData | None, hyperparameters: Mapping[str, Any]) -> tuple[PreparedData, dict[str, Any]]:
+    """Returns the split and the settings that a model is probed with: those given, or the synthetic split where there is none.
+
+    The synthetic one has not every field of the items that S3Rec may be told to predict; neither layers nor tables depend on which it is.
     """
-    return {name: value for name, value in hyperparameters.items() if name != "item_attribute"}
+    if data is not None:
+        return data, dict(hyperparameters)
+    return probe_split(), {name: value for name, value in hyperparameters.items() if name != "item_attribute"}
 
 
 def auto_layer(taps: Sequence[Tap], model: str) -> Tap:

@@ -20,9 +20,9 @@ from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep import tuner
 from llmkt_ray.sweep.autoscaling import _gcs
-from llmkt_ray.sweep.cluster import cluster
 from llmkt_ray.sweep.run import run_study
 from tests.clusters import Head, kill_tree
+from tests.connection import connected
 from tests.faults.noting import notes, noting
 from tests.tiny import tiny_study
 
@@ -37,16 +37,8 @@ NOTICE_S = 1.5
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
     """A head of one CPU, and a connection to it."""
-    head = Head(tmp_path / "home", num_cpus=1)
-    try:
-        head.wait()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("RAY_AUTH_MODE", "token")
-            patch.setenv("RAY_AUTH_TOKEN", head.token)
-            with cluster(head.gcs_address):
-                yield head
-    finally:
-        head.end()
+    with connected(Head(tmp_path / "home", num_cpus=1)) as head:
+        yield head
 
 
 def long_study(root: Path) -> StudyConfig:

@@ -19,9 +19,9 @@ from llmkt_ray.results.folder import study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
 from llmkt_ray.sweep.autoscaling import can_grow
-from llmkt_ray.sweep.cluster import cluster
 from llmkt_ray.sweep.run import run_study
 from tests.clusters import Head, Watch, kill_tree
+from tests.connection import connected
 from tests.ray.test_executors import met
 from tests.tiny import tiny_study
 
@@ -37,15 +37,8 @@ def grown(tmp_path_factory) -> Iterator[Head]:
     head = Head(
         tmp_path_factory.mktemp("home"), num_cpus=0, node_types={"cpu": {"CPU": 1, "trials": 1}, "gpu": {"CPU": 1, "GPU": 1}}, idle_s=15
     )
-    try:
-        head.wait()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("RAY_AUTH_MODE", "token")
-            patch.setenv("RAY_AUTH_TOKEN", head.token)
-            with cluster(head.gcs_address):
-                yield head
-    finally:
-        head.end()
+    with connected(head):
+        yield head
 
 
 class OnGpu(TemplateEngine):
