@@ -88,3 +88,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     shown = ", ".join(names[:40]) + (f", ... ({len(names)} in all)" if len(names) > 40 else "")
     text += f" Known: {shown}." if close else f"; known: {shown}."
     return f"{text} {hint}".rstrip()
+
+
+def token_refused(address: str, said: str) -> ResourceError:
+    """Returns the error of a cluster that refuses the token; `said` is what it answered."""
+    return ResourceError(
+        f"the cluster at {address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's "
+        f"(`ray get-auth-token` there prints it). It said: {said.strip().splitlines()[0][:200]}"
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmkt_ray.errors import ResourceError
+from llmkt_ray.errors import ResourceError, token_refused
 from llmkt_ray.profiles.engines.own_ray import on_loopback, own_token, ray  # it sets the mode of authentication before Ray is imported
 from llmkt_ray.study import StudyConfig, TaskResources
 
@@ -64,7 +64,6 @@ def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: 
     if not local:
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", PENDING_TRIALS)
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", CONNECTION_TRIES)
-        _refuse_silent(address)
     guarded = local and os.environ.get("RAY_AUTH_MODE") == "token" and not os.environ.get("RAY_AUTH_TOKEN")
     if guarded and dashboard and not _TOKEN_FILE.exists():
         raise ResourceError(
@@ -72,6 +71,8 @@ def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: 
         )
     own = {"num_cpus": num_cpus, "include_dashboard": dashboard, "dashboard_host": "127.0.0.1"} if local else {}
     with own_token(guarded and not dashboard), on_loopback(local):
+        if not local:
+            _refuse_unusable(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
         except Exception as error:  # where a node does not come up in time, Ray raises a plain one
@@ -82,11 +83,13 @@ def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: 
             ray.shutdown()
 
 
-def _refuse_silent(address: str) -> None:
-    """Returns if something listens at `host:port`; an address of another form is left to Ray.
+def _refuse_unusable(address: str) -> None:
+    """Returns if something at `host:port` answers and takes this process's token; an address of another form is left to Ray.
+
+    Ray itself tries for a while, and then says in both cases that it cannot connect.
 
     Raises:
-        ResourceError: nothing does: a head that died, or a wrong port.
+        ResourceError: nothing answers (a head that died, or a wrong port), or it refuses the token.
     """
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():
@@ -95,6 +98,12 @@ def _refuse_silent(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_S).close()
     except OSError as error:
         raise ResourceError(f"no Ray head answers at {address!r} ({error}); start one, or mend --address or RAY_ADDRESS") from error
+    try:
+        ray._raylet.GcsClient(address=address)
+    except ray.exceptions.AuthenticationError as error:
+        raise token_refused(address, str(error)) from error
+    except (ray.exceptions.RayError, RuntimeError, ValueError):
+        return  # whatever else is wrong, Ray tells
 
 
 def _dashboard_link() -> str | None:

@@ -26,7 +26,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 import llmkt_ray
 from llmkt_ray.artifacts import FileStore
-from llmkt_ray.errors import ResourceError, StorageError, StudyError
+from llmkt_ray.errors import ResourceError, StorageError, StudyError, token_refused
 from llmkt_ray.results.folder import study_folder
 from llmkt_ray.results.transport import copy_results, result_files
 from llmkt_ray.study import ProfileConfig, StudyConfig
@@ -261,10 +261,7 @@ def _explained(address: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         text = str(error)
         if "401" in text or "403" in text or "nauthori" in text or "uthentication" in text:
-            raise ResourceError(
-                f"the cluster at {address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's "
-                f"(`ray get-auth-token` there prints it). It said: {text.strip().splitlines()[0][:200]}"
-            ) from error
+            raise token_refused(address, text) from error
         raise ResourceError(
             f"the cluster at {address} cannot be used: {text.strip()[:400]}; is it running, and is --address its dashboard?"
         ) from error
