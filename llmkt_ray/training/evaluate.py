@@ -71,13 +71,13 @@ class RankingTask:
             self._blocks.append((torch.from_numpy(self.users[start:stop].astype(np.int64)), *masked_pairs))
 
     def _mask(self, masked: Sequence[Rows]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns masked (place among the evaluated users, item) pairs, int64 each, sorted by place."""
+        """Returns masked (place among the evaluated users, item) pairs, int64 each, sorted: in the order of the scores in memory."""
         users = np.concatenate([part.user for part in masked])
         items = np.concatenate([part.item for part in masked]).astype(np.int64)
         place = np.minimum(np.searchsorted(self.users, users), len(self.users) - 1)
         known = self.users[place] == users
         place, items = place[known], items[known]
-        order = np.argsort(place, kind="stable")
+        order = np.argsort(place * self.n_items + items)
         return place[order], items[order]
 
     def run(self, score: Callable[[torch.Tensor], torch.Tensor]) -> Ranking:
@@ -92,7 +92,7 @@ class RankingTask:
         best, tops = [], []
         for users, rows, items in self._blocks:
             scores = score(users)
-            scores.index_put_((rows.to(scores.device), items.to(scores.device)), scores.new_tensor(-torch.inf))
+            scores = _masked(scores, rows.to(scores.device), items.to(scores.device))
             values, top = torch.topk(scores, self.k, dim=1)
             del scores  # the next block's take its memory, which is in cache and mapped
             best.append(values[:, 0])
@@ -110,3 +110,13 @@ class RankingTask:
         per_user = {metric.name: METRICS[metric.family](hits, self._n_positives, metric.k) for metric in self.metrics}
         means = {name: float(values.mean()) for name, values in per_user.items()}
         return Ranking(means=means, users=self.users, per_user=per_user, recommended=recommended.astype(np.int32))
+
+
+def _masked(scores: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Returns scores with -inf at `[rows, columns]`; by places in memory, which takes three fifths of what two indices take."""
+    if scores.stride(1) != 1 or scores.stride(0) < scores.shape[1]:  # transposed, or one row in memory for many users
+        scores = scores.contiguous()
+    stride = scores.stride(0)
+    memory = scores.as_strided(((len(scores) - 1) * stride + scores.shape[1],), (1,))
+    memory.index_fill_(0, torch.add(columns, rows, alpha=stride), -torch.inf)
+    return scores

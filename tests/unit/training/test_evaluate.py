@@ -44,6 +44,29 @@ def test_block_size_does_not_change_anything(data, scores, monkeypatch):
     assert whole.means == blocks.means
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda part: torch.nn.functional.pad(part, (1, 0))[:, 1:],
+        lambda part: torch.nn.functional.pad(part, (3, 5, 2, 0))[2:, 3:-5],
+        lambda part: part.T.contiguous().T,
+    ],
+    ids=["a padding item before", "a part of more", "transposed"],
+)
+def test_how_scores_lie_in_memory_does_not_matter(data, scores, layout):
+    task = RankingTask(data.valid, [data.train_full], n_items=data.n_items, metrics=METRICS)
+    plain, other = task.run(lambda users: scores[users]), task.run(lambda users: layout(scores[users]))
+    np.testing.assert_array_equal(plain.recommended, other.recommended)
+
+
+def test_one_row_of_scores_for_all_users_is_masked_for_each_by_their_own(data):
+    row = torch.linspace(1, 0, data.n_items)
+    task = RankingTask(data.valid, [data.train_full], n_items=data.n_items, metrics=METRICS)
+    shared, own = task.run(lambda users: row.expand(len(users), -1)), task.run(lambda users: row.repeat(len(users), 1))
+    np.testing.assert_array_equal(shared.recommended, own.recommended)
+    assert len(np.unique(shared.recommended, axis=0)) > 1
+
+
 def test_users_times_items_is_never_whole_in_memory():
     """A million scores at once at the most, whatever the sizes: here the whole would be 24 million."""
     n_users, n_items, asked = 4000, 6000, []
