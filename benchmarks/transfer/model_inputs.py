@@ -92,7 +92,7 @@ class FeatureProbe:
         np.random.seed(1)  # noqa: NPY002 - RecBole's models draw from the global generator
         torch.manual_seed(1)
         self.module: nn.Module = get_model(name)(settings, self.dataset)
-        trainer_of(self.module).begin(self.module)
+        trainer_of(type(self.module)).begin(self.module)
         for part in self.module.modules():
             if "logger" in vars(part):
                 part.logger = QUIET

@@ -70,6 +70,16 @@ def prepare(config: DatasetConfig, *, study_seed: int, repetition: int = 0, trai
     return PreparedData.load(store, key)
 
 
+def unstored(raw: RawDataset, config: DatasetConfig, *, study_seed: int, repetition: int = 0, train_share: float = 1.0) -> PreparedData:
+    """Returns the split that `prepare` would store, its key empty: for a look at what a study will read.
+
+    Raises:
+        DatasetError: the dataset cannot be used; every problem is named.
+    """
+    arrays, tables, facts = compute_split(raw, config, study_seed, repetition, train_share)
+    return PreparedData.assemble("", arrays, tables["users"], tables["items"], facts)
+
+
 def compute_split(
     raw: RawDataset, config: DatasetConfig, study_seed: int, repetition: int, train_share: float
 ) -> tuple[dict[str, np.ndarray], dict[str, pa.Table], dict[str, Any]]:

@@ -21,6 +21,7 @@ from llmkt_ray.profiles.generate import profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
 from llmkt_ray.study import TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
 from llmkt_ray.sweep.arms import input_problems, kar_problems, labelled_problems, source_problems
+from llmkt_ray.sweep.needs import need_problems
 from llmkt_ray.sweep.pipeline import ItemMeanNode
 from llmkt_ray.sweep.plan import Plan, layer_wish
 from llmkt_ray.sweep.search import storage_url_problem
@@ -106,13 +107,17 @@ def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool
     """Yields every problem of the study itself as a sentence; see `not_at_hand` for what the machine lacks."""
     names = [*_name_problems(study, allow_code=allow_code)]
     yield from names
+    usable = []
     for dataset in study.datasets:
         if _is_absent(dataset):
             continue
         try:
-            yield from dataset_problems(dataset)
+            problems = dataset_problems(dataset)
         except LlmktError as error:
-            yield str(error)
+            problems = [str(error)]
+        yield from problems
+        if not problems:
+            usable.append(dataset)
     yield from _source_problems(study)
     yield from source_problems(study)
     yield from labelled_problems(study)
@@ -120,6 +125,10 @@ def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool
     yield from _order_problems(study, allow_code=allow_code)
     if not names:
         yield from _layer_problems(study)
+        try:
+            yield from need_problems(study, store, usable)
+        except LlmktError as error:  # a store that cannot be read
+            yield str(error)
     yield from _storage_problems(study, store)
 
 

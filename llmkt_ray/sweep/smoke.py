@@ -4,6 +4,7 @@ No LLM is asked in a smoke run, here or elsewhere: its profiles are the template
 first stages read share their artifacts, so that the smoke runs of many studies encode and reduce once.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from llmkt_ray.embeddings.encoders import encoder_identity
@@ -14,6 +15,7 @@ from llmkt_ray.study import (
     DatasetConfig,
     EmbeddingConfig,
     KarConfig,
+    ModelConfig,
     ProfileConfig,
     ResourcesConfig,
     ScheduleConfig,
@@ -28,18 +30,23 @@ TRIALS = 4
 """Trials of a smoke run at the most."""
 EPOCHS = 2
 DATASET = "ml-100k"
+ATTRIBUTES = ("genres", "year")
+"""Fields of its items that S3Rec can learn from."""
+AT_MOST = {"NCL": {"num_clusters": 100}, "RaCT": {"pretrain_epochs": EPOCHS}, "S3Rec": {"pretrain_epochs": EPOCHS}}
+"""By model, settings that would outlast the epochs, or of which the dataset may not have enough, and the most that is kept."""
 
 
 def smoke_study(study: StudyConfig) -> tuple[StudyConfig, tuple[str, ...]]:
     """Returns the study cut down to ml-100k, 2 epochs and 1 seed, in a results folder of its own, and what was replaced, in sentences."""
     said: list[str] = []
     dataset = _dataset(study, said)
-    update = {
+    models = tuple(_model(model, said) for model in study.models)
+    update: dict[str, Any] = {
         "name": f"{study.name}-smoke"[:80],
         "datasets": (dataset,),
         "profiles": _profiles(study, dataset, said),
         "embedding": _encoders(study, said),
-        "models": tuple(model.model_copy(update={"epochs": EPOCHS}) for model in study.models),
+        "models": models,
         "training": TrainingConfig(**{**study.training.model_dump(), "epochs": EPOCHS, "evaluate_every": 1}),
         "transfer": _halved(study.transfer, said),
         "seeds": 1,
@@ -50,13 +57,27 @@ def smoke_study(study: StudyConfig) -> tuple[StudyConfig, tuple[str, ...]]:
     if study.tuning.trials:
         said.append("no hyper-parameters are tuned: the study's own are used")
         update["tuning"] = TuningConfig()
-    update |= _controls(study, said)
+    update |= _controls(study, models, said)
     return study.model_copy(update=update), tuple(said)
 
 
-def _controls(study: StudyConfig, said: list[str]) -> dict[str, Any]:
-    """Returns the study's and the models' controls without the one that template profiles leave no room for."""
-    models = [model for model in study.models if model.controls and "template" in model.controls]
+def _model(model: ModelConfig, said: list[str]) -> ModelConfig:
+    own = model.hyperparameters
+    replaced: dict[str, Any] = {}
+    for name, most in (AT_MOST.get(model.name, {}) if model.class_path is None else {}).items():
+        given = own.get(name)
+        if not isinstance(given, int) or given > most:
+            replaced[name] = most
+    if model.name == "S3Rec" and own.get("item_attribute", ATTRIBUTES[0]) not in ATTRIBUTES:
+        replaced["item_attribute"] = ATTRIBUTES[0]
+    if replaced:
+        said.append(f"model {model.name!r} has {', '.join(f'{name} {value!r}' for name, value in replaced.items())}")
+    return model.model_copy(update={"epochs": EPOCHS, "hyperparameters": {**own, **replaced}})
+
+
+def _controls(study: StudyConfig, given: Sequence[ModelConfig], said: list[str]) -> dict[str, Any]:
+    """Returns the study's controls and those of the models `given` without the one that template profiles leave no room for."""
+    models = [model for model in given if model.controls and "template" in model.controls]
     if "template" not in study.controls and not models:
         return {}
     said.append("control 'template' left out: in a smoke run the profiles are the template")
@@ -64,7 +85,7 @@ def _controls(study: StudyConfig, said: list[str]) -> dict[str, Any]:
     def without(arms: tuple[Arm, ...] | None) -> tuple[Arm, ...] | None:
         return None if arms is None else tuple(arm for arm in arms if arm != "template")
 
-    kept = tuple(model.model_copy(update={"epochs": EPOCHS, "controls": without(model.controls)}) for model in study.models)
+    kept = tuple(model.model_copy(update={"controls": without(model.controls)}) for model in given)
     return {"controls": without(study.controls), "models": kept}
 
 

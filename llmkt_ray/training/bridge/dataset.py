@@ -5,6 +5,7 @@ tokens under exactly these ids. Only train rows ever get in here.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,15 @@ PADDING = 1
 
 QUIET = logging.getLogger("llmkt_ray.recbole")
 QUIET.setLevel(logging.ERROR)
+
+
+def attribute_problem(name: str, fields: Sequence[str], dataset: str) -> str | None:
+    """Returns why the items of a dataset cannot teach a model their field `name`, or None; `fields` are those that they have."""
+    if name in fields:
+        return None
+    return f"the model learns to predict a field of the items, but those of {dataset!r} have no field {name!r}; " + (
+        f"set its hyper-parameter item_attribute to one of: {', '.join(fields)}" if fields else "give the dataset an items table with one"
+    )
 
 
 class SplitDataset(Dataset):  # type: ignore[misc]
@@ -82,14 +92,10 @@ class SplitDataset(Dataset):  # type: ignore[misc]
     def _attribute(data: PreparedData, name: str) -> tuple[FeatureField, ...]:
         """Returns the one field of items that a model is trained to predict."""
         fields = feature_fields(data.items, "item_id")
-        found = tuple(field for field in fields if field.name == name)
-        if not found:
-            have = ", ".join(field.name for field in fields) or "none"
-            raise TrainingError(
-                f"the model learns to predict a field of the items, but those of {data.name!r} have no field {name!r}; "
-                f"set its hyper-parameter item_attribute to one of: {have}"
-            )
-        return found
+        problem = attribute_problem(name, [field.name for field in fields], data.name)
+        if problem:
+            raise TrainingError(problem)
+        return tuple(field for field in fields if field.name == name)
 
     def _add_token_field(self, field: str, tokens: np.ndarray, source: Any) -> None:
         self.set_field_property(field, FeatureType.TOKEN, source, 1)

@@ -80,6 +80,8 @@ def recbole_config(model: BuiltModel, spec: TrialSpec) -> dict[str, Any]:
         if of:
             load[name] = [id_field, *(field.name for field in of)]
     own = {name: value for name, value in spec.hyperparameters.items() if name != "train_neg_sample_args"}
+    if model.settings["item_attribute"]:
+        own["item_attribute"] = model.settings["item_attribute"]  # RecBole's default for S3Rec names a field of its own files
     if "message_dropout" in model.settings:
         own["message_dropout"] = 0.0  # RecBole's NGCF drops messages in evaluation too
     evaluated = [m.family for m in metrics]

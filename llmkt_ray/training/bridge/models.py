@@ -15,7 +15,7 @@ from llmkt_ray.training.bridge import graphs, shims
 from llmkt_ray.training.bridge.dataset import PADDING, QUIET, SplitDataset
 from llmkt_ray.training.bridge.knowledge import KnowledgeInput, with_knowledge
 from llmkt_ray.training.bridge.own_sampling import RecBoleLoader, has_own_negatives, transform_of
-from llmkt_ray.training.bridge.own_trainers import Pass, trainer_of
+from llmkt_ray.training.bridge.own_trainers import Pass, Sizes, trainer_of
 from llmkt_ray.training.bridge.registry import MODELS, NOT_OFFERED, Batches, Family, ModelEntry, model_entry
 from llmkt_ray.training.bridge.scoring import PAIR_SCORES
 from llmkt_ray.training.bridge.sequences import SequenceTable, check_order
@@ -54,7 +54,7 @@ class BuiltModel:
         self.entry, self.module, self.settings, self.dataset, self.device = entry, module, settings, dataset, device
         self._transform = transform
         self.n_users, self.n_items = dataset.user_num - PADDING, dataset.item_num - PADDING
-        self._trainer = trainer_of(module)
+        self._trainer = trainer_of(type(module))
         self.trainer = self._trainer.name
         self.passes, self.stages = self._trainer.passes(settings), self._trainer.stages(settings)
         self.begin()
@@ -94,9 +94,9 @@ class BuiltModel:
         """Puts the model into the state that a trial's epochs train and that is ranked with; for use after its `stages`."""
         self._trainer.begin(self.module)
 
-    def training_problem(self, smallest_batch: int) -> str | None:
-        """Returns why the model cannot be trained on its data in batches of which the smallest has so many rows, or None."""
-        return self._trainer.problem(self.module, self.settings, smallest_batch)
+    def training_problem(self, last_batch: int) -> str | None:
+        """Returns why the model cannot be trained on its data in batches of which the last, the smallest, has so many rows, or None."""
+        return self._trainer.problem(self.settings, Sizes(self.n_users, self.n_items, last_batch))
 
     def loader(self, batch_size: int) -> RecBoleLoader | None:
         """Returns RecBole's loader where the model's negatives are not those of the lean path, otherwise None."""
@@ -266,14 +266,28 @@ def load_class(class_path: str) -> type[nn.Module]:
     return loaded
 
 
+def class_of(model: str, class_path: str | None) -> tuple[Any, ModelEntry]:
+    """Imports a model's class, RecBole's or the user's own, and returns it with its entry.
+
+    Raises:
+        TrainingError: there is no such model, or it is not a class that can be trained.
+    """
+    # Importing RecBole's sequential models turns torch's anomaly detection on for the whole process (sine.py, line 25).
+    with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
+        if class_path is None:
+            entry = model_entry(model)
+            return get_model(entry.name), entry
+        own = load_class(class_path)
+        return own, _entry_of(own, model)
+
+
 def own_family(class_path: str) -> Family:
     """Imports a model class of the user's own and returns its family.
 
     Raises:
         TrainingError: it cannot be imported, or is not a class that can be trained.
     """
-    with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
-        return _entry_of(load_class(class_path), class_path).family
+    return class_of(class_path, class_path)[1].family
 
 
 def _declared(model_class: Any, name: str) -> Any:
@@ -336,12 +350,9 @@ def build_model(
     Raises:
         TrainingError: the model or a hyper-parameter is unknown, the model refuses its settings, or it takes no knowledge.
     """
-    # Importing RecBole's sequential models turns torch's anomaly detection on for the whole process (sine.py, line 25).
-    with torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled()):
-        model_class: Any = load_class(class_path) if class_path else get_model(model_entry(model).name)
+    model_class, entry = class_of(model, class_path)
     shims.mend(model_class)
     graphs.install(model_class)
-    entry = _entry_of(model_class, model) if class_path else model_entry(model)
     problem = negatives_problem(hyperparameters, entry)
     if problem:
         raise TrainingError(problem)
@@ -361,7 +372,7 @@ def build_model(
     torch.manual_seed(seed)
     try:
         module = model_class(settings, dataset)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:
         raise TrainingError(f"{model} cannot be built with {dict(hyperparameters)}: {type(error).__name__}: {error}") from error
     for part in module.modules():
         if "logger" in part.__dict__:

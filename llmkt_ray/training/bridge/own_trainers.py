@@ -6,12 +6,12 @@ RecBole does in several runs that hand over by files (RaCT, S3Rec) is here done 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from llmkt_ray.errors import TrainingError, unknown_name
-from llmkt_ray.training.bridge.settings import Settings
+from llmkt_ray.training.bridge.settings import Settings, is_count
 
 
 def _nothing(_: Any) -> None:
@@ -63,6 +63,24 @@ Passes = Callable[[int], tuple[Pass, ...]]
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What of a split decides whether some models can be trained on it.
+
+    Attributes:
+        users, items: counts, without RecBole's padding.
+        last_batch: rows of the last batch of an epoch, which is the smallest.
+    """
+
+    users: int
+    items: int
+    last_batch: int
+
+
+Needs = Literal["", "tables", "batches"]
+"""What a model needs beside rows to learn from, by what tells whether it is there: the users and items, or the division into parts too."""
+
+
+@dataclass(frozen=True)
 class OwnTrainer:
     """How a model is trained that is not trained like the others.
 
@@ -71,14 +89,16 @@ class OwnTrainer:
         passes: of the settings, what an epoch consists of.
         stages: of the settings, what comes before the first epoch.
         begin: puts the model into the state that the trial's epochs train and that is ranked with.
-        problem: (model, settings, rows of the smallest batch) to what makes its training impossible, or None.
+        problem: of the settings and sizes, what makes its training impossible, or None.
+        needs: what it needs of a split.
     """
 
     name: str = ""
     passes: Callable[[Settings], Passes] = lambda _: lambda _: (Pass(),)
     stages: Callable[[Settings], tuple[Stage, ...]] = lambda _: ()
     begin: Callable[[Any], None] = _nothing
-    problem: Callable[[Any, Settings, int], str | None] = lambda *_: None
+    problem: Callable[[Settings, Sizes], str | None] = lambda *_: None
+    needs: Needs = ""
 
 
 def _recvae(settings: Settings) -> Passes:
@@ -101,13 +121,13 @@ def _ncl(settings: Settings) -> Passes:
     return passes
 
 
-def _ncl_problem(model: Any, settings: Settings, smallest: int) -> str | None:
-    fewest = min(int(model.n_users), int(model.n_items))
-    if 1 <= model.k <= fewest:
+def _ncl_problem(settings: Settings, sizes: Sizes) -> str | None:
+    clusters, most = settings["num_clusters"], min(sizes.users, sizes.items) + 1  # the padding is clustered too
+    if clusters is None or (is_count(clusters) and clusters <= most):  # None: a class derived from it has a number of its own
         return None
     return (
-        f"NCL makes {model.k} clusters of {model.n_users - 1} users and of {model.n_items - 1} items; "
-        f"set its hyper-parameter num_clusters to 1 to {fewest}"
+        f"NCL makes {clusters} clusters of {sizes.users} users and of {sizes.items} items; "
+        f"set its hyper-parameter num_clusters to 1 to {most}"
     )
 
 
@@ -128,14 +148,12 @@ def _ract(settings: Settings) -> tuple[Stage, ...]:
     return tuple(Stage(name, int(settings["pretrain_epochs"]), _ract_stage(name)) for name in ("actor_pretrain", "critic_pretrain"))
 
 
-def _ract_problem(model: Any, settings: Settings, smallest: int) -> str | None:
-    if smallest == 1:
+def _ract_problem(settings: Settings, sizes: Sizes) -> str | None:
+    depth, most = settings["metrics_k"], sizes.items + 1  # the padding is ranked too
+    if depth is not None and not (is_count(depth) and depth <= most):  # None: a class derived from it has a depth of its own
+        return f"RaCT's critic learns NDCG@{depth}, but there are {sizes.items} items; set its hyper-parameter metrics_k to 1 to {most}"
+    if sizes.last_batch == 1:
         return "RaCT's critic normalises over the users of a batch, but the last batch holds one user alone; set another batch_size"
-    if model.metrics_k > model.n_items:
-        return (
-            f"RaCT's critic learns NDCG@{model.metrics_k}, but there are {model.n_items - 1} items; "
-            f"set its hyper-parameter metrics_k to 1 to {model.n_items}"
-        )
     return None
 
 
@@ -160,17 +178,17 @@ def _s3rec(settings: Settings) -> tuple[Stage, ...]:
 
 
 OWN_TRAINERS: dict[str, OwnTrainer] = {
-    "NCL": OwnTrainer("NCLTrainer", passes=_ncl, problem=_ncl_problem),
-    "RaCT": OwnTrainer("RaCTTrainer", stages=_ract, begin=_ract_stage("finetune"), problem=_ract_problem),
+    "NCL": OwnTrainer("NCLTrainer", passes=_ncl, problem=_ncl_problem, needs="tables"),
+    "RaCT": OwnTrainer("RaCTTrainer", stages=_ract, begin=_ract_stage("finetune"), problem=_ract_problem, needs="batches"),
     "RecVAE": OwnTrainer("RecVAETrainer", passes=_recvae),
-    "S3Rec": OwnTrainer("S3RecTrainer", stages=_s3rec, begin=_s3rec_stage("finetune")),
+    "S3Rec": OwnTrainer("S3RecTrainer", stages=_s3rec, begin=_s3rec_stage("finetune"), needs="tables"),
 }
 """By the name of RecBole's class."""
 
 
-def trainer_of(module: nn.Module) -> OwnTrainer:
-    """Returns how a model is trained, which may be derived from one of RecBole's."""
-    for base in type(module).__mro__:
+def trainer_of(model_class: type) -> OwnTrainer:
+    """Returns how a model of a class is trained, which may be derived from one of RecBole's."""
+    for base in model_class.__mro__:
         if base.__name__ in OWN_TRAINERS and base.__module__.startswith("recbole."):
             return OWN_TRAINERS[base.__name__]
     return OwnTrainer()

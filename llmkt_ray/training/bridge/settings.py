@@ -119,11 +119,11 @@ def negatives_problem(hyperparameters: Mapping[str, Any], entry: ModelEntry) -> 
     count, candidates, alpha, dynamic = (chosen[key] for key in ("sample_num", "candidate_num", "alpha", "dynamic"))
     popularity = chosen["distribution"] == "popularity"
     valid = {
-        "sample_num": _is_count(count),
+        "sample_num": is_count(count),
         "distribution": chosen["distribution"] in ("uniform", "popularity"),
         "alpha": not isinstance(alpha, bool) and isinstance(alpha, (int, float)) and 0 < alpha < math.inf,
         "dynamic": isinstance(dynamic, bool),
-        "candidate_num": _is_count(candidates) if dynamic else candidates == 0,
+        "candidate_num": is_count(candidates) if dynamic else candidates == 0,
     }
     for key, is_valid in valid.items():
         if not is_valid:
@@ -143,7 +143,8 @@ def negatives_problem(hyperparameters: Mapping[str, Any], entry: ModelEntry) -> 
     return None
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Says whether a setting is a whole number from 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

@@ -42,6 +42,24 @@ def test_what_is_not_at_hand_is_replaced_and_said(tmp_path):
     )
 
 
+def test_what_outlasts_two_epochs_or_does_not_fit_ml_100k_is_replaced_too(tmp_path):
+    text = (
+        "name: own\ndatasets: [{name: ml-100k, split: {kind: time}}]\nembedding: {encoder: tfidf_svd}\nreduction: {method: pca, dims: 8}\n"
+        "transfer: {projection: student}\ncontrols: [baseline, alpha0, shuffled]\n"
+        "models: [NCL, RaCT, {name: S3Rec, hyperparameters: {pretrain_epochs: 2}}]\n"
+    )
+    fitting = text.replace("NCL", "{name: NCL, hyperparameters: {num_clusters: 9}}")
+    assert smoke_study(parse_study(fitting))[1] == ("model 'RaCT' has pretrain_epochs 2",)
+    text = text.replace("{pretrain_epochs: 2}", "{item_attribute: creator, pretrain_epochs: 2, n_layers: 1}")
+    study, said = smoke_study(parse_study(text).model_copy(update={"storage": str(tmp_path)}))
+    assert said == (
+        "model 'NCL' has num_clusters 100", "model 'RaCT' has pretrain_epochs 2", "model 'S3Rec' has item_attribute 'genres'",
+    )  # fmt: skip
+    assert study.models[2].hyperparameters == {"item_attribute": "genres", "pretrain_epochs": 2, "n_layers": 1}
+    assert [model.epochs for model in study.models] == [2, 2, 2]
+    check_study(study, store_of(study))
+
+
 def test_a_study_that_needs_nothing_replaced_is_only_cut_down():
     study, said = smoke_study(parse_study("name: near\ndatasets: [{name: ml-100k, split: {kind: time}}]\nmodels: [BPR]\n"))
     assert said == ()

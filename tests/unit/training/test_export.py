@@ -6,7 +6,9 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import yaml
 
 from llmkt_ray.training.bridge.export import write_export
 from llmkt_ray.training.layers import probe_split
@@ -16,8 +18,12 @@ from tests.unit.training.conftest import HYPERPARAMETERS, make_data
 
 RANKING = ("NDCG@10", "Recall@10", "Hit@10", "MRR@10", "NDCG@5", "MAP@5")
 GENERAL = {**HYPERPARAMETERS, "NGCF": {"embedding_size": 16, "hidden_size_list": [16]}, "ENMF": {}, "RecVAE": {}, "EASE": {}}
+GENERAL["NCL"] = {"embedding_size": 16, "num_clusters": 6, "warm_up_step": 1}
+GENERAL["RaCT"] = {"mlp_hidden_size": [32], "latent_dimension": 32, "metrics_k": 10, "critic_layers": [8], "pretrain_epochs": 20}
 GENERAL["SimpleX"] = {**HYPERPARAMETERS["SimpleX"], "history_len": 3}  # a random part of each history: weights alone do not say which
 CONTEXT, SEQUENTIAL = ("DeepFM", "AutoInt"), ("SASRec", "FPMC", "BERT4Rec", "CORE", "TransRec")
+S3REC = {"hidden_size": 16, "inner_size": 16, "n_layers": 1, "pretrain_epochs": 1}
+ATTRIBUTES = {"S3Rec": S3REC, "S3Rec-year": S3REC | {"item_attribute": "year"}}
 ALONE = """
 import importlib.util, json, sys
 sys.modules["llmkt_ray"] = None
@@ -53,8 +59,12 @@ def exported(tmp_path_factory):
     ordered = replace(probe_split(), notes={"split": {"kind": "leave_one_out"}})
     rated = replace(ordered, test=replace(ordered.test, positive=np.arange(len(ordered.test)) % 2 == 0))
     rated = replace(rated, valid=replace(rated.valid, positive=np.arange(len(rated.valid)) % 3 > 0))
+    genres = [[f"g{i % 7}", f"g{i % 3}"][: i % 3] for i in range(data.n_items)]  # some items have none
+    items = pa.table({"item_id": data.item_tokens.tolist(), "genres": genres, "year": [str(1990 + i % 9) for i in range(data.n_items)]})
+    described = replace(data, items=items, notes={"split": {"kind": "time"}})
     jobs = {name: (spec_of(name, general, arm="reference" if name == "EASE" else "baseline"), general) for name in GENERAL}
     jobs |= {name: (spec_of(name, ordered), ordered) for name in (*CONTEXT, *SEQUENTIAL)}
+    jobs |= {name: (spec_of("S3Rec", described, hyperparameters=given, epochs=4), described) for name, given in ATTRIBUTES.items()}
     labels = {"protocol": "labelled", "metrics": ("AUC", "LogLoss"), "select_on": "AUC"}
     jobs["labelled"] = (spec_of("DeepFM", rated, **labels), rated)
     for name, (spec, split) in jobs.items():
@@ -66,7 +76,7 @@ def exported(tmp_path_factory):
     return root, {n: (ours[n], found[str(root / n)]["metrics"], found[str(root / n)]["best"], *lists[n]) for n in jobs}
 
 
-@pytest.mark.parametrize("name", [*GENERAL, *CONTEXT, *SEQUENTIAL, "labelled"])
+@pytest.mark.parametrize("name", [*GENERAL, *CONTEXT, *SEQUENTIAL, *ATTRIBUTES, "labelled"])
 def test_recbole_gives_the_same_metrics(exported, name):
     ours, theirs, *_ = exported[1][name]
     assert set(ours) <= {k for k in ours if k.lower() in theirs}
@@ -74,7 +84,16 @@ def test_recbole_gives_the_same_metrics(exported, name):
         assert theirs[metric.lower()] == pytest.approx(value, abs=1e-6), metric
 
 
-@pytest.mark.parametrize("name", [*GENERAL, *CONTEXT, *SEQUENTIAL])
+@pytest.mark.parametrize("name", ["NCL", "RaCT", *ATTRIBUTES])
+def test_what_pre_training_and_clusters_gave_is_in_the_file(exported, name):
+    """They rank above chance, so that equal metrics are no equality of zeros, and RecBole is told what it would look for otherwise."""
+    root, found = exported
+    assert found[name][0]["NDCG@10"] > 0.1
+    config = yaml.safe_load((root / name / "config.yaml").read_text())
+    assert config.get("item_attribute") == {"S3Rec": "genres", "S3Rec-year": "year"}.get(name)
+
+
+@pytest.mark.parametrize("name", [*GENERAL, *CONTEXT, *SEQUENTIAL, *ATTRIBUTES])
 def test_it_recommends_what_the_trial_recommended(exported, name):
     _, _, best, result, data = exported[1][name]
     user = int(np.flatnonzero(data.user_tokens == "u003")[0])
@@ -82,7 +101,7 @@ def test_it_recommends_what_the_trial_recommended(exported, name):
     assert [item for item, _ in best["u003"]] == [str(token) for token in data.item_tokens[row[:5]]]
 
 
-@pytest.mark.parametrize("name", [*GENERAL, *CONTEXT, *SEQUENTIAL])
+@pytest.mark.parametrize("name", [*GENERAL, *CONTEXT, *SEQUENTIAL, *ATTRIBUTES])
 def test_a_user_without_a_test_row_is_served_too(exported, name):
     _, _, best, _, data = exported[1][name]
     user = int(np.flatnonzero(data.user_tokens == "u007")[0])

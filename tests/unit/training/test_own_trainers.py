@@ -17,6 +17,7 @@ from llmkt_ray.training.isolation import seed_globals
 from llmkt_ray.training.layers import probe_layers, resolve_layers
 from llmkt_ray.training.spec import TrialArtifacts
 from llmkt_ray.training.trial import evaluator, run_trial
+from llmkt_ray.transfer.state import ModelState
 
 from recbole.utils import get_model  # isort: skip - after the bridge's shims
 
@@ -184,6 +185,83 @@ def test_stages_are_computed_once_for_all_arms_and_not_again_on_resume(data, run
     done = len(trained)
     same(run("RaCT", "treated", options=options, **changes), whole["treated"])
     assert len(trained) == done
+
+
+@pytest.fixture
+def treat(data, ordered):
+    """Runs a treated trial of a model; returns its result, and the weights and other tensors that it was tested with."""
+
+    def go(model, options=None, **changes):
+        split, changes = (ordered if model == "S3Rec" else data), OWN[model] | changes
+        tap = resolve_layers("auto", probe_layers(model, split, changes["hyperparameters"]), model)[0]
+        given = {"arm": "treated", "alpha": 0.5, "layer": tap.name, "targets_key": "targets", "balance": "initial"}
+        spec = make_spec(split, model, "alpha0", **changes).model_copy(update=given)
+        tested = {}
+        artifacts = TrialArtifacts(split, make_targets(split, tap.width))
+        result = run_trial(
+            spec, artifacts, on_tested=lambda built, _: tested.update(ModelState(built.module).copy()["model"]), **(options or {})
+        )
+        return result, tested
+
+    return go
+
+
+def bitwise(one, other):
+    """Asserts that two trials have equal weights and rows."""
+    same(one[0], other[0])
+    for name in ("beta", "transfer_steps", "epochs_before"):
+        assert one[0].facts.get(name) == other[0].facts.get(name)
+    assert one[1].keys() == other[1].keys() != set()
+    assert all(torch.equal(value, other[1][name]) for name, value in one[1].items())
+
+
+@pytest.mark.parametrize("schedule", [{"optimizer": "keep", "handover": "best_valid"}, {"optimizer": "reset", "handover": "last"}])
+@pytest.mark.parametrize("model", sorted(OWN))
+def test_a_trial_that_goes_on_after_an_interruption_is_bitwise_the_unbroken_one(treat, tmp_path, model, schedule):
+    """In phase 1, at its end, after the switch and late in phase 2; NCL makes clusters in epochs 1, 3 and 5 and keeps them between."""
+    changes = {"epochs": 6, "schedule": ScheduleConfig(switch=0.5, **schedule)}
+    whole = treat(model, **changes)
+    options = {"checkpoint_dir": tmp_path, "checkpoint_interval_s": 0.0}
+    for last in (1, 2, 3, 5):
+        with pytest.raises(Killed):
+            treat(model, options | {"on_epoch": stop_after(last)}, **changes)
+        seen = []
+        resumed = treat(model, options | {"on_epoch": lambda row, seen=seen: seen.append(row["epoch"])}, **changes)
+        assert seen == list(range(last + 1, 7))
+        bitwise(resumed, whole)
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", sorted(OWN))
+def test_a_trial_that_takes_over_a_phase_1_is_bitwise_the_one_that_computed_it(treat, tmp_path, model):
+    changes = {"epochs": 4, "schedule": ScheduleConfig(switch=0.5)}
+    whole = treat(model, **changes)
+    for _ in ("computes", "takes over"):
+        bitwise(treat(model, {"phase1_dir": tmp_path}, **changes), whole)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("model", sorted(name for name, stages in STAGES.items() if stages))
+def test_an_interruption_before_the_first_epoch_changes_nothing(treat, tmp_path, monkeypatch, model):
+    """In the last epoch of every stage: half of what comes before the trial is never taken for the whole of it."""
+    whole = treat(model, epochs=2)
+    options = {"checkpoint_dir": tmp_path / "own", "stages_dir": tmp_path / "stages", "checkpoint_interval_s": 0.0}
+    epochs = OWN[model]["hyperparameters"]["pretrain_epochs"]
+    original = module.seed_globals
+    for stage in STAGES[model]:
+        last = derive_seed(make_spec(make_data(), model, **OWN[model]).seed, stage, epochs)
+
+        def killed(seed, last=last):
+            if seed == last:
+                raise Killed
+            original(seed)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "seed_globals", killed)
+            with pytest.raises(Killed):
+                treat(model, options, epochs=2)
+        assert not (tmp_path / "own").exists()
+    bitwise(treat(model, options, epochs=2), whole)
 
 
 @pytest.mark.parametrize(
