@@ -2,9 +2,10 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
 from llmkt_ray.section import Section, as_tuple
 from llmkt_ray.study_inputs import ProfileConfig
@@ -32,6 +33,33 @@ def _refuse_password(name: str, url: str | None, instead: str) -> None:
         raise ValueError(f"{name} carries a password, which would end up in results; {instead}")
 
 
+OWN_SETTINGS: dict[str, TypeAdapter[Any]] = {
+    "epochs": TypeAdapter(Annotated[int, Field(ge=1)]),
+    "batch_size": TypeAdapter(Annotated[int, Field(ge=1)]),
+    "learning_rate": TypeAdapter(Annotated[float, Field(gt=0)]),
+    "weight_decay": TypeAdapter(Annotated[float, Field(ge=0)]),
+}
+"""Settings of a model that are the study's own, with what they may be; all others are RecBole's."""
+
+
+def _check_varied(section: str, ranges: Mapping[str, tuple[float, float]], choices: Mapping[str, Sequence[Any]]) -> None:
+    """Refuses ranges and choices whose values a model could not take."""
+    for name, (low, high) in ranges.items():
+        if not low < high:
+            raise ValueError(f"{section}.ranges.{name} must be [low, high] with low < high, but got {[low, high]}")
+        if name in ("epochs", "batch_size"):
+            raise ValueError(f"{section}.ranges.{name}: a range holds fractions, and {name} is a whole number; list its values in `choices`")
+    both = sorted(set(ranges) & set(choices))
+    if both:
+        raise ValueError(f"a setting has either a range or choices, but {both} has both")
+    for name, value in [*((n, pair[0]) for n, pair in ranges.items()), *((n, v) for n, values in choices.items() for v in values)]:
+        if name in OWN_SETTINGS:
+            try:
+                OWN_SETTINGS[name].validate_python(value)
+            except ValidationError as error:
+                raise ValueError(f"{section} would try {name} {value!r}: {error.errors()[0]['msg']}") from None
+
+
 class SpaceConfig(Section):
     """What a search varies of one model beside alpha and layer; the model's own settings are tried first, so they must lie inside."""
 
@@ -47,11 +75,7 @@ class SpaceConfig(Section):
 
     @model_validator(mode="after")
     def _settings(self) -> Self:
-        for name, (low, high) in self.ranges.items():
-            if not low < high:
-                raise ValueError(f"search.ranges.{name} must be [low, high] with low < high, but got {[low, high]}")
-        if len(set(self.names)) != len(self.names):
-            raise ValueError(f"a setting has either a range or choices, but {sorted(set(self.ranges) & set(self.choices))} has both")
+        _check_varied("search", self.ranges, self.choices)
         if "epochs" in self.names:
             raise ValueError("epochs cannot be searched: suggestions would have different phases; list models of their own")
         return self
@@ -251,9 +275,7 @@ class TuningConfig(Section):
     def _ranges(self) -> Self:
         if self.trials == 1:
             raise ValueError("tuning.trials 1 tries the study's own settings only: set it to 0, or to 2 or more")
-        for name, (low, high) in self.ranges.items():
-            if not low < high:
-                raise ValueError(f"tuning.ranges.{name} must be [low, high] with low < high, but got {[low, high]}")
+        _check_varied("tuning", self.ranges, self.choices)
         return self
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from llmkt_ray.errors import SweepError
 from llmkt_ray.seeds import derive_seed
 from llmkt_ray.study import ModelConfig, StudyConfig
+from llmkt_ray.study_work import OWN_SETTINGS
 from llmkt_ray.sweep.pipeline import SplitNode
 from llmkt_ray.sweep.plan import base_spec, selection_window
 from llmkt_ray.training.metrics import LOWER_IS_BETTER
@@ -22,8 +23,6 @@ from llmkt_ray.training.spec import TrialSpec
 
 Tuned = Mapping[tuple[str, str], ModelConfig]
 """(dataset, model) to the model with its tuned settings."""
-_OWN = ("epochs", "batch_size", "learning_rate", "weight_decay")
-"""Settings that a model of a study has by name; all others are RecBole's."""
 LOG_FROM = 10.0
 """Ratio of a range's ends from which it is drawn on a logarithmic scale."""
 _DIGITS = 4
@@ -95,6 +94,6 @@ def _drawn(study: StudyConfig, rng: np.random.Generator) -> dict[str, Any]:
 
 def with_settings(model: ModelConfig, settings: Mapping[str, Any]) -> ModelConfig:
     """Returns a model with settings replaced: its own by name, all others are RecBole's."""
-    own = {name: value for name, value in settings.items() if name in _OWN}
-    recboles = {name: value for name, value in settings.items() if name not in _OWN}
+    own = {name: value for name, value in settings.items() if name in OWN_SETTINGS}
+    recboles = {name: value for name, value in settings.items() if name not in OWN_SETTINGS}
     return ModelConfig.model_validate({**model.model_dump(), **own, "hyperparameters": {**model.hyperparameters, **recboles}})
