@@ -48,7 +48,7 @@ def _check_varied(section: str, ranges: Mapping[str, tuple[float, float]], choic
         if not low < high:
             raise ValueError(f"{section}.ranges.{name} must be [low, high] with low < high, but got {[low, high]}")
         if name in ("epochs", "batch_size"):
-            raise ValueError(f"{section}.ranges.{name}: a range holds fractions, and {name} is a whole number; list its values in `choices`")
+            raise ValueError(f"{section}.ranges.{name}: a range holds fractions, {name} is a whole number; list its values in `choices`")
     both = sorted(set(ranges) & set(choices))
     if both:
         raise ValueError(f"a setting has either a range or choices, but {both} has both")

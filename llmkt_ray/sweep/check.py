@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from llmkt_ray.errors import LlmktError, StudyError, unknown_name
 from llmkt_ray.profiles.generate import profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
 from llmkt_ray.study import TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
+from llmkt_ray.study_work import OWN_SETTINGS, TuningConfig
 from llmkt_ray.sweep.arms import input_problems, kar_problems, labelled_problems, source_problems
 from llmkt_ray.sweep.needs import need_problems
 from llmkt_ray.sweep.pipeline import ItemMeanNode
@@ -225,10 +227,26 @@ def _layer_problems(study: StudyConfig) -> Iterator[str]:
             yield str(error)
             continue
         yield from _searched_problems(model, taps)
+        yield from _tuned_problems(study.tuning, model)
         for tap in taps:
             yield from _width_problems(study, model.name, tap)
         if any(arm in TABLE_ARMS for arm in study.controls_of(model)):
             yield from input_problems(study, model, probe_tables(model.name, None, model.hyperparameters, model.class_path))
+
+
+def _drawn(from_range: bool) -> str:
+    return " (a range holds fractions; list whole numbers in `choices`)" if from_range else ""
+
+
+def _tuned_problems(tuning: TuningConfig, model: ModelConfig) -> Iterator[str]:
+    """Yields settings that tuning would try and that the model refuses: none of these trials could run."""
+    varied: dict[str, Sequence[Any]] = {**tuning.ranges, **tuning.choices} if tuning.trials else {}
+    for name, value in [(each, value) for each in sorted(varied.keys() - OWN_SETTINGS.keys()) for value in varied[each]]:
+        tried = with_settings(model, {name: value})
+        try:
+            probe_layers(tried.name, None, tried.hyperparameters, tried.class_path)
+        except LlmktError as error:
+            yield f"tuning of model {model.name!r} tries {name} {value!r}{_drawn(name in tuning.ranges)}: {error}"
 
 
 def _searched_problems(model: ModelConfig, taps: Sequence[Tap]) -> Iterator[str]:
@@ -240,7 +258,7 @@ def _searched_problems(model: ModelConfig, taps: Sequence[Tap]) -> Iterator[str]
         try:
             found = {tap.name: tap.width for tap in probe_layers(tried.name, None, tried.hyperparameters, tried.class_path)}
         except LlmktError as error:
-            yield f"search of model {model.name!r} tries {name} {value!r}: {error}"
+            yield f"search of model {model.name!r} tries {name} {value!r}{_drawn(name in search.ranges)}: {error}"
             continue
         if shapes.items() - found.items():
             yield (

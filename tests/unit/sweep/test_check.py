@@ -145,3 +145,12 @@ def test_a_password_in_the_address_of_a_search_s_database(tmp_path):
     with pytest.raises(ValueError, match=r"search\.storage carries a password") as caught:
         tiny_study(tmp_path, search={"kind": "optuna", "storage": "postgresql://me:open-sesame@host/optuna"})
     assert "open-sesame" not in str(caught.value)
+
+
+def test_settings_that_tuning_would_try_and_a_model_refuses_are_told(tmp_path):
+    tuning = {"trials": 3, "ranges": {"embedding_size": [8, 16]}, "choices": {"mlp_hidden_size": [[8], [16]]}}
+    text = problems(tiny_study(tmp_path, tuning=tuning))
+    assert "tuning of model 'BPR' tries embedding_size 8.0 (a range holds fractions; list whole numbers in `choices`): BPR cannot" in text
+    assert "tuning of model 'BPR' tries mlp_hidden_size [8]: " in text
+    good = tiny_study(tmp_path, tuning={"trials": 3, "choices": {"embedding_size": [8, 16]}})
+    check_study(good, store_of(good))
