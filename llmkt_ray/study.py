@@ -193,10 +193,11 @@ class StudyConfig(Section):
                 f"search.early_stopping compares equal epochs of phase 2, but the schedules have switches {switches}: a later one would "
                 "always look better at a rung; give each switch a study of its own, or leave early_stopping out"
             )
-        if stopping.grace_epochs < self.training.evaluate_every:
+        rarest = max(model.evaluate_every or self.training.evaluate_every for model in self.models)
+        if stopping.grace_epochs < rarest:
             yield (
-                f"search.early_stopping.grace_epochs {stopping.grace_epochs} must be at least training.evaluate_every "
-                f"{self.training.evaluate_every}: before that nothing is known on validation"
+                f"search.early_stopping.grace_epochs {stopping.grace_epochs} must be at least evaluate_every {rarest}: before that "
+                "nothing is known on validation"
             )
 
     def controls_of(self, model: ModelConfig) -> tuple[Arm, ...]:

@@ -90,6 +90,7 @@ class ModelConfig(Section):
     layers: Literal["auto", "all"] | tuple[str, ...] | None = None
     """Taps by name; None: `transfer.layers`."""
     epochs: int | None = Field(None, ge=1)
+    evaluate_every: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     weight_decay: float | None = Field(None, ge=0)

@@ -360,7 +360,7 @@ def base_spec(study: StudyConfig, split: SplitNode, model: ModelConfig, seed: in
         batch_size=model.batch_size or training.batch_size,
         learning_rate=model.learning_rate or training.learning_rate,
         weight_decay=training.weight_decay if model.weight_decay is None else model.weight_decay,
-        evaluate_every=training.evaluate_every,
+        evaluate_every=model.evaluate_every or training.evaluate_every,
         metrics=study.evaluation.metrics,
         select_on=study.evaluation.select_on,
         protocol=study.evaluation.protocol,

@@ -72,7 +72,7 @@ def _model(model: ModelConfig, said: list[str]) -> ModelConfig:
         replaced["item_attribute"] = ATTRIBUTES[0]
     if replaced:
         said.append(f"model {model.name!r} has {', '.join(f'{name} {value!r}' for name, value in replaced.items())}")
-    return model.model_copy(update={"epochs": EPOCHS, "hyperparameters": {**own, **replaced}})
+    return model.model_copy(update={"epochs": EPOCHS, "evaluate_every": None, "hyperparameters": {**own, **replaced}})
 
 
 def _controls(study: StudyConfig, given: Sequence[ModelConfig], said: list[str]) -> dict[str, Any]:

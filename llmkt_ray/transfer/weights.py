@@ -137,7 +137,7 @@ class WeightsManager:
             if self._best is None:
                 raise TrainingError(
                     f"handover 'best_valid' needs a validation in phase 1 (epochs 1 to {epoch - 1}), but there was none; "
-                    f"set training.evaluate_every to at most {epoch - 1}, or handover to 'last'"
+                    f"set evaluate_every to at most {epoch - 1}, or handover to 'last'"
                 )
             self._state.load(self._best["model"])
             self._load_extra(self._best["extra"])

@@ -105,3 +105,15 @@ def test_a_limit_spreads_over_the_arms(root):
     assert [spec.arm for spec in few] == ["treated", "alpha0", "shuffled", "baseline"]
     assert len({spec.seed_index for spec in few}) == 1
     assert [spec.alpha for spec in few] == [0.5, 0, 0.5, 0], "gains are stated at the claim's alpha, and need its treated trial"
+
+
+def test_a_model_may_be_evaluated_in_other_epochs_than_the_study_says(root):
+    models = [
+        {"name": "BPR", "epochs": 4, "hyperparameters": {"embedding_size": 8}},
+        {"name": "MultiVAE", "epochs": 4, "evaluate_every": 2, "hyperparameters": {"mlp_hidden_size": [8], "latent_dimension": 8}},
+    ]
+    study = tiny_study(root, models=models)
+    trials = [spec for spec in make_plan(study, store_of(study)).trials if spec.arm != "reference"]
+    assert {(spec.model, spec.evaluate_every) for spec in trials} == {("BPR", 1), ("MultiVAE", 2)}
+    with pytest.raises(ValueError, match="grace_epochs 1 must be at least evaluate_every 2: before that nothing is known"):
+        tiny_study(root, models=models, search={"kind": "optuna", "early_stopping": {"grace_epochs": 1}})
