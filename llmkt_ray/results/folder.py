@@ -27,6 +27,8 @@ LOCK, HOLDER, OWNER = "run.lock", "run.json", "study.yaml"
 HEARTBEAT_S = 20.0
 STALE_S = 120.0
 """On storage without file locks a holder that has not been heard of for this long is taken to be dead."""
+PROBE_S = 0.5
+"""A lock that is held for less is that of somebody who looks whether it is held (`llmkt status`, `llmkt check`)."""
 SETTLE_S = 1.0
 """There, of two that found nobody and wrote their names, the later one holds the folder: so long one waits before it looks again."""
 
@@ -173,7 +175,7 @@ def _system_lock(files: FileStore, me: dict[str, Any]) -> Iterator[None]:
     lock = filelock.FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PROBE_S, poll_interval=0.01)
     except filelock.Timeout as error:
         raise _busy(files.root, _read_holder(files) or {}) from error
     except OSError as error:

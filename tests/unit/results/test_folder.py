@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 
+import filelock
 import pytest
 import yaml
 
@@ -64,6 +65,19 @@ def test_two_processes_cannot_hold_one_folder_and_a_killed_one_leaves_it_free(tm
     with locked(target):
         assert holder(target)["pid"] == os.getpid()
     assert holder(target) is None
+
+
+def test_who_looks_whether_a_folder_is_held_keeps_nobody_out(tmp_path):
+    """`llmkt status` in a loop while a run begins: to look is to hold the lock for a moment."""
+    target = str(tmp_path / "one")
+    (tmp_path / "one").mkdir()
+    looking = filelock.FileLock(tmp_path / "one" / folders.LOCK, thread_local=False)
+    looking.acquire()
+    timer = threading.Timer(0.1, looking.release)
+    timer.start()
+    with locked(target):
+        assert holder(target)["pid"] == os.getpid()
+    timer.join()
 
 
 def test_on_remote_storage_a_silent_holder_is_taken_over(tmp_path, monkeypatch):
