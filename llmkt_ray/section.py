@@ -27,6 +27,13 @@ def told_apart(name: str, section: "Section", fields: Sequence[str]) -> str:
 
 
 class Section(BaseModel):
-    """A part of a study file: frozen, unknown keys forbidden, no NaN."""
+    """A part of a study file: frozen, unknown keys forbidden, no NaN. Errors do not repeat their input, which may be a password."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )

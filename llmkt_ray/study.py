@@ -127,7 +127,7 @@ class StudyConfig(Section):
                     )
             if model.search.names and self.search.kind != "optuna":
                 problems.append(f"model {model.name!r} has a `search`, but search.kind is 'grid': set that to 'optuna'")
-            problems += [f"model {model.name!r}: {problem}" for problem in self._outside(model)]
+            problems += [f"model {model.name!r}: {problem}" for problem in (*self._outside(model), *self._tuned_outside(model))]
         if "mean_minus_sd" in self.search.objectives and self.seeds < 2:
             problems.append(f"objective 'mean_minus_sd' needs at least 2 seeds, but got {self.seeds}")
         if self.search.kind == "optuna" and not self.search.alpha[0] <= self.transfer.claim_alpha <= self.search.alpha[1]:
@@ -173,6 +173,23 @@ class StudyConfig(Section):
                     yield f"the default of {name!r}, {value!r}, is tried first and must lie in its range {[low, high]}"
             elif value not in model.search.choices[name]:
                 yield f"the default of {name!r}, {value!r}, is tried first and must be one of {list(model.search.choices[name])}"
+
+    def _tuned_outside(self, model: ModelConfig) -> Iterator[str]:
+        """Yields the settings that are tuned and searched, where tuning might choose what the search cannot try first."""
+        tuning, search = self.tuning, model.search
+        for name in search.names if tuning.trials else ():
+            tried = tuning.ranges.get(name) or tuning.choices.get(name, ())
+            if name in search.ranges:
+                low, high = search.ranges[name]
+                is_inside, allowed = all(isinstance(v, int | float) and low <= v <= high for v in tried), f"lie in its range {[low, high]}"
+            else:
+                is_inside = name not in tuning.ranges and all(value in search.choices[name] for value in tried)
+                allowed = f"be one of {list(search.choices[name])}"
+            if not is_inside:
+                yield (
+                    f"tuning tries {name!r} in {list(tried)}, but what it chooses is what the search tries first and must {allowed}; "
+                    f"leave {name!r} out of `tuning` or of the model's `search`, or let both have the same values"
+                )
 
     def _unfair_stopping(self, stopping: EarlyStoppingConfig) -> Iterator[str]:
         """Yields why trials of this study cannot be judged by an epoch of phase 2 against each other."""

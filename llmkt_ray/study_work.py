@@ -29,7 +29,8 @@ OWN_TARGET_ARMS = ("template", "item_mean", "leaked")
 
 
 def _refuse_password(name: str, url: str | None, instead: str) -> None:
-    if url and re.search("://[^/?@]*:[^/?@]*@", url):
+    # SQLAlchemy takes all up to the last @ as the password, slashes too; and drivers take one among a URL's options.
+    if url and re.search("://[^:/]*:[^@]*@|[?&](password|passwd|pwd)=", url, re.IGNORECASE):
         raise ValueError(f"{name} carries a password, which would end up in results; {instead}")
 
 

@@ -8,9 +8,10 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ LOCK, HOLDER, OWNER = "run.lock", "run.json", "study.yaml"
 HEARTBEAT_S = 20.0
 STALE_S = 120.0
 """On storage without file locks a holder that has not been heard of for this long is taken to be dead."""
+PROBE_S = 0.5
+"""A lock that is held for less is that of somebody who looks whether it is held (`llmkt status`, `llmkt check`)."""
+SETTLE_S = 1.0
+"""There, of two that found nobody and wrote their names, the later one holds the folder: so long one waits before it looks again."""
 
 
 def study_folder(study: StudyConfig) -> str:
@@ -145,20 +150,23 @@ def locked(folder: str | Path) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_S):
-            files.write_bytes(HOLDER, json.dumps({**me, "alive": _now()}).encode())
+            with suppress(StorageError):  # a storage that does not answer once: the next beat is in time still
+                files.write_bytes(HOLDER, json.dumps({**me, "alive": _now()}).encode())
 
     files.write_bytes(HOLDER, json.dumps({**me, "alive": _now()}).encode())
+    time.sleep(SETTLE_S)
+    found = _read_holder(files)
+    if found and found.get("id") != me["id"]:
+        raise _busy(folder, found)
     thread = threading.Thread(target=beat, name="llmkt-lock", daemon=True)
     thread.start()
     try:
-        found = _read_holder(files)
-        if found and found.get("id") != me["id"]:
-            raise _busy(folder, found)
         yield
     finally:
         stop.set()
         thread.join()
-        files.delete(HOLDER)
+        if (_read_holder(files) or me).get("id") == me["id"]:
+            files.delete(HOLDER)
 
 
 @contextmanager
@@ -167,7 +175,7 @@ def _system_lock(files: FileStore, me: dict[str, Any]) -> Iterator[None]:
     lock = filelock.FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PROBE_S, poll_interval=0.01)
     except filelock.Timeout as error:
         raise _busy(files.root, _read_holder(files) or {}) from error
     except OSError as error:

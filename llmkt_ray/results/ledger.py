@@ -3,11 +3,13 @@
 A finished trial, failed ones included, is one Parquet file `ledger/trials/<trial key>.parquet`, written atomically
 by whoever ran it. `compact` gathers many of them into `ledger/parts/`, one row group a trial. A key that is in
 both (a crash between the two steps) counts once; a row recorded later wins. A file that cannot be read does not count:
-its trial runs again.
+its trial runs again. Pages carry checksums, so that a changed bit is no other number.
 """
 
 import io
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from llmkt_ray.training.spec import TrialResult
 TRIALS, PARTS = "ledger/trials", "ledger/parts"
 ROWS_A_GROUP = 25
 """Rows of a compacted part that are read together: one alone is slow to scan, all of them slow to pick one trial from."""
+
+_DAMAGE = (pa.ArrowException, OSError, ValueError)
+"""What reading a damaged Parquet file raises."""
 
 
 class Ledger:
@@ -46,7 +51,7 @@ class Ledger:
             StorageError: the disk is full or read-only; then there is no row.
         """
         sink = io.BytesIO()
-        pq.write_table(rows.to_row(result, study_key), sink, compression="zstd")
+        pq.write_table(rows.to_row(result, study_key), sink, compression="zstd", write_page_checksum=True)
         name = f"{TRIALS}/{result.spec.key}.parquet"
         self.files.write_bytes(name, sink.getvalue())
         self._scalars.pop(name, None)
@@ -122,10 +127,10 @@ class Ledger:
         names = [name for name, table in singles if table.column("status")[0].as_py() != "failed"]
         if len(names) < at_least:
             return 0
-        tables = [pq.read_table(pa.BufferReader(self.files.read_bytes(name))) for name in names]
+        tables = [self._read(name) for name in names]
         schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
         sink = io.BytesIO()
-        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
             for first in range(0, len(tables), ROWS_A_GROUP):
                 group = [schema.empty_table(), *tables[first : first + ROWS_A_GROUP]]
                 writer.write_table(pa.concat_tables(group, promote_options="permissive"), row_group_size=ROWS_A_GROUP)
@@ -169,23 +174,40 @@ class Ledger:
         file = self._open(name)
         if file is None:
             return None
-        version = int((file.schema_arrow.metadata or {}).get(b"llmkt_ledger", b"0"))
+        try:
+            version, columns = int((file.schema_arrow.metadata or {}).get(b"llmkt_ledger", b"0")), rows.scalar_columns(file.schema_arrow)
+        except _DAMAGE:
+            return None
         if version > rows.SCHEMA_VERSION:
             raise StorageError(
                 f"{self.files.path(name)} was written by a later ledger (version {version}, this one reads up to {rows.SCHEMA_VERSION}); "
                 "upgrade llmkt_ray"
             )
         try:
-            return file.read(columns=rows.scalar_columns(file.schema_arrow))
-        except (pa.ArrowInvalid, OSError):
+            return file.read(columns=columns)
+        except _DAMAGE:
             return None
 
     def _open(self, name: str) -> pq.ParquetFile | None:
         data = self.files.read_bytes(name)
         try:
-            return None if data is None else pq.ParquetFile(pa.BufferReader(data))
-        except (pa.ArrowInvalid, OSError):
+            return None if data is None else pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        except _DAMAGE:
             return None
+
+    def _read(self, name: str) -> pa.Table:
+        """Returns all of a file that is there."""
+        with self._whole(name):
+            return pq.ParquetFile(pa.BufferReader(self.files.read_bytes(name)), page_checksum_verification=True).read()
+
+    @contextmanager
+    def _whole(self, name: str) -> Iterator[None]:
+        """Tells of a file whose scalars can be read, but not its epochs or users: it is looked at in parts, as it is large."""
+        try:
+            yield
+        except _DAMAGE as error:
+            told = f"{self.files.path(name)} is damaged ({str(error).strip()}); delete it and run the study again: its trials run anew"
+            raise StorageError(told) from error
 
     def _row(self, trial_key: str) -> pa.Table:
         single = f"{TRIALS}/{trial_key}.parquet"
@@ -197,7 +219,8 @@ class Ledger:
                 for group in range(file.num_row_groups):
                     size = file.metadata.row_group(group).num_rows
                     if place < size:
-                        return file.read_row_group(group).slice(place, 1)
+                        with self._whole(name):
+                            return file.read_row_group(group).slice(place, 1)
                     place -= size
         raise StorageError(f"trial {trial_key!r} has no row in {self.files.root}; `llmkt status` lists what is done")
 
@@ -209,7 +232,8 @@ class Ledger:
             if file is None:
                 continue
             columns = ["trial_key", *(column for column in file.schema_arrow.names if column.startswith(prefix))]
-            table = file.read(columns=columns)
+            with self._whole(name):
+                table = file.read(columns=columns)
             for index, key in enumerate(table.column("trial_key").to_pylist()):
                 found.setdefault(key, table.slice(index, 1))
         return [found[key] for key in sorted(found)]

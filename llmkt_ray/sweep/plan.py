@@ -74,7 +74,8 @@ class Cell:
     @property
     def search_key(self) -> str:
         """A key that cells share which differ in the layer alone: in a search the layer is a parameter."""
-        labels = {name: value for name, value in self.factors.items() if name != "dims"}
+        # `dims: layer` is another number at every layer: what the study asks for is compared, not what came of it.
+        labels = self.factors | {"dims": self.target.config.dims}
         return content_key([labels, self.split.key, self.model.model_dump(mode="json"), self.loss, self.schedule.model_dump(mode="json")])
 
     @property

@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -33,7 +33,7 @@ from llmkt_ray.sweep.pilot import Meter, telling_first
 from llmkt_ray.sweep.pipeline import EmbeddingNode, KnowledgeNode, Node, TargetNode, split_nodes
 from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.progress import Progress
-from llmkt_ray.sweep.search import mirror, rounds, suggestions, told
+from llmkt_ray.sweep.search import mirror, planned_round, rounds, told
 from llmkt_ray.sweep.space import search_cells
 from llmkt_ray.sweep.tuner import RayExecutor
 from llmkt_ray.sweep.tuning import first_splits, tuned_models, tuning_specs
@@ -226,8 +226,9 @@ class _Work:
         """Yields the trials known in advance, then the rounds of the searches."""
         is_search = self.study.search.kind == "optuna"
         if self.study.tuning.trials:
-            yield from self._missing(self._tuning(), "tuning")
-            if self.limit == 0 or self.stopped:
+            tried = self._tuning()
+            yield from self._missing(tried, "tuning")
+            if self.limit == 0 or self.stopped or not self._all_there(spec.key for spec in tried):
                 return
             self.plan = make_plan(self.study, self.store, tuned_models(self.study, self.plan.splits, self.ledger.trials()))
             refuse_impossible_targets(self.plan, self.store)
@@ -268,6 +269,10 @@ class _Work:
         shutil.rmtree(self.place.phase1, ignore_errors=True)
         self.stopped = self.progress.meter.spent()
 
+    def _all_there(self, keys: Iterable[str]) -> bool:
+        """Says whether all these trials have rows. What is chosen from rows waits for all of them: a lost one would change the choice."""
+        return self.ledger.done().issuperset(keys)
+
     def _planned(self) -> set[str]:
         """Returns the keys of the trials known in advance."""
         return {spec.key for spec in (*self.plan.trials, *(self._tuning() if self.study.tuning.trials else ()))}
@@ -292,19 +297,21 @@ class _Work:
         history: dict[str, list[FrozenTrial]] = {cell.key: [] for cell in cells}
         every, known = rounds(study.search), self._planned()
         for number, (first, count) in enumerate(every, 1):
-            new = {cell.key: suggestions(files, study, cell, first, count, history[cell.key]) for cell in cells}
-            rungs = {cell.key: cell.rungs(study, history[cell.key]) for cell in cells}
-            specs = {spec.key: spec for cell in cells for params in new[cell.key] for spec in cell.specs(study, params, rungs[cell.key])}
+            new = {cell.key: planned_round(files, study, cell, first, count, history[cell.key]) for cell in cells}
+            of_cells = [(cell, params, new[cell.key].rungs) for cell in cells for params in new[cell.key].suggestions]
+            specs = {spec.key: spec for cell, params, rungs in of_cells for spec in cell.specs(study, params, rungs)}
             self.repeated += count * len(cells) * study.seeds - len(specs.keys() - known)
             known |= specs.keys()
             yield from self._missing(list(specs.values()), f"search, round {number} of {len(every)}")
-            if self.limit == 0 or self.stopped:
+            if not self._all_there(specs):
                 return
             for cell in cells:
-                history[cell.key] += told(study, cell, new[cell.key], self.ledger, rungs[cell.key])
+                history[cell.key] += told(study, cell, new[cell.key].suggestions, self.ledger, new[cell.key].rungs)
                 problem = mirror(study.search.storage, self.place.folder, study, cell, history[cell.key])
                 if problem:
                     self.progress.warn(problem)
+            if self.limit == 0 or self.stopped:
+                return
         if self.repeated and self.given:
             self._write_card()
 

@@ -9,6 +9,8 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -16,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from llmkt_ray.artifacts import FileStore
+from llmkt_ray.artifacts import FileStore, storage_problem
 from llmkt_ray.errors import SweepError
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.seeds import derive_seed
@@ -36,25 +38,41 @@ def rounds(search: SearchConfig) -> list[tuple[int, int]]:
     return [(first, min(search.round_size, search.trials - first)) for first in range(0, search.trials, search.round_size)]
 
 
-def suggestions(
-    files: FileStore, study: StudyConfig, cell: SearchCell, first: int, count: int, history: Sequence[FrozenTrial]
-) -> list[Params]:
-    """Returns a round's suggestions: those in the ledger, or new ones, which are in the ledger when this returns.
+@dataclass(frozen=True)
+class Round:
+    """What one round of a search runs, and what its rungs ask for: both are fixed before its first trial starts.
+
+    The rungs are kept, not worked out again: a failed trial of an earlier round that is run again would change them, and with
+    them the keys of trials that are finished.
+    """
+
+    suggestions: list[Params]
+    rungs: Rungs = ()
+
+
+def planned_round(files: FileStore, study: StudyConfig, cell: SearchCell, first: int, count: int, history: Sequence[FrozenTrial]) -> Round:
+    """Returns a round: the one in the ledger, or a new one, which is in the ledger when this returns.
 
     Raises:
-        StorageError: they cannot be written.
+        StorageError: it cannot be written.
         SweepError: what is in the ledger is damaged.
     """
-    name = f"{SUGGESTIONS}/{cell.key}-{first:05d}.json"
+    name, space = f"{SUGGESTIONS}/{cell.key}-{first:05d}.json", cell.space(study)
     data = files.read_bytes(name)
     if data is None:
-        made = suggest(cell.space(study), study, history, first, count, cell.default(study), cell.key)
-        files.write_bytes(name, json.dumps({"cell": cell.name, "first": first, "suggestions": made}, indent=1).encode())
+        made = Round(suggest(space, study, history, first, count, cell.default(study), cell.key), cell.rungs(study, history))
+        files.write_bytes(name, json.dumps({"cell": cell.name, "first": first, **asdict(made)}, indent=1).encode())
         return made
     try:
-        found: list[Params] = json.loads(data)["suggestions"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SweepError(f"{files.path(name)} is damaged ({error}); delete it and run again: the same suggestions are made anew") from error
+        content = json.loads(data)
+        kept = content.get("rungs", cell.rungs(study, history))  # a round of an earlier version has none
+        found = Round(list(content["suggestions"]), tuple((int(epoch), float(asked)) for epoch, asked in kept))
+        for params in found.suggestions:
+            create_trial(state=TrialState.FAIL, params=dict(params), distributions=space)  # raises if it is not of this space
+        if len(found.suggestions) != count:
+            raise ValueError(f"{len(found.suggestions)} suggestions instead of {count}")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SweepError(f"{files.path(name)} is damaged ({error}); delete it and run again: its suggestions are made anew") from error
     return found
 
 
@@ -141,7 +159,12 @@ def _at_rungs(study: StudyConfig, cell: SearchCell, keys: Sequence[str], ledger:
 
 
 def mirror(url: str | None, folder: str, study: StudyConfig, cell: SearchCell, history: Sequence[FrozenTrial]) -> str | None:
-    """Copies the history into Optuna storage, for optuna-dashboard and optuna.importance; what is there already stays.
+    """Copies the history into Optuna storage, for optuna-dashboard and optuna.importance; what is there already stays if it is true.
+
+    A finished trial of Optuna cannot be changed. So where a failed suggestion was run again and is none now, the copy is made anew.
+
+    Raises:
+        StorageError: the results folder cannot be written.
 
     Returns:
         Why a database could not be written, or None: it is a copy, so the search goes on, and the next call copies what is missing.
@@ -156,14 +179,24 @@ def mirror(url: str | None, folder: str, study: StudyConfig, cell: SearchCell, h
     name = f"{study.name} {cell.name}" + (f" {study.key}" if url else "")  # a database may hold other studies of this name
     try:
         with _quiet():
-            storage = optuna.storages.RDBStorage(url) if url else _journal(folder)
-            copy = optuna.create_study(storage=storage, study_name=name, directions=directions(study.search), load_if_exists=True)
-            copy.set_metric_names(list(study.search.objectives))
-            copy.add_trials(history[len(copy.trials) :])
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if url:
+                _copy(optuna.storages.RDBStorage(url), name, study.search, history)
+            else:
+                with _journal(folder) as journal:
+                    _copy(journal, name, study.search, history)
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:  # the last: of another version of Optuna
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         return f"search.storage cannot be written: {reason}; the search goes on, and the next round or run copies what is missing"
     return None
+
+
+def _copy(storage: optuna.storages.BaseStorage, name: str, search: SearchConfig, history: Sequence[FrozenTrial]) -> None:
+    copy = optuna.create_study(storage=storage, study_name=name, directions=directions(search), load_if_exists=True)
+    if any(there.state != now.state for there, now in zip(copy.trials, history, strict=False)):
+        optuna.delete_study(study_name=name, storage=storage)
+        copy = optuna.create_study(storage=storage, study_name=name, directions=directions(search))
+    copy.set_metric_names(list(search.objectives))
+    copy.add_trials(history[len(copy.trials) :])
 
 
 def storage_url_problem(url: str) -> str | None:
@@ -175,10 +208,36 @@ def storage_url_problem(url: str) -> str | None:
     return None
 
 
-def _journal(folder: str) -> optuna.storages.BaseStorage:
+@contextmanager
+def _journal(folder: str) -> Iterator[optuna.storages.BaseStorage]:
+    """Opens the journal file; a damaged one (a kill or a full disk cut its last line) is set aside, and the copy begins anew.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     FileStore(folder).write_bytes("search/README.txt", b"Open with: optuna-dashboard journal.log\n")
-    backend = optuna.storages.journal.JournalFileBackend(f"{folder}/search/journal.log")
-    return optuna.storages.JournalStorage(backend)
+    path = Path(folder) / "search" / "journal.log"
+    try:
+        if path.exists() and not _is_whole(path):
+            path.replace(path.with_name("journal.damaged.log"))
+        yield _opened(path)
+    except OSError as error:
+        raise storage_problem(error, str(path)) from error
+
+
+def _is_whole(path: Path) -> bool:
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):  # Optuna would write its next line behind the half one, and then read neither
+        return False
+    try:
+        _opened(path)
+    except (ValueError, LookupError, TypeError):
+        return False
+    return True
+
+
+def _opened(path: Path) -> optuna.storages.BaseStorage:
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
 
 
 @contextmanager

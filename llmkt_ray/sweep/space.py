@@ -52,7 +52,8 @@ class SearchCell:
     def name(self) -> str:
         """A readable name, for Optuna's storage."""
         cell = self.first
-        of_cell = ["baseline"] if self.arm == "baseline" else [cell.factors["llm"], cell.factors["reduction"], cell.loss]
+        dims = [] if cell.target.config.dims == "layer" else [cell.target.config.dims]
+        of_cell = ["baseline"] if self.arm == "baseline" else [cell.factors["llm"], cell.factors["reduction"], *dims, cell.loss]
         return " ".join(map(str, [cell.split.label, cell.model.name, *of_cell, self.key[:6]]))
 
     def space(self, study: StudyConfig) -> dict[str, BaseDistribution]:
@@ -67,8 +68,8 @@ class SearchCell:
                 space[f"layer_{self.model.name}"] = CategoricalDistribution(tuple(self.members))
         for name, (low, high) in sorted(self.model.search.ranges.items()):
             space[f"{name}_{self.model.name}"] = FloatDistribution(low, high, log=low > 0 and high / low >= LOG_FROM)
-        for name, values in sorted(self.model.search.choices.items()):
-            space[f"{name}_{self.model.name}"] = CategoricalDistribution([canonical_json(value) for value in values])
+        for name in sorted(self.model.search.choices):
+            space[f"{name}_{self.model.name}"] = CategoricalDistribution(list(self._choices(study, name)))
         return space
 
     def default(self, study: StudyConfig) -> Params:
@@ -86,7 +87,7 @@ class SearchCell:
 
     def specs(self, study: StudyConfig, params: Params, rungs: Rungs = ()) -> list[TrialSpec]:
         """Returns the trials of a suggestion: one a seed; `rungs` end them early."""
-        model = with_settings(self.model, self._settings(params))
+        model = with_settings(self.model, self._settings(study, params))
         seeds = range(study.seeds)
         if self.arm == "baseline":
             window = selection_window(self.first.schedule)
@@ -113,10 +114,15 @@ class SearchCell:
                 found.append((epoch, asked))
         return tuple(found)
 
-    def _settings(self, params: Params) -> Params:
+    def _choices(self, study: StudyConfig, setting: str) -> Params:
+        """Returns text to value of what is tried of a setting; the model's own value as the model has it, even if listed as 0 for 0.0."""
+        own = study.setting(self.model, setting)
+        values = [own if value == own else value for value in self.model.search.choices[setting]]
+        return {canonical_json(value): value for value in values}
+
+    def _settings(self, study: StudyConfig, params: Params) -> Params:
         search, name = self.model.search, self.model.name
-        texts = {setting: {canonical_json(value): value for value in values} for setting, values in search.choices.items()}
-        chosen = {setting: texts[setting][params[f"{setting}_{name}"]] for setting in search.choices}
+        chosen = {setting: self._choices(study, setting)[params[f"{setting}_{name}"]] for setting in search.choices}
         return chosen | {setting: params[f"{setting}_{name}"] for setting in search.ranges}
 
 

@@ -26,8 +26,8 @@ class SpareCheckpoint:
         self._seen = 0
 
     def fetch(self) -> None:
-        """Brings the copy here, unless this machine has a checkpoint of its own."""
-        if self._files is None or self._local.exists():
+        """Brings the copy here, also over a checkpoint that is here: that may be of before the trial went on elsewhere."""
+        if self._files is None:
             return
         data = self._files.read_bytes(self._name)
         if data is not None:

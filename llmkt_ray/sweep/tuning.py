@@ -86,7 +86,7 @@ def _drawn(study: StudyConfig, rng: np.random.Generator) -> dict[str, Any]:
         share = rng.random()
         log = low > 0 and high / low >= LOG_FROM
         value = float(low * (high / low) ** share if log else low + (high - low) * share)
-        found[name] = float(f"{value:.{_DIGITS}g}")
+        found[name] = min(max(float(f"{value:.{_DIGITS}g}"), low), high)
     for name, values in sorted(study.tuning.choices.items()):
         found[name] = values[int(rng.integers(len(values)))]
     return found

@@ -1,12 +1,16 @@
-"""Checkpoints at epoch boundaries: one file a trial, written whole or not at all, read with `weights_only=True`."""
+"""Checkpoints at epoch boundaries: one file a trial, written whole or not at all, read with `weights_only=True`.
+
+A file is a line with the SHA-256 of what follows, and then what `torch.save` writes: torch itself reads a file with a changed bit
+as if nothing had happened to it, and the trial's row would be another one.
+"""
 
 import io
 import os
 import pickle
 import time
 import uuid
-import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,8 @@ import torch
 
 from llmkt_ray.artifacts import storage_problem
 
-VERSION = 2
+VERSION = 3
+_DIGEST_BYTES = 65
 INTERVAL_S = 5.0
 """Seconds between two checkpoints at the least: an epoch that is shorter is cheaper to repeat than to save."""
 
@@ -48,6 +53,7 @@ class CheckpointFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with open(partial, "wb") as stream:
+                    stream.write(_digest(buffer.getbuffer()))
                     stream.write(buffer.getbuffer())
                     stream.flush()
                     os.fsync(stream.fileno())
@@ -63,11 +69,16 @@ class CheckpointFile:
 
         A damaged file counts as none: the trial then starts again, with the same outcome.
         """
-        if not zipfile.is_zipfile(self.path):  # absent, or damaged: torch would read it in its old format, and fail in many ways
+        try:
+            with open(self.path, "rb") as stream:
+                digest, content = stream.readline(_DIGEST_BYTES), stream.read()
+        except OSError:
+            return None
+        if digest != _digest(content):
             return None
         try:
-            saved = torch.load(self.path, map_location=device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError):
+            saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError):  # whole, but not what we write
             return None
         if not isinstance(saved, dict) or (saved.get("version"), saved.get("key")) != (VERSION, self._key):
             return None
@@ -78,3 +89,7 @@ class CheckpointFile:
         self.path.unlink(missing_ok=True)
         for partial in self.path.parent.glob(f".{self.path.name}.*.partial"):
             partial.unlink(missing_ok=True)
+
+
+def _digest(content: bytes | memoryview) -> bytes:
+    return sha256(content).hexdigest().encode() + b"\n"

@@ -2,7 +2,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
+import filelock
 import pytest
 import yaml
 
@@ -64,6 +67,19 @@ def test_two_processes_cannot_hold_one_folder_and_a_killed_one_leaves_it_free(tm
     assert holder(target) is None
 
 
+def test_who_looks_whether_a_folder_is_held_keeps_nobody_out(tmp_path):
+    """`llmkt status` in a loop while a run begins: to look is to hold the lock for a moment."""
+    target = str(tmp_path / "one")
+    (tmp_path / "one").mkdir()
+    looking = filelock.FileLock(tmp_path / "one" / folders.LOCK, thread_local=False)
+    looking.acquire()
+    timer = threading.Timer(0.1, looking.release)
+    timer.start()
+    with locked(target):
+        assert holder(target)["pid"] == os.getpid()
+    timer.join()
+
+
 def test_on_remote_storage_a_silent_holder_is_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.FileStore, "__init__", _remote(folders.FileStore.__init__))
     target = tmp_path / "one"
@@ -76,6 +92,56 @@ def test_on_remote_storage_a_silent_holder_is_taken_over(tmp_path, monkeypatch):
     (target / "run.json").write_text(json.dumps(old))
     with locked(target):
         assert holder(target)["pid"] == os.getpid()
+
+
+def test_on_remote_storage_of_two_that_found_nobody_one_is_refused_and_leaves_the_other_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders.FileStore, "__init__", _remote(folders.FileStore.__init__))
+    monkeypatch.setattr(folders, "holder", lambda folder: None)  # as both of them saw it
+    target, inside, refused, leave = tmp_path / "one", list[str](), list[str](), threading.Event()
+
+    def work(name: str) -> None:
+        try:
+            with locked(target):
+                inside.append(name)
+                leave.wait(30)
+        except StorageError:
+            refused.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("first", "second")]
+    threads[0].start()
+    while not (target / "run.json").exists():
+        time.sleep(0.01)
+    threads[1].start()
+    end = time.monotonic() + 30
+    while len(inside) + len(refused) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    there = (target / "run.json").exists()
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert (inside, refused) == (["second"], ["first"])
+    assert there, "the one that was refused took the other's name away"
+
+
+def test_on_remote_storage_a_holder_lives_on_when_one_of_its_beats_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders.FileStore, "__init__", _remote(folders.FileStore.__init__))
+    monkeypatch.setattr(folders, "HEARTBEAT_S", 0.02)
+    write, failures = folders.FileStore.write_bytes, list[str]()
+
+    def fails_once(files, name, data):
+        if threading.current_thread().name == "llmkt-lock" and not failures:
+            failures.append(name)
+            raise StorageError("the storage does not answer")
+        write(files, name, data)
+
+    monkeypatch.setattr(folders.FileStore, "write_bytes", fails_once)
+    with locked(tmp_path / "one"):
+        (tmp_path / "one" / "run.json").unlink()
+        end = time.monotonic() + 30
+        while not (tmp_path / "one" / "run.json").exists():
+            assert time.monotonic() < end, "its heart stopped"
+            time.sleep(0.01)
+    assert failures == ["run.json"]
 
 
 def _remote(init):

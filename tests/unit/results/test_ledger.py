@@ -127,6 +127,45 @@ def test_a_damaged_row_does_not_count_as_done(tmp_path, damage):
     assert reader.done() == {make_spec(0).key, make_spec(1).key}
 
 
+def changed(path, column: str) -> None:
+    """Changes a bit in the middle of what a column holds."""
+    chunk = next(
+        chunk
+        for chunk in map(pq.ParquetFile(path).metadata.row_group(0).column, range(pq.ParquetFile(path).metadata.num_columns))
+        if chunk.path_in_schema.startswith(column)
+    )
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("column", ["valid_NDCG@10", "best_epoch", "model"])
+def test_a_row_with_a_changed_bit_does_not_count_as_done(tmp_path, column):
+    Ledger(tmp_path).record(make_result(), "study")
+    (path,) = (tmp_path / TRIALS).iterdir()
+    changed(path, column)
+    reader = Ledger(tmp_path)
+    assert reader.done() == set()
+    assert reader.damaged == (f"{TRIALS}/{path.name}",)
+
+
+@pytest.mark.parametrize(
+    ("column", "look"),
+    [
+        ("user:NDCG@10", lambda ledger: ledger.users(make_spec().key)),
+        ("epoch:loss_model", lambda ledger: ledger.curve(make_spec().key)),
+        ("epoch:loss_model", lambda ledger: ledger.epochs()),
+        ("recommended", lambda ledger: ledger.compact(at_least=1)),
+    ],
+)
+def test_a_changed_bit_in_what_is_read_later_is_named_with_what_to_do(tmp_path, column, look):
+    Ledger(tmp_path).record(make_result(), "study")
+    (path,) = (tmp_path / TRIALS).iterdir()
+    changed(path, column)
+    with pytest.raises(StorageError, match=rf"{path.name} is damaged .*; delete it and run the study again: its trials run anew"):
+        look(Ledger(tmp_path))
+
+
 def test_a_row_of_a_later_ledger_is_refused(tmp_path):
     Ledger(tmp_path).record(make_result(), "study")
     (path,) = (tmp_path / TRIALS).iterdir()

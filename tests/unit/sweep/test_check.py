@@ -141,10 +141,26 @@ def test_a_database_of_a_search_that_cannot_be_opened(tmp_path, url):
     assert "search.storage is no URL of a database" in problems(tiny_study(tmp_path, search={"kind": "optuna", "storage": url}))
 
 
-def test_a_password_in_the_address_of_a_search_s_database(tmp_path):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:open-sesame@host/optuna",
+        "postgresql://me:open/sesame@host/optuna",
+        "postgresql://me:open?sesame@host/optuna",
+        "postgresql://me@host/optuna?sslmode=require&password=open-sesame",
+    ],
+)
+def test_a_password_in_the_address_of_a_search_s_database(tmp_path, url):
     with pytest.raises(ValueError, match=r"search\.storage carries a password") as caught:
-        tiny_study(tmp_path, search={"kind": "optuna", "storage": "postgresql://me:open-sesame@host/optuna"})
-    assert "open-sesame" not in str(caught.value)
+        tiny_study(tmp_path, search={"kind": "optuna", "storage": url})
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://me@host:5432/optuna", "sqlite:////data/a:b@c.db", "postgresql+psycopg://host/optuna?user=me"]
+)
+def test_an_address_without_a_password_is_none_with_one(tmp_path, url):
+    assert tiny_study(tmp_path, search={"kind": "optuna", "storage": url}).search.storage == url
 
 
 def test_settings_that_tuning_would_try_and_a_model_refuses_are_told(tmp_path):

@@ -1,5 +1,7 @@
 """Checkpoints: exact resume at any epoch boundary, whole files only, nothing executable in them."""
 
+import hashlib
+import io
 import pickle
 
 import pytest
@@ -22,6 +24,13 @@ def stop_after(last):
             raise Killed
 
     return on_epoch
+
+
+def whole_file(content) -> bytes:
+    """A checkpoint file as it should be, with this in it."""
+    sink = io.BytesIO()
+    torch.save(content, sink)
+    return hashlib.sha256(sink.getvalue()).hexdigest().encode() + b"\n" + sink.getvalue()
 
 
 @pytest.mark.parametrize("model", ["BPR", "NeuMF", "SimpleX", "MultiVAE", "LightGCN"])
@@ -57,8 +66,23 @@ def test_a_checkpoint_of_another_trial_or_a_damaged_one_is_not_used(run, data, t
     for content in (b"", b"not a checkpoint", b"half a file", pickle.dumps({"version": VERSION})):
         path.write_bytes(content)
         same(run("BPR", options={"checkpoint_dir": tmp_path}), whole)
-    torch.save({"version": VERSION, "key": "someone else's", "epoch": 2, "state": {}}, path)
+    path.write_bytes(whole_file({"version": VERSION, "key": "someone else's", "epoch": 2, "state": {}}))
     same(run("BPR", options={"checkpoint_dir": tmp_path}), whole)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.8, 0.999])
+def test_a_checkpoint_with_a_changed_bit_is_not_used(run, data, tmp_path, share):
+    """Torch reads most of these as if nothing had happened to them, and the trial's numbers would be others."""
+    options = {"checkpoint_dir": tmp_path, "checkpoint_interval_s": 0.0}
+    with pytest.raises(Killed):
+        run("BPR", options=options | {"on_epoch": stop_after(2)}, epochs=4)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 64
+    path.write_bytes(content)
+    seen = []
+    same(run("BPR", options=options | {"on_epoch": lambda row: seen.append(row["epoch"])}, epochs=4), run("BPR", epochs=4))
+    assert seen == [1, 2, 3, 4], "it starts again"
 
 
 def test_a_checkpoint_cannot_execute_code(tmp_path):
@@ -67,7 +91,7 @@ def test_a_checkpoint_cannot_execute_code(tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     file = CheckpointFile(tmp_path, "k")
-    torch.save({"version": VERSION, "key": "k", "epoch": 1, "state": Evil()}, file.path)
+    file.path.write_bytes(whole_file({"version": VERSION, "key": "k", "epoch": 1, "state": Evil()}))
     assert file.load(torch.device("cpu")) is None
     assert not (tmp_path / "owned").exists()
 
