@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from llmkt_ray import __version__
 from llmkt_ray.report import reproducibility, run_facts
+from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.drill import Drill
 from llmkt_ray.report.figures.canvas import Canvas
 from llmkt_ray.report.figures.style import css_colours, css_rules, series
@@ -70,7 +71,7 @@ def _page(results: Results, findings: Sequence[Finding], sections: Sequence[Sect
         "name": results.study.get("name") or results.folder.name,
         "description": results.study.get("description", ""),
         "metric": results.metric,
-        "claim_alpha": f"{results.claim_alpha:g}",
+        "claimed_at": claimed_at(results, (f.cell for f in findings)),
         "tiles": _tiles(results, findings),
         "contents": contents,
         "flags": brief,
