@@ -151,7 +151,7 @@ def flags_of(results: Results, cell: Cell, levels: Mapping[str, float]) -> tuple
     treated = cell.treated.get(cell.claim_alpha)
     if treated is None:
         flags.append(f"treated at the prespecified alpha {cell.claim_alpha:g} has not finished")
-    if "EASE" in levels and "alpha0" in levels:
+    if levels.get("EASE", 0) > 0 and "alpha0" in levels:  # relative to 0 nothing is any per cent worse
         gap = results.sign() * (1 - levels["alpha0"] / levels["EASE"])
         if gap > 0:
             flags.append(f"below EASE: without transfer the model is {gap:.0%} worse than it")

@@ -43,7 +43,7 @@ def breadth_section(results: Results, findings: Sequence[Finding]) -> Section | 
     for dataset in datasets:
         for control in CLAIM_CONTROLS:
             mine = {model: gains[control] for (d, model), gains in found.items() if d == dataset and control in gains}
-            if len(mine) < FEWEST:
+            if len(mine) < FEWEST or all(c.relative is None for c in mine.values()):
                 continue
             said.append(_sentence(dataset, control, mine, {model: adjusted[(dataset, model), control] for model in mine}))
             figures.append(_figure(results, dataset, control, mine, reach))

@@ -26,6 +26,8 @@ def gains(results: Results, findings: Sequence[Finding]) -> Section | None:
             for arm, c in finding.contrasts.items()
             if c.relative is not None
         ]
+        if not rows:  # the controls' means are 0: nothing is relative to them, the table has the differences
+            continue
         name = f"gain of treated at alpha {finding.cell.claim_alpha:g}, % of the control's {results.metric}"
         canvas = charts.intervals(
             f"{finding.cell.label}: {name}",

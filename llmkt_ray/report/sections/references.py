@@ -15,7 +15,7 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
     shown = [f for f in findings if f.levels]
     if not shown:
         return None
-    reach = (0.0, max(v for f in shown for v in f.levels.values()) * 1.06)
+    reach = (0.0, max(v for f in shown for v in f.levels.values()) * 1.06 or 1.0)  # everything may have hit nothing
     figures = []
     for finding in chosen(shown):
         arms = {*finding.cell.controls, "treated"}
