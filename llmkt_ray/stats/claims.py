@@ -20,7 +20,7 @@ class Claim:
     Attributes:
         outcome: "works" (the lower bounds against all of `CLAIM_CONTROLS` are above 0), "worth it" (above the smallest effect of
             interest too), "no effect" (equivalent to alpha0 within it), "hurts" (the upper bound against alpha0 is below 0),
-            "inconclusive", or "no verdict" where `blocks` forbid one.
+            "inconclusive", or "no verdict" where `blocks` or arms that have not converged forbid one.
         reasons: why, one sentence each.
     """
 
@@ -28,13 +28,17 @@ class Claim:
     reasons: tuple[str, ...]
 
 
-def claim(contrasts: Mapping[str, Contrast], blocks: Sequence[str], smallest_effect: float) -> Claim:
+def claim(
+    contrasts: Mapping[str, Contrast], blocks: Sequence[str], smallest_effect: float, unfinished: Mapping[str, Sequence[str]] | None = None
+) -> Claim:
     """Returns the claim that the contrasts of the treated arm with its controls support.
 
     Args:
         contrasts: control name to contrast, at the prespecified alpha.
         blocks: sentences that each forbid a verdict (no LLM, unknown certificate, not converged).
         smallest_effect: smallest effect of interest, relative, positive.
+        unfinished: arm to sentences that it has not converged. A control that still rises forbids to say that treated beats it: with
+            more epochs it might not.
     """
     missing = [name for name in CLAIM_CONTROLS if name not in contrasts]
     blocks = [*blocks, *(f"the control {name!r} was not run or did not finish at the prespecified alpha" for name in missing)]
@@ -49,6 +53,9 @@ def claim(contrasts: Mapping[str, Contrast], blocks: Sequence[str], smallest_eff
         )
         return Claim("inconclusive", (reason,))
     if all(c.difference.low > 0 for c in needed.values()):
+        rising = [sentence for name in CLAIM_CONTROLS for sentence in (unfinished or {}).get(name, ())]
+        if rising:
+            return Claim("no verdict", tuple(rising))
         lows = [c.relative.low for c in needed.values() if c.relative is not None]
         if len(lows) == len(needed) and min(lows) > smallest_effect:
             return Claim("worth it", (f"every lower bound is above the smallest effect of interest, {smallest_effect:.0%}",))
