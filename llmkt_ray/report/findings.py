@@ -137,7 +137,8 @@ def blocks_of(results: Results, cell: Cell) -> list[str]:
 def unfinished_of(results: Results, cell: Cell) -> dict[str, list[str]]:
     """Returns arm to sentences that it has not converged, or that this is not known; arms that have are left out."""
     found: dict[str, list[str]] = {}
-    for arm, runs in cell.controls.items():
+    treated = cell.treated.get(cell.claim_alpha)
+    for arm, runs in (*cell.controls.items(), *((("treated", treated),) if treated is not None else ())):
         if late := late_runs(results, runs):
             words = f"{arm} has not converged: its best epoch is the last one in {late} of {count(len(runs.rows), 'trial')}"
             found.setdefault(arm, []).append(words)

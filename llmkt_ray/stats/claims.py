@@ -38,7 +38,7 @@ def claim(
         blocks: sentences that each forbid a verdict (no LLM, unknown certificate, not converged).
         smallest_effect: smallest effect of interest, relative, positive.
         unfinished: arm to sentences that it has not converged. A control that still rises forbids to say that treated beats it: with
-            more epochs it might not.
+            more epochs it might not. A treated arm that still rises forbids to say that it does harm or makes no difference.
     """
     missing = [name for name in CLAIM_CONTROLS if name not in contrasts]
     blocks = [*blocks, *(f"the control {name!r} was not run or did not finish at the prespecified alpha" for name in missing)]
@@ -61,9 +61,13 @@ def claim(
             return Claim("worth it", (f"every lower bound is above the smallest effect of interest, {smallest_effect:.0%}",))
         return Claim("works", (f"every lower bound is above 0, but not every one is above {smallest_effect:.0%}",))
     alpha0 = needed["alpha0"]
-    if alpha0.difference.high < 0:
-        return Claim("hurts", ("treated is worse than alpha0: the whole interval is below 0",))
-    if alpha0.relative is not None and equivalence_p(alpha0.relative, smallest_effect) <= 0.05:
+    hurts = alpha0.difference.high < 0
+    if hurts or (alpha0.relative is not None and equivalence_p(alpha0.relative, smallest_effect) <= 0.05):
+        rising = (unfinished or {}).get("treated", ())
+        if rising:
+            return Claim("no verdict", tuple(rising))
+        if hurts:
+            return Claim("hurts", ("treated is worse than alpha0: the whole interval is below 0",))
         return Claim("no effect", (f"equivalent to alpha0 within {smallest_effect:.0%} (two one-sided tests)",))
     short = [f"treated cannot be told apart from {name}" for name, c in needed.items() if c.difference.low <= 0 <= c.difference.high]
     short += [f"treated is worse than {name}" for name, c in needed.items() if c.difference.high < 0]

@@ -95,6 +95,18 @@ def test_a_control_that_still_rises_does_not_hide_harm(tmp_path):
     assert finding.claim.outcome == "hurts"
 
 
+@pytest.mark.parametrize("gain", [-0.1, 0.0])
+def test_a_treated_arm_that_still_rises_is_not_said_to_do_harm_or_nothing(tmp_path, gain):
+    """It is behind, or level, so far; where it has converged the same numbers are a verdict."""
+    world = {**STRONG.__dict__, "treated": lambda model, alpha, layer: gain, "seed_sd": 0.0, "n_users": 2000}
+    late = World(**{**world, "converged": lambda model, arm, seed: not (arm == "treated" and seed == 1)})
+    _, (finding,) = _found(tmp_path / "late", late)
+    said = "treated has not converged: its best epoch is the last one in 1 of 4 trials"
+    assert (finding.claim.outcome, finding.claim.reasons) == ("no verdict", (said,))
+    _, (finding,) = _found(tmp_path / "whole", World(**world))
+    assert finding.claim.outcome == ("hurts" if gain else "no effect")
+
+
 def test_two_seeds_are_inconclusive_and_say_why(tmp_path):
     results, findings = _found(tmp_path, World(**{**STRONG.__dict__, "seeds": 2}))
     headline = verdict(results, findings).headline
