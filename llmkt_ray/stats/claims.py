@@ -63,9 +63,9 @@ def claim(
     alpha0 = needed["alpha0"]
     hurts = alpha0.difference.high < 0
     if hurts or (alpha0.relative is not None and equivalence_p(alpha0.relative, smallest_effect) <= 0.05):
-        rising = (unfinished or {}).get("treated", ())
-        if rising:
-            return Claim("no verdict", tuple(rising))
+        late = tuple((unfinished or {}).get("treated", ()))
+        if late:
+            return Claim("no verdict", late)
         if hurts:
             return Claim("hurts", ("treated is worse than alpha0: the whole interval is below 0",))
         return Claim("no effect", (f"equivalent to alpha0 within {smallest_effect:.0%} (two one-sided tests)",))
