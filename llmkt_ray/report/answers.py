@@ -88,13 +88,17 @@ def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             conditions = f", {listed(list(gain.conditions))}" if gain.conditions else ""
             worth = f"test gain over alpha0 {percent_interval(gain.relative)}{conditions}"
         where = f"alpha {alpha:g}" + (f", {finding.cell.detail}" if finding.cell.detail else "")
-        inconclusive = gain is not None and gain.difference.low <= 0 <= gain.difference.high
+        told = "."
+        if gain is not None and gain.difference.low <= 0 <= gain.difference.high:
+            told = ": inconclusive, it cannot be told apart from alpha0."
+        elif gain is not None and gain.difference.high < 0:
+            told = " of those with transfer, but alpha0, without it, is better."
         made.append(
             Answer(
                 "Best configuration",
                 f"{model} on {dataset}",
                 f"What is the best configuration of {model} on {dataset}?",
-                f"{where}" + (": inconclusive, it cannot be told apart from alpha0." if inconclusive else "."),
+                f"{where}{told}",
                 f"{'Highest' if results.sign() > 0 else 'Lowest'} mean validation {results.metric} ({value:.4f}) of "
                 f"{count(len(scored), 'configuration')}; {worth}. "
                 f"The best of many is flattered by its choice.{_unclaimed([finding])}",
@@ -263,11 +267,13 @@ def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     else:
         said = "Unknown: with one seed the noise between seeds cannot be estimated."
         return [Answer("Power", "all", "What could this study have seen?", said, "Run at least 3 seeds.")]
-    middle = known[int(np.argsort(detectable)[len(detectable) // 2])]
+    # One contrast for both halves of the sentence: of two cells that differ, a mean would be detectable in neither.
+    middle = int(np.argsort(detectable)[len(detectable) // 2])
+    one = known[middle]
     needed = {
-        effect: splits_needed(middle.relative.se, middle.n_splits, effect)
-        if unit == "split" and middle.relative is not None
-        else seeds_needed(middle.components, middle.difference.n_users, effect)
+        effect: splits_needed(one.relative.se, one.n_splits, effect)
+        if unit == "split" and one.relative is not None
+        else seeds_needed(one.components, one.difference.n_users, effect)
         for effect in EFFECTS
     }
     words = [
@@ -279,7 +285,7 @@ def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             "Power",
             "all",
             "What could this study have seen?",
-            f"With {count(n, unit)} effects under {float(np.median(detectable)):.1%} over alpha0 cannot be resolved here; {listed(words)}.",
+            f"With {count(n, unit)} effects under {detectable[middle]:.1%} over alpha0 cannot be resolved here; {listed(words)}.",
             f"Paired t with {df} of {count(len(known), 'contrast')} (median shown).",
         )
     ]

@@ -103,6 +103,13 @@ class Cell:
         return self.treated.get(alpha) if arm == "treated" and alpha is not None else self.controls.get(arm)
 
 
+def claimed_at(results: Results, cells: Iterable[Cell]) -> str:
+    """Returns the alpha that numbers of some cells are at, in words; a schedule that has one alpha only is claimed at that."""
+    found = {cell.claim_alpha for cell in cells} or {results.claim_alpha}
+    usual = results.claim_alpha if results.claim_alpha in found else min(found)
+    return f"alpha {usual:g}" + (" (1 where the schedule is pretrain)" if len(found) > 1 else "")
+
+
 def _input_columns(arm: str) -> list[str]:
     """Returns what an input arm shares with its cell; knowledge as features is not reduced."""
     return [*TRAINING, *SCHEDULE, *(name for name in INPUT if arm in TABLE_ARMS or name != "reduction")]
@@ -168,24 +175,24 @@ def compare(results: Results, cell: Cell, alpha: float, control: str, metric: st
     return cell._cache[at]
 
 
-def paired_tables(results: Results, one: Runs, other: Runs, metric: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns for every shared split the two tables `(seeds, users)`, rows and columns in the same order."""
+def paired_tables(results: Results, one: Runs, other: Runs, metric: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Returns split repetition to the two tables `(seeds, users)`, rows and columns in the same order, where both share a seed."""
     values = results.user_values(metric)
     keys = results.keys
-    tables = []
+    tables = {}
     for repetition in sorted({r for r, _ in one.rows} & {r for r, _ in other.rows}):
         seeds = sorted({s for r, s in one.rows if r == repetition} & {s for r, s in other.rows if r == repetition})
         pairs = [(values.get(keys[one.rows[repetition, s]]), values.get(keys[other.rows[repetition, s]])) for s in seeds]
         found = [(a, b) for a, b in pairs if a is not None and b is not None]
         if found:
-            tables.append((_stack(a for a, _ in found), _stack(b for _, b in found)))
+            tables[repetition] = (_stack(a for a, _ in found), _stack(b for _, b in found))
     return tables
 
 
 def _compare(results: Results, one: Runs | None, other: Runs | None, metric: str) -> Contrast | None:
     if one is None or other is None:
         return None
-    tables = [(a, b) for a, b in paired_tables(results, one, other, metric) if a.shape == b.shape and a.shape[1] >= 2]
+    tables = [(a, b) for a, b in paired_tables(results, one, other, metric).values() if a.shape == b.shape and a.shape[1] >= 2]
     less = results.sign(metric) < 0
     return over_splits([contrast(a, b, lower_is_better=less) for a, b in tables]) if tables else None
 

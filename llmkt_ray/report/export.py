@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +31,34 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u2212": "$-$", "\u00d7": r"$\times$", "\u202f": r"\,", "\u2013": "--",
 }  # fmt: skip
+DEFAULT = "default.yaml"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_files(folder: Path, results: Results, sections: Sequence[Section]) -> None:
-    """Writes `tables/` and `figures/` beside the page.
+    """Writes `tables/` and `figures/` beside the page, in place of what an earlier page had there.
 
     Raises:
         StorageError: they cannot be written.
     """
-    files = FileStore(folder)
+    files, taken = FileStore(folder), {"tables/trials"}
     for section in sections:
         for table in section.tables:
-            name = f"tables/{section.key}-{slug(table.title)}"
+            name = _free(f"tables/{section.key}-{slug(table.title)}", taken)
             files.write_bytes(f"{name}.csv", as_csv(table).encode())
             files.write_bytes(f"{name}.tex", as_latex(table).encode())
             files.write_bytes(f"{name}.md", as_markdown(table).encode())
         for figure in section.figures:
-            name = f"figures/{slug(figure.name)}"
+            name = _free(f"figures/{slug(figure.name)}", taken)
             files.write_bytes(f"{name}.svg", svg_file(figure.canvas).encode())
             files.write_bytes(f"{name}.pdf", pdf_file(figure.canvas))
     scalars = results.trials.drop(columns=["spec", "facts", "versions", "error_traceback"], errors="ignore")
     text = {name: column.map(lambda v: _safe(v) if isinstance(v, str) else v) for name, column in scalars.items()}
     files.write_bytes("tables/trials.csv", pd.DataFrame(text).to_csv(index=False).encode())
+    for old in (name for of in ("tables", "figures") for name in files.list(of)):
+        stem, _, kind = old.rpartition(".")
+        if kind in ("csv", "tex", "md", "svg", "pdf") and stem not in taken:  # of a page that had it: this one does not
+            files.delete(old)
 
 
 def write_verdict(
@@ -66,8 +72,10 @@ def write_verdict(
     files = FileStore(folder)
     files.write_bytes("verdict.json", (canonical_json(verdict_document(results, findings, said, made, found)) + "\n").encode())
     recommended = default.document(results, findings)
-    if recommended is not None:
-        files.write_bytes("default.yaml", yaml.safe_dump(recommended, sort_keys=False, allow_unicode=True).encode())
+    if recommended is None:
+        files.delete(DEFAULT)
+    else:
+        files.write_bytes(DEFAULT, yaml.safe_dump(recommended, sort_keys=False, allow_unicode=True).encode())
 
 
 def verdict_document(
@@ -132,6 +140,13 @@ def as_markdown(table: Table) -> str:
 def slug(text: str) -> str:
     """Returns a text as part of a file name: lower case, only letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "x"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Returns a name that no file of this page has yet, and takes it: long labels, or two that differ in their signs, are cut to one."""
+    free = next(one for at in count(1) if (one := name if at == 1 else f"{name}-{at}") not in taken)
+    taken.add(free)
+    return free
 
 
 def _contrast(c: Contrast) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from llmkt_ray.stats.corrections import benjamini_hochberg, holm
 from llmkt_ray.training.bridge.registry import MODELS
 
 MUST_CONVERGE = ("baseline", "alpha0")
-"""Arms whose best epoch at the end of training forbids a verdict: any regulariser looks like knowledge beside them."""
+"""Arms whose best epoch at the end of training forbids any verdict: any regulariser looks like knowledge beside them."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def find(results: Results) -> tuple[Finding, ...]:
             grid_bh=searched[at],
             steps=steps[at],
             steps_holm=parts[at],
-            claim=claim(contrasts[at], blocks_of(results, cell), results.smallest_effect),
+            claim=claim(contrasts[at], blocks_of(results, cell), results.smallest_effect, unfinished_of(results, cell)),
             levels=levels[at],
             flags=flags_of(results, cell, levels[at]),
         )
@@ -130,15 +130,22 @@ def blocks_of(results: Results, cell: Cell) -> list[str]:
     for status, reason in dict.fromkeys(map(certificate, entries)):
         if status not in ("verified", "declared"):
             blocks.append(f"the leak certificate is {status}: {reason}" if reason else f"the leak certificate is {status}")
-    for arm in MUST_CONVERGE:
-        runs = cell.controls.get(arm)
-        if not runs:
-            continue
+    unfinished = unfinished_of(results, cell)
+    return blocks + [sentence for arm in MUST_CONVERGE for sentence in unfinished.get(arm, ())]
+
+
+def unfinished_of(results: Results, cell: Cell) -> dict[str, list[str]]:
+    """Returns arm to sentences that it has not converged, or that this is not known; arms that have are left out."""
+    found: dict[str, list[str]] = {}
+    treated = cell.treated.get(cell.claim_alpha)
+    for arm, runs in (*cell.controls.items(), *((("treated", treated),) if treated is not None else ())):
         if late := late_runs(results, runs):
-            blocks.append(f"{arm} has not converged: its best epoch is the last one in {late} of {count(len(runs.rows), 'trial')}")
+            words = f"{arm} has not converged: its best epoch is the last one in {late} of {count(len(runs.rows), 'trial')}"
+            found.setdefault(arm, []).append(words)
         if unknown := int(results.trials["converged"].iloc[list(runs.rows.values())].isna().sum()):
-            blocks.append(f"it is not known whether {arm} has converged in {unknown} of {count(len(runs.rows), 'trial')}")
-    return blocks
+            words = f"it is not known whether {arm} has converged in {unknown} of {count(len(runs.rows), 'trial')}"
+            found.setdefault(arm, []).append(words)
+    return found
 
 
 def flags_of(results: Results, cell: Cell, levels: Mapping[str, float]) -> tuple[str, ...]:
@@ -151,7 +158,7 @@ def flags_of(results: Results, cell: Cell, levels: Mapping[str, float]) -> tuple
     treated = cell.treated.get(cell.claim_alpha)
     if treated is None:
         flags.append(f"treated at the prespecified alpha {cell.claim_alpha:g} has not finished")
-    if "EASE" in levels and "alpha0" in levels:
+    if levels.get("EASE", 0) > 0 and "alpha0" in levels:  # relative to 0 nothing is any per cent worse
         gap = results.sign() * (1 - levels["alpha0"] / levels["EASE"])
         if gap > 0:
             flags.append(f"below EASE: without transfer the model is {gap:.0%} worse than it")

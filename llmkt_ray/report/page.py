@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from llmkt_ray import __version__
 from llmkt_ray.report import reproducibility, run_facts
+from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.drill import Drill
 from llmkt_ray.report.figures.canvas import Canvas
 from llmkt_ray.report.figures.style import css_colours, css_rules, series
@@ -20,7 +21,7 @@ from llmkt_ray.report.figures.svg import inline_svg
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import Section, Table
-from llmkt_ray.report.text import count, plain, seconds
+from llmkt_ray.report.text import count, listed, plain, seconds
 from llmkt_ray.report.verdict import Verdict
 from llmkt_ray.stats.interval import BOOTSTRAP_FROM, MIXED_FROM, SPLITS_FROM
 from llmkt_ray.study import PLAIN_ARMS
@@ -70,7 +71,7 @@ def _page(results: Results, findings: Sequence[Finding], sections: Sequence[Sect
         "name": results.study.get("name") or results.folder.name,
         "description": results.study.get("description", ""),
         "metric": results.metric,
-        "claim_alpha": f"{results.claim_alpha:g}",
+        "claimed_at": claimed_at(results, (f.cell for f in findings)),
         "tiles": _tiles(results, findings),
         "contents": contents,
         "flags": brief,
@@ -132,12 +133,22 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
         if "split_repetition" in trials
         else pd.Series(dtype=int)
     )
-    if len(splits) and int(splits.max()) == 1:
+    once = [str(dataset) for dataset, n in splits.items() if n == 1]
+    if once:
+        where = "Every number" if len(once) == len(splits) else f"Every number of {listed(once)}"
         flags.append(
             (
                 "one split",
-                "Every number is conditional on one split: the choice of split alone can move results by several percent (in the study "
+                f"{where} is conditional on one split: the choice of split alone can move results by several percent (in the study "
                 "file, repetitions of the split measure that).",
+            )
+        )
+    if "arm" in trials and ((trials["arm"] == "leaked") & (trials["status"] == "done")).any():
+        flags.append(
+            (
+                "leaked",
+                "The arm leaked learns from profiles written from all ratings, those of test included, on purpose: it shows what a leak is "
+                "worth, and takes part in no choice and no verdict.",
             )
         )
     if len(findings) and not any(name in f.levels for f in findings for name in ("Pop", "ItemKNN", "EASE")):

@@ -99,7 +99,14 @@ def _best(rows: pd.DataFrame, folder: str | Path) -> tuple[TrialSpec, pd.Series]
     specs = {key: TrialSpec.model_validate_json(text) for key, text in zip(treated["trial_key"], treated["spec"], strict=True)}
     metric = next(iter(specs.values())).select_on
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    of_seed = {"seed_index", "split_key", "targets_key", "factors"}
+    # A configuration is what its seeds and splits share; its targets differ by split, so that its labels say who wrote and encoded them.
+    of_seed: dict[str, bool | set[str]] = {
+        "seed_index": True,
+        "split_key": True,
+        "targets_key": True,
+        "knowledge_key": True,
+        "factors": {"split_repetition"},
+    }
     same = {key: canonical_json(spec.model_dump(mode="json", exclude=of_seed)) for key, spec in specs.items()}
     ranked = treated.assign(value=sign * treated[f"valid_{metric}"], configuration=[same[key] for key in treated["trial_key"]])
     ranked["mean"] = ranked.groupby("configuration")["value"].transform("mean")

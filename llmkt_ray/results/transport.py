@@ -33,7 +33,8 @@ def copy_results(source: FileStore, target: FileStore) -> None:
 
 @contextmanager
 def local_copy(folder: str) -> Iterator[Path]:
-    """Gives a local folder with the results of `folder`; files made there are put back beside them when the block ends.
+    """Gives a local folder with the results of `folder`; files made there are put back beside them, and files removed
+    there are removed, when the block ends.
 
     Where the results are local, that is the folder itself.
 
@@ -52,3 +53,5 @@ def local_copy(folder: str) -> Iterator[Path]:
         for name in local.list("", recursive=True):
             if before.get(name) != (Path(here) / name).stat().st_mtime_ns:
                 remote.write_bytes(name, (Path(here) / name).read_bytes())
+        for name in before.keys() - set(local.list("", recursive=True)):
+            remote.delete(name)

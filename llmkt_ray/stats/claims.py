@@ -20,7 +20,7 @@ class Claim:
     Attributes:
         outcome: "works" (the lower bounds against all of `CLAIM_CONTROLS` are above 0), "worth it" (above the smallest effect of
             interest too), "no effect" (equivalent to alpha0 within it), "hurts" (the upper bound against alpha0 is below 0),
-            "inconclusive", or "no verdict" where `blocks` forbid one.
+            "inconclusive", or "no verdict" where `blocks` or arms that have not converged forbid one.
         reasons: why, one sentence each.
     """
 
@@ -28,13 +28,17 @@ class Claim:
     reasons: tuple[str, ...]
 
 
-def claim(contrasts: Mapping[str, Contrast], blocks: Sequence[str], smallest_effect: float) -> Claim:
+def claim(
+    contrasts: Mapping[str, Contrast], blocks: Sequence[str], smallest_effect: float, unfinished: Mapping[str, Sequence[str]] | None = None
+) -> Claim:
     """Returns the claim that the contrasts of the treated arm with its controls support.
 
     Args:
         contrasts: control name to contrast, at the prespecified alpha.
         blocks: sentences that each forbid a verdict (no LLM, unknown certificate, not converged).
         smallest_effect: smallest effect of interest, relative, positive.
+        unfinished: arm to sentences that it has not converged. A control that still rises forbids to say that treated beats it: with
+            more epochs it might not. A treated arm that still rises forbids to say that it does harm or makes no difference.
     """
     missing = [name for name in CLAIM_CONTROLS if name not in contrasts]
     blocks = [*blocks, *(f"the control {name!r} was not run or did not finish at the prespecified alpha" for name in missing)]
@@ -49,14 +53,21 @@ def claim(contrasts: Mapping[str, Contrast], blocks: Sequence[str], smallest_eff
         )
         return Claim("inconclusive", (reason,))
     if all(c.difference.low > 0 for c in needed.values()):
+        rising = [sentence for name in CLAIM_CONTROLS for sentence in (unfinished or {}).get(name, ())]
+        if rising:
+            return Claim("no verdict", tuple(rising))
         lows = [c.relative.low for c in needed.values() if c.relative is not None]
         if len(lows) == len(needed) and min(lows) > smallest_effect:
             return Claim("worth it", (f"every lower bound is above the smallest effect of interest, {smallest_effect:.0%}",))
         return Claim("works", (f"every lower bound is above 0, but not every one is above {smallest_effect:.0%}",))
     alpha0 = needed["alpha0"]
-    if alpha0.difference.high < 0:
-        return Claim("hurts", ("treated is worse than alpha0: the whole interval is below 0",))
-    if alpha0.relative is not None and equivalence_p(alpha0.relative, smallest_effect) <= 0.05:
+    hurts = alpha0.difference.high < 0
+    if hurts or (alpha0.relative is not None and equivalence_p(alpha0.relative, smallest_effect) <= 0.05):
+        late = tuple((unfinished or {}).get("treated", ()))
+        if late:
+            return Claim("no verdict", late)
+        if hurts:
+            return Claim("hurts", ("treated is worse than alpha0: the whole interval is below 0",))
         return Claim("no effect", (f"equivalent to alpha0 within {smallest_effect:.0%} (two one-sided tests)",))
     short = [f"treated cannot be told apart from {name}" for name, c in needed.items() if c.difference.low <= 0 <= c.difference.high]
     short += [f"treated is worse than {name}" for name, c in needed.items() if c.difference.high < 0]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmkt_ray.report.cells import Runs
+from llmkt_ray.report.cells import Runs, claimed_at
 from llmkt_ray.report.context import Context, Split
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
@@ -75,6 +75,7 @@ def beyond_section(context: Context, findings: Sequence[Finding]) -> Section | N
         )
         for f, drawn in figures
     ]  # fmt: skip
+    at = claimed_at(context.results, (f.cell for f in shown))
     k = next(iter(values.values()))["k"].item()
     return Section(
         key="beyond",
@@ -83,7 +84,7 @@ def beyond_section(context: Context, findings: Sequence[Finding]) -> Section | N
         lead="Whether the transfer changes what is recommended, not only how much of it is hit: the same users, the first "
         f"{k} items of their lists.",
         caption=(
-            f"Change of treated at alpha {context.results.claim_alpha:g} over alpha0, in % of alpha0. Better is right for coverage, "
+            f"Change of treated at {at} over alpha0, in % of alpha0. Better is right for coverage, "
             "diversity and long-tail recall; for novelty and popularity it depends on what is wanted. Marker: mean. Line: 95 % "
             f"interval, cut at the panel's edge; the number is the mean. {sample(every)} Long-tail recall: users with a test positive "
             "there. Coverage: the items are the units. "

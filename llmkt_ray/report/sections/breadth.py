@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.levels import averaged
@@ -42,7 +43,7 @@ def breadth_section(results: Results, findings: Sequence[Finding]) -> Section | 
     for dataset in datasets:
         for control in CLAIM_CONTROLS:
             mine = {model: gains[control] for (d, model), gains in found.items() if d == dataset and control in gains}
-            if len(mine) < FEWEST:
+            if len(mine) < FEWEST or all(c.relative is None for c in mine.values()):
                 continue
             said.append(_sentence(dataset, control, mine, {model: adjusted[(dataset, model), control] for model in mine}))
             figures.append(_figure(results, dataset, control, mine, reach))
@@ -62,7 +63,7 @@ def breadth_section(results: Results, findings: Sequence[Finding]) -> Section | 
         short="Breadth",
         lead="N2: " + " ".join(said),
         caption=(
-            f"{results.gain} of treated at alpha {results.claim_alpha:g} over the control named above each panel, in % "
+            f"{results.gain} of treated at {claimed_at(results, (f.cell for f in findings))} over the control named above each panel, in % "
             "of the control, models by their gain; right of 0 is better. Marker: mean over seeds, users and the model's cells. Line: 95 % "
             f"interval. Grey: smaller than the smallest effect of interest ({results.smallest_effect:.0%}). p in the table by Holm over "
             f"all models and controls. {sample([c for gains in found.values() for c in gains.values()])}"

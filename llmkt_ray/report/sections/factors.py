@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.levels import Compared, Level, columns_of, compared, level_name, sentence
@@ -37,11 +38,12 @@ QUESTIONS: dict[str, Question] = {
 
 def factor_sections(results: Results, findings: Sequence[Finding]) -> list[Section]:
     """Returns one section for each factor that at least one dataset and model varies."""
-    sections = [_section(results, family, question, compared(results, findings, family)) for family, question in QUESTIONS.items()]
+    at = claimed_at(results, (f.cell for f in findings))
+    sections = [_section(results, question, compared(results, findings, family), at) for family, question in QUESTIONS.items()]
     return [section for section in sections if section is not None]
 
 
-def _section(results: Results, family: str, question: Question, found: Sequence[Compared]) -> Section | None:
+def _section(results: Results, question: Question, found: Sequence[Compared], at: str) -> Section | None:
     drawn = [c for c in found if any(level.gain is not None and level.gain.relative is not None for level in c.levels)]
     if not found:
         return None
@@ -65,7 +67,7 @@ def _section(results: Results, family: str, question: Question, found: Sequence[
         )
         figures.append(Figure(f"{question.key}-{one.model}-{one.dataset}", one.title, f"by {columns_of(one)}", canvas))
     caption = (
-        f"{results.gain} of treated at alpha {results.claim_alpha:g} over the alpha0 of the same level, in % of alpha0; "
+        f"{results.gain} of treated at {at} over the alpha0 of the same level, in % of alpha0; "
         "right of 0 is better. Marker: mean over seeds, users and the other factors. Line: 95 % interval. Grey: smaller than the smallest "
         f"effect of interest ({results.smallest_effect:.0%}). {sample(every)}"
         + (f" {MOST_PANELS} of {len(drawn)} are drawn; the table holds all." if len(drawn) > MOST_PANELS else "")

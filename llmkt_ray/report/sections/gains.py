@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding, Step
 from llmkt_ray.report.levels import averaged
@@ -25,7 +26,9 @@ def gains(results: Results, findings: Sequence[Finding]) -> Section | None:
             for arm, c in finding.contrasts.items()
             if c.relative is not None
         ]
-        name = f"gain of treated at alpha {results.claim_alpha:g}, % of the control's {results.metric}"
+        if not rows:  # the controls' means are 0: nothing is relative to them, the table has the differences
+            continue
+        name = f"gain of treated at alpha {finding.cell.claim_alpha:g}, % of the control's {results.metric}"
         canvas = charts.intervals(
             f"{finding.cell.label}: {name}",
             f"% of the control's {results.metric}; right is better",
@@ -35,8 +38,9 @@ def gains(results: Results, findings: Sequence[Finding]) -> Section | None:
             as_percent=True,
         )
         figures.append(Figure(f"gains-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas, finding.cell.trials))
+    at = claimed_at(results, (f.cell for f in shown))
     caption = (
-        f"{results.gain} of treated at alpha {results.claim_alpha:g} over each control, in % of the control; right "
+        f"{results.gain} of treated at {at} over each control, in % of the control; right "
         "of 0 is better. "
         f"Marker: mean. Line: 95 % interval. Grey: smaller than the smallest effect of interest ({results.smallest_effect:.0%}). "
         f"{sample(every)}"
@@ -69,7 +73,7 @@ def _contrast_table(results: Results, findings: Sequence[Finding]) -> Table:
         "cell", "control", "treated", "control mean", f"difference in {results.metric} [95 %]", "relative [95 %]", "p", "p (Holm)",
         "seeds \u00d7 users", "correlation of shared seeds", "conditional on",
     )  # fmt: skip
-    title = f"All planned contrasts, alpha {results.claim_alpha:g}"
+    title = f"All planned contrasts, {claimed_at(results, (f.cell for f in findings))}"
     return Table(title, columns, (False, False, *(True,) * 8, False), tuple(rows))
 
 
@@ -111,6 +115,7 @@ def attribution(results: Results, findings: Sequence[Finding]) -> Section | None
         ]
         canvas = charts.bars(f"{title} {detail}: parts of the gain".replace("  ", " "), f"{results.metric}; right is better", rows, reach)
         figures.append(Figure(f"attribution-{key}", title, detail, canvas, trials))
+    at = claimed_at(results, (f.cell for f in shown))
     rows_of_table = tuple(
         (
             f.cell.label, s.name, s.meaning, value_interval(s.contrast.difference), p_value(s.contrast.difference.p),
@@ -130,7 +135,7 @@ def attribution(results: Results, findings: Sequence[Finding]) -> Section | None
             "not one more term."
         ),
         caption=(
-            f"Difference in test {results.metric} between two arms at alpha {results.claim_alpha:g}, in the metric's own unit; "
+            f"Difference in test {results.metric} between two arms at {at}, in the metric's own unit; "
             "right of 0 is better. "
             f"Bar: mean. Line: 95 % interval. {sample(every)}{cut(len(shown))}"
         ),

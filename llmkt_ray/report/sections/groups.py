@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmkt_ray.data.user_types import OTHERS, THIRDS, demographics, thirds, user_types
-from llmkt_ray.report.cells import paired_tables
+from llmkt_ray.report.cells import claimed_at, paired_tables
 from llmkt_ray.report.context import Context, Split
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
@@ -79,10 +79,7 @@ def _groups(context: Context, findings: Sequence[Finding], divide: Divide) -> li
         if treated is None or alpha0 is None:
             continue
         found: dict[tuple[str, str], list[Contrast]] = {}
-        repetitions = sorted({r for r, _ in treated.rows} & {r for r, _ in alpha0.rows})
-        for repetition, (one, other) in zip(
-            repetitions, paired_tables(context.results, treated, alpha0, context.results.metric), strict=False
-        ):
+        for repetition, (one, other) in paired_tables(context.results, treated, alpha0, context.results.metric).items():
             split = context.split_of(treated, repetition)
             row = next(row for (r, _), row in treated.rows.items() if r == repetition)
             values = context.results.user_values(context.results.metric).get(str(context.results.keys[row]))
@@ -120,6 +117,7 @@ def _section(
             as_percent=True,
         )  # fmt: skip
         figures.append(Figure(f"{key}-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas, finding.cell.trials))
+    at = claimed_at(context.results, (g.finding.cell for g in groups))
     adjusted = benjamini_hochberg([g.found.difference.p for g in groups])
     rows_of_table = tuple(
         (
@@ -137,7 +135,7 @@ def _section(
         short=short,
         lead=lead,
         caption=(
-            f"{context.results.gain} of treated at alpha {context.results.claim_alpha:g} over alpha0 within each group, in % of the "
+            f"{context.results.gain} of treated at {at} over alpha0 within each group, in % of the "
             "group's alpha0; right of 0 is better. Marker: mean. Line: 95 % interval. Grey: smaller than the smallest effect of interest. "
             f"{defined} "
             f"{sample([g.found for g in groups])} Groups that look different need not be: the intervals are of each group's gain, not of "

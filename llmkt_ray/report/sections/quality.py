@@ -7,7 +7,7 @@ import numpy as np
 from llmkt_ray.data.history import histories
 from llmkt_ray.data.user_types import thirds
 from llmkt_ray.profiles.text_measures import TextMeasure, text_measures
-from llmkt_ray.report.cells import paired_tables
+from llmkt_ray.report.cells import claimed_at, paired_tables
 from llmkt_ray.report.context import Context, Split
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
@@ -26,16 +26,19 @@ def quality_section(context: Context, findings: Sequence[Finding]) -> Section | 
         cell = finding.cell
         control = "shuffled" if "shuffled" in cell.controls else "alpha0"
         treated, other = cell.treated.get(cell.claim_alpha), cell.controls.get(control)
-        split = context.split_of(treated) if treated is not None else None
-        if treated is None or other is None or split is None:
+        if treated is None or other is None:
             continue
         tables = paired_tables(context.results, treated, other, context.results.metric)
-        texts = context.texts(cell, split.data.key)
-        row = next(row for (r, _), row in treated.rows.items() if r == 0)
-        values = context.results.user_values(context.results.metric).get(str(context.results.keys[row]))
-        if not tables or not texts or values is None:
+        if not tables:
             continue
-        gain = (tables[0][0] - tables[0][1]).mean(axis=0, dtype=np.float64)
+        repetition, (one, rest) = next(iter(tables.items()))
+        split = context.split_of(treated, repetition)
+        texts = context.texts(cell, split.data.key) if split is not None else {}
+        row = next(row for (r, _), row in treated.rows.items() if r == repetition)
+        values = context.results.user_values(context.results.metric).get(str(context.results.keys[row]))
+        if split is None or not texts or values is None:
+            continue
+        gain = context.results.sign() * (one - rest).mean(axis=0, dtype=np.float64)  # positive: better
         rows = []
         for measure in _measures(split, texts):
             mine = measure.values[values[0]]
@@ -56,6 +59,7 @@ def quality_section(context: Context, findings: Sequence[Finding]) -> Section | 
         title = f"{finding.cell.label}: profile quality and gain over {control}"
         canvas = charts.intervals(title, "Spearman's rho; right: more of it, more gain", bars, reach, None, as_percent=False, digits=2)
         figures.append(Figure(f"quality-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas, finding.cell.trials))
+    at = claimed_at(context.results, (f.cell for f, *_ in drawn))
     adjusted = benjamini_hochberg([rho.p for *_, rho, _, _ in entries])
     rows_of_table = tuple(
         (f.cell.label, name, meaning, control, value_interval(rho, 3), p_value(float(p)), *ends, f"{rho.n_users:,}")
@@ -75,8 +79,8 @@ def quality_section(context: Context, findings: Sequence[Finding]) -> Section | 
             "profiles say more of their history should gain more; no relation at all speaks against it."
         ),
         caption=(
-            "Spearman's rank correlation, from \u22121 to 1, of a measure of the profile with the user's gain in test "
-            f"{context.results.metric} (treated at alpha {context.results.claim_alpha:g} minus shuffled, or alpha0 where there is no "
+            "Spearman's rank correlation, from \u22121 to 1, of a measure of the profile with the user's "
+            f"{context.results.gain.replace('Gain', 'gain')} (treated at {at} over shuffled, or alpha0 where there is no "
             "shuffled; mean over seeds). Right of 0: the more, the larger (better) the gain. Marker: rho. Line: 95 % interval over users, "
             "conditional on these seeds and "
             f"one split. n = {users[0]:,}{f' to {users[-1]:,}' if users[-1] != users[0] else ''} users. Only texts and train rows are "

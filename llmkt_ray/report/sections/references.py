@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llmkt_ray.report.cells import compare
+from llmkt_ray.report.cells import claimed_at, compare
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
@@ -15,7 +15,7 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
     shown = [f for f in findings if f.levels]
     if not shown:
         return None
-    reach = (0.0, max(v for f in shown for v in f.levels.values()) * 1.06)
+    reach = (0.0, max(v for f in shown for v in f.levels.values()) * 1.06 or 1.0)  # everything may have hit nothing
     figures = []
     for finding in chosen(shown):
         arms = {*finding.cell.controls, "treated"}
@@ -27,6 +27,7 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
             f"{finding.cell.label}: test {results.metric} of every arm and reference", rows, reach, finding.levels.get("EASE")
         )
         figures.append(Figure(f"references-{finding.cell.number}", finding.cell.title, finding.cell.detail, canvas))
+    at = claimed_at(results, (f.cell for f in shown))
     has = [f for f in shown if {"EASE", "treated"} <= set(f.levels)]
     below = [f.cell.label for f in has if results.sign() * (f.levels["treated"] - f.levels["EASE"]) < 0]
     run = sorted({name for f in shown for name in set(f.levels) - {*f.cell.controls, "treated"}})
@@ -42,7 +43,7 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
         short="References",
         lead=lead,
         caption=(
-            f"Mean test {results.metric}, {results.direction}; treated and its controls at alpha {results.claim_alpha:g}, means over "
+            f"Mean test {results.metric}, {results.direction}; treated and its controls at {at}, means over "
             "seeds and users. "
             "Marker: the mean. Dotted line: EASE. References have one deterministic run a split; no intervals are drawn here. "
             f"{_counted(results, shown)}{cut(len(shown))}"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.figures.canvas import span
 from llmkt_ray.report.findings import Finding
@@ -35,6 +36,7 @@ def size_section(results: Results, findings: Sequence[Finding]) -> Section | Non
         for one in found
         for level in one.levels
     ]
+    at = claimed_at(results, (f.cell for f in findings))
     columns = ("dataset", "profiles", "reducer", "dims", *MEASURES.values())
     of_ranking = ("where", "dims", f"valid {results.metric}", f"test {results.metric}", "over alpha0 [95 %]", "cells")
     tables = (
@@ -53,7 +55,7 @@ def size_section(results: Results, findings: Sequence[Finding]) -> Section | Non
             "First panels: held-out R2 (share of the embedding's variance that a linear readout of the target explains on users it was "
             "not fitted on), kNN overlap (share of each user's 10 nearest neighbours that stay so) and trustworthiness; all at most 1, "
             "higher is better, one reduction each, no interval. Other panels: "
-            f"{results.gain} of treated at alpha {results.claim_alpha:g} over alpha0, in % of alpha0, higher is better; band: 95 % "
+            f"{results.gain} of treated at {at} over alpha0, in % of alpha0, higher is better; band: 95 % "
             f"interval; mean over the other factors. Axis: dimensions, logarithmic. {sample(contrasts)}"
             + drawn_of(MOST_PANELS, max(len(figures), len(gains)), "panels of a kind", "the tables hold all")
         ),

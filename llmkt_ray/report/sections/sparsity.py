@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.figures.canvas import span
 from llmkt_ray.report.findings import Finding
@@ -32,6 +33,7 @@ def sparsity_section(results: Results, findings: Sequence[Finding]) -> Section |
         curves += 1
         if curves <= MOST_PANELS:
             figures += _panels(results, one, known)
+    at = claimed_at(results, (f.cell for f in findings))
     lead = _lead(results, found)
     return Section(
         key="sparsity",
@@ -39,7 +41,7 @@ def sparsity_section(results: Results, findings: Sequence[Finding]) -> Section |
         short="Sparsity",
         lead=lead,
         caption=(
-            f"Test {results.metric} ({results.direction}) of treated at alpha {results.claim_alpha:g} and of alpha0, and the gain "
+            f"Test {results.metric} ({results.direction}) of treated at {at} and of alpha0, and the gain "
             "of the one over the other in % of alpha0 (higher is better), by the achieved sparsity: the share of user-item "
             "pairs without a train row. "
             "Each user keeps a share of their train rows; validation, test and masks stay as they are. Band: 95 % interval of the gain, in "

@@ -43,18 +43,18 @@ def users_section(context: Context, findings: tuple[Finding, ...]) -> Section | 
 
 def _table(context: Context, finding: Finding) -> Table | None:
     results, cell = context.results, finding.cell
-    treated, alpha0 = cell.treated[results.claim_alpha], cell.controls["alpha0"]
+    treated, alpha0 = cell.treated[cell.claim_alpha], cell.controls["alpha0"]
     pairs = paired_tables(results, treated, alpha0, results.metric)
-    shared = sorted(treated.rows.keys() & alpha0.rows.keys())
-    if not pairs or not shared:
+    if not pairs:
         return None
-    split = context.split_of(treated, shared[0][0])
+    repetition, (one, other) = next(iter(pairs.items()))
+    first = min(at for at in treated.rows.keys() & alpha0.rows.keys() if at[0] == repetition)
+    split = context.split_of(treated, repetition)
     if split is None:
         return None
     texts = context.texts(cell, split.data.key)
-    one, other = pairs[0]
     change = results.sign() * (one - other).mean(axis=0, dtype=np.float64)  # positive: better
-    keys = [str(results.keys[runs.rows[shared[0]]]) for runs in (treated, alpha0)]
+    keys = [str(results.keys[runs.rows[first]]) for runs in (treated, alpha0)]
     users = results.user_values(results.metric)[keys[0]][0]
     found = dict(context.lists(keys))
     lists = [dict(zip(found[key][0].tolist(), found[key][1], strict=True)) if key in found else {} for key in keys]

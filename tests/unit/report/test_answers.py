@@ -17,6 +17,7 @@ from llmkt_ray.report.load import load
 from llmkt_ray.report.sections.regret import regret_section
 from llmkt_ray.report.sections.sensitivity import importance_section
 from llmkt_ray.stats.contrast import contrast
+from llmkt_ray.stats.power import seeds_needed, smallest_detectable
 from llmkt_ray.study import StudyConfig
 from tests.unit.report.synthetic import World, study_of, write
 
@@ -187,6 +188,11 @@ def test_the_best_configuration_that_gains_nothing_is_inconclusive(tmp_path):
     assert found.answer == "alpha 0.5: inconclusive, it cannot be told apart from alpha0."
 
 
+def test_the_best_configuration_of_a_transfer_that_hurts_is_not_offered_as_an_answer(tmp_path):
+    found = _said(tmp_path, treated=lambda m, a, la: -0.1)["Best configuration"]
+    assert found.answer == "alpha 0.5 of those with transfer, but alpha0, without it, is better."
+
+
 def test_with_one_seed_nothing_is_left_of_the_largest_gain_and_the_power_is_unknown(tmp_path):
     found = _said(tmp_path, seeds=1)
     assert "There are no other seeds to judge it on, so nothing is left to claim." in found["Largest gain"].answer
@@ -197,6 +203,22 @@ def test_power_is_stated_in_seeds_and_percent(said):
     power = said["Power", "all"].answer
     assert power.startswith("With 3 seeds effects under ")
     assert "would resolve 3%" in power
+
+
+def test_the_power_of_cells_that_differ_is_that_of_one_of_them(tmp_path):
+    """One model is a tenth as noisy as the other: the effect that is named is what the named numbers of seeds come from."""
+    noise = {"MultiVAE": 0.0, "SimpleX": 0.04}
+    moved = lambda spec: float(np.random.default_rng([spec.seed_index, len(spec.model)]).normal(0, noise[spec.model]))  # noqa: E731
+    results = load(write(tmp_path, World(**{**BASE, "models": {"MultiVAE": 0.2, "SimpleX": 0.2}, "epochs": 4, "moved": moved})))
+    findings = find(results)
+    parts = [f.contrasts["alpha0"] for f in findings]
+    smallest = [smallest_detectable(c.components, 4, c.difference.n_users) for c in parts]
+    said = next(a.answer for a in answers(results, findings, {}) if a.topic == "Power")
+    assert max(smallest) > 2 * min(smallest)
+    assert said.startswith(f"With 4 seeds effects under {max(smallest):.1%} over alpha0 cannot be resolved here")
+    needed = seeds_needed(parts[int(np.argmax(smallest))].components, 200, 0.05)
+    assert needed is not None
+    assert f"{needed} seeds would resolve 5%" in said
 
 
 def test_over_splits_the_power_is_that_of_the_splits(tmp_path):

@@ -13,6 +13,7 @@ from llmkt_ray.report.sections.beyond import beyond_section
 from llmkt_ray.report.sections.groups import demographics_section, user_types_section
 from llmkt_ray.report.sections.quality import quality_section
 from llmkt_ray.report.sections.types import Group, differs_most, profile_types_section
+from llmkt_ray.report.sections.users import users_section
 from llmkt_ray.stats.interval import interval
 from tests.unit.report.synthetic import World, write, write_artifacts
 
@@ -130,8 +131,40 @@ def test_profiles_that_say_nothing_about_the_gain_are_not_credited(tmp_path):
 
 def test_several_splits_are_taken_together(tmp_path):
     context, findings = made(tmp_path, dataclasses.replace(WORLD, splits=3, seeds=1))
-    assert "(t over splits); conditional on these seeds." in beyond_section(context, findings).caption
+    assert (
+        "(t over splits, or the mixed model of seeds and splits where that is wider); conditional on these seeds."
+        in beyond_section(context, findings).caption
+    )
     assert user_types_section(context, findings) is not None
+
+
+def test_a_split_that_only_one_arm_has_moves_no_user_to_another_group(tmp_path):
+    """The first split has no seed that both arms finished: groups and users are those of the second."""
+    world = dataclasses.replace(WORLD, splits=2, seeds=2)
+    write_artifacts(tmp_path / "artifacts", world, lambda item: f"Film {item}", lambda user: "Loves drama and horror. " * (1 + user % 3))
+    seed_of = {"treated": 0, "shuffled": 0, "alpha0": 1}
+    is_run = lambda spec: spec.factors["split_repetition"] == 1 or seed_of.get(spec.arm) in (None, spec.seed_index)  # noqa: E731
+    results = load(write(tmp_path / "study", world, keep=is_run))
+    context, findings = Context(results), find(results)
+    asked: list[int] = []
+    found = context.split_of
+    context.split_of = lambda runs, repetition=0: asked.append(repetition) or found(runs, repetition)  # type: ignore[method-assign]
+    assert user_types_section(context, findings) is not None
+    assert users_section(context, findings) is not None
+    assert set(asked) == {1}
+
+
+def test_profile_quality_is_read_on_a_split_that_both_arms_have(tmp_path):
+    world = dataclasses.replace(WORLD, splits=2, seeds=2)
+    write_artifacts(tmp_path / "artifacts", world, lambda item: f"Film {item}", lambda user: "Loves drama and horror. " * (1 + user % 3))
+    keep = lambda spec: spec.arm != "shuffled" or spec.factors["split_repetition"] == 1  # noqa: E731
+    results = load(write(tmp_path / "study", world, keep=keep))
+    context = Context(results)
+    asked: list[int] = []
+    found = context.split_of
+    context.split_of = lambda runs, repetition=0: asked.append(repetition) or found(runs, repetition)  # type: ignore[method-assign]
+    quality_section(context, find(results))
+    assert asked == [1]
 
 
 def test_without_artifacts_the_sections_stay_away(tmp_path):

@@ -8,10 +8,12 @@ import pytest
 
 from llmkt_ray.errors import StorageError
 from llmkt_ray.report import build
+from llmkt_ray.report.findings import find
 from llmkt_ray.report.load import load
 from llmkt_ray.report.page import brief_flags
 from llmkt_ray.report.run_facts import run_sentences
 from llmkt_ray.results.card import CARD
+from tests.unit.report import synthetic
 from tests.unit.report.synthetic import World, write, write_artifacts
 
 SMALL = World(seeds=3, n_users=60, epochs=8)
@@ -146,6 +148,38 @@ def test_one_seed_is_conditional_on_it(tmp_path):
 def test_few_seeds_say_what_the_intervals_are_over(tmp_path, splits, over):
     text = _text(tmp_path, World(**{**SMALL.__dict__, "seeds": 2, "splits": splits}))
     assert f"2 seeds: intervals are over {over}, conditional on these seeds." in text
+
+
+@pytest.mark.parametrize(
+    "arms", [("baseline", "alpha0", "shuffled", "template", "treated", "reference"), ("alpha0", "shuffled", "template")]
+)
+def test_arms_that_hit_nothing_at_all_still_make_a_page(tmp_path, monkeypatch, arms):
+    """A model that never ranks a liked item in the first ten has NDCG 0 for everyone: nothing is relative to it."""
+    usual = synthetic._user_values
+    monkeypatch.setattr(
+        synthetic, "_user_values",
+        lambda world, spec, mean: {m: v * (spec.arm not in arms) for m, v in usual(world, spec, mean).items()},
+    )  # fmt: skip
+    world = World(**{**SMALL.__dict__, "models": {"MultiVAE": 0.2, "SimpleX": 0.2, "BPR": 0.2}})
+    text = _text(tmp_path, world)
+    assert "below EASE" not in text or "reference" not in arms
+    assert "nan" not in text.lower().split()
+
+
+def test_an_arm_that_has_seen_test_is_told(tmp_path):
+    effects = {"baseline": 0.0, "alpha0": 0.0, "shuffled": 0.0, "template": 0.0, "leaked": 0.5}
+    world = World(**{**SMALL.__dict__, "arms": tuple(effects), "effects": effects})
+    findings = find(load(write(tmp_path, world)))
+    assert all("leaked" in f.levels and "leaked" not in f.contrasts for f in findings)
+    text = re.sub(r"<[^>]+>", " ", build(tmp_path).read_text())
+    assert "The arm leaked learns from profiles written from all ratings, those of test included, on purpose" in text
+    assert "The arm leaked" not in _text(tmp_path / "without")
+
+
+def test_a_dataset_with_one_split_beside_one_with_three_is_named(tmp_path):
+    world = World(**{**SMALL.__dict__, "models": {"MultiVAE": 0.2}, "datasets": ("ml-100k", "ml-1m"), "splits": 3})
+    text = _text(tmp_path, world, keep=lambda spec: spec.dataset == "ml-100k" or spec.factors.get("split_repetition") == 0)
+    assert "Every number of ml-1m is conditional on one split" in text
 
 
 def test_before_the_first_trial(tmp_path):

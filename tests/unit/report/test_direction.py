@@ -4,13 +4,15 @@ import pytest
 
 from llmkt_ray.report import build
 from llmkt_ray.report.answers import best_alpha
+from llmkt_ray.report.context import Context
 from llmkt_ray.report.evidence import evidence_of
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.frames import gain_rows
 from llmkt_ray.report.load import load
 from llmkt_ray.report.sections.alpha import alpha_curves
 from llmkt_ray.report.sections.base import around
-from tests.unit.report.synthetic import World, write
+from llmkt_ray.report.sections.quality import quality_section
+from tests.unit.report.synthetic import World, write, write_artifacts
 
 WORLD = World(
     models={"MultiVAE": 0.2}, n_users=400, seed_sd=0.001, treated=lambda model, alpha, layer: {0.3: 0.1, 0.5: 0.2, 0.7: 0.15}[alpha],
@@ -56,6 +58,23 @@ def test_a_decrease_is_a_gain_on_the_whole_page(tmp_path, lower):
     treated = next(c for a, c in finding.grid.items() if a == 0.5)
     low, high = around(results, treated.mean_arm, treated)
     assert low < treated.mean_arm < high < treated.mean_control, "drawn on the metric's own axis, below the control"
+
+
+def test_users_who_gain_by_a_decrease_are_those_who_gain(tmp_path, monkeypatch):
+    """Every second user has 30 % more of the metric and a longer text: where less is better, longer texts go with losses."""
+    world = World(models={"MultiVAE": 0.2}, n_users=200, epochs=4, gainers=lambda user: user % 2 == 0, treated=lambda m, a, la: 0.3)
+    write_artifacts(tmp_path / "artifacts", world, lambda item: f"Film {item}", lambda user: "Likes drama. " * (2 - user % 2))
+    results = load(write(tmp_path / "study", world))
+
+    def rho() -> float:
+        section = quality_section(Context(results), find(results))
+        assert section is not None
+        row = next(row for row in section.tables[0].rows if row[1] == "length")
+        return float(row[4].split(" ")[0].replace("\u2212", "-"))
+
+    assert rho() > 0.3
+    monkeypatch.setattr("llmkt_ray.report.load.LOWER_IS_BETTER", ("NDCG@10",))
+    assert rho() < -0.3
 
 
 def test_speed_is_counted_downwards(tmp_path, lower):

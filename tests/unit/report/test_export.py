@@ -2,17 +2,20 @@ import csv
 import io
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
 import yaml
 
 from llmkt_ray.report import build
-from llmkt_ray.report.export import as_csv, as_latex, as_markdown, slug
+from llmkt_ray.report.export import as_csv, as_latex, as_markdown, slug, write_files
 from llmkt_ray.report.figures.canvas import Canvas
 from llmkt_ray.report.figures.pdf import pdf_file, text_width
 from llmkt_ray.report.figures.svg import inline_svg, svg_file
-from llmkt_ray.report.sections.base import Table
+from llmkt_ray.report.load import load
+from llmkt_ray.report.sections.base import Figure, Section, Table
+from llmkt_ray.results.transport import local_copy
 from tests.report.hostile import HOSTILE as HOSTILE_TEXTS
 from tests.unit.report.synthetic import World, write
 
@@ -41,6 +44,46 @@ def test_every_table_is_written_in_three_formats(folder):
     assert len(names) >= 5
     for name in names:
         assert all((folder / "tables" / f"{name}.{kind}").stat().st_size for kind in ("csv", "tex", "md"))
+
+
+def test_labels_that_would_share_a_file_get_one_each(tmp_path):
+    long = "SimpleX on amazon-cds-and-vinyl (layer encoder.mlp_layers.1, profiles meta-llama/Llama-3.1-8B-Instruct, encoder "
+    tables = tuple(Table(long + name, ("cell",), (False,), ((name,),)) for name in ("one", "two", "three"))
+    figures = tuple(Figure(name, name, "", Canvas(10, 10, name, name)) for name in ("a.b", "a_b"))
+    results = load(write(tmp_path, World(models={"MultiVAE": 0.2}, seeds=1, n_users=20, epochs=4)))
+    write_files(tmp_path, results, [Section("users", "Users", "Users", "", figures=figures, tables=tables)])
+    written = {path.read_text().split()[1] for path in (tmp_path / "tables").glob("users-*.csv")}
+    assert written == {"one", "two", "three"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"a-b.svg", "a-b.pdf", "a-b-2.svg", "a-b-2.pdf"}
+
+
+def test_what_an_earlier_page_had_and_this_one_has_not_is_gone(tmp_path):
+    """A default that more rows took back, and tables of sections that are no more, must not stand beside the new page."""
+    world = World(models={"MultiVAE": 0.2}, datasets=("ml-100k", "ml-1m"), seeds=3, n_users=60, epochs=4)
+    folder = tmp_path / "study"
+    build(write(folder, world))
+    before = {path.name for path in (folder / "tables").iterdir()}
+    assert (folder / "default.yaml").exists()
+    assert "default-every-context.csv" in before
+    (folder / "tables/mine.xlsx").touch()
+    shutil.rmtree(folder / "ledger")
+    write(tmp_path / "half", world, keep=lambda spec: spec.dataset == "ml-1m")
+    shutil.copytree(tmp_path / "half/ledger", folder / "ledger")
+    build(folder)
+    assert not (folder / "default.yaml").exists()
+    after = {path.name for path in (folder / "tables").iterdir()}
+    assert "default-every-context.csv" not in after
+    assert {"trials.csv", "mine.xlsx"} <= after
+
+
+def test_so_it_is_where_the_results_are_a_uri(tmp_path):
+    (tmp_path / "study").mkdir()
+    for name in ("kept", "gone"):
+        (tmp_path / "study" / name).touch()
+    with local_copy(f"file://{tmp_path}/study") as here:
+        (here / "gone").unlink()
+        (here / "new").touch()
+    assert {path.name for path in (tmp_path / "study").iterdir()} == {"kept", "new"}
 
 
 def test_the_trials_are_written(folder):

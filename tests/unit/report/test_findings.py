@@ -79,6 +79,34 @@ def test_an_unconverged_treated_arm_is_flagged_only(tmp_path):
     assert any(flag.startswith("not converged: treated at alpha 0.5") for flag in finding.flags)
 
 
+@pytest.mark.parametrize("control", ["shuffled", "template"])
+def test_a_control_that_still_rises_is_not_beaten(tmp_path, control):
+    """With more epochs it might do as well: that treated is ahead of it may be speed."""
+    late = World(**{**STRONG.__dict__, "converged": lambda model, arm, seed: not (arm == control and seed == 1)})
+    results, (finding,) = _found(tmp_path, late)
+    assert finding.claim.outcome == "no verdict"
+    said = f"No verdict: {control} has not converged: its best epoch is the last one in 1 of 4 trials."
+    assert verdict(results, [finding]).headline == said
+
+
+def test_a_control_that_still_rises_does_not_hide_harm(tmp_path):
+    late = {"converged": lambda model, arm, seed: arm not in ("shuffled", "template"), "treated": lambda model, alpha, layer: -0.1}
+    _, (finding,) = _found(tmp_path, World(**{**STRONG.__dict__, **late}))
+    assert finding.claim.outcome == "hurts"
+
+
+@pytest.mark.parametrize("gain", [-0.1, 0.0])
+def test_a_treated_arm_that_still_rises_is_not_said_to_do_harm_or_nothing(tmp_path, gain):
+    """It is behind, or level, so far; where it has converged the same numbers are a verdict."""
+    world = {**STRONG.__dict__, "treated": lambda model, alpha, layer: gain, "seed_sd": 0.0, "n_users": 2000}
+    late = World(**{**world, "converged": lambda model, arm, seed: not (arm == "treated" and seed == 1)})
+    _, (finding,) = _found(tmp_path / "late", late)
+    said = "treated has not converged: its best epoch is the last one in 1 of 4 trials"
+    assert (finding.claim.outcome, finding.claim.reasons) == ("no verdict", (said,))
+    _, (finding,) = _found(tmp_path / "whole", World(**world))
+    assert finding.claim.outcome == ("hurts" if gain else "no effect")
+
+
 def test_two_seeds_are_inconclusive_and_say_why(tmp_path):
     results, findings = _found(tmp_path, World(**{**STRONG.__dict__, "seeds": 2}))
     headline = verdict(results, findings).headline

@@ -1,18 +1,21 @@
 """A cell is compared with the baseline that chose its epoch among as many, and its claim is at the alpha it was run at."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from llmkt_ray.report import build
 from llmkt_ray.report.cells import find_cells
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.load import load
+from llmkt_ray.report.sections.gains import gains
 from llmkt_ray.results.card import write_card
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study import StudyConfig, TransferConfig
 from llmkt_ray.sweep.plan import selection_window
 from llmkt_ray.training.spec import TrialSpec
-from tests.unit.report.synthetic import METRICS, World, result_of, study_of
+from tests.unit.report.synthetic import METRICS, World, result_of, study_of, write, write_artifacts
 
 SCHEDULES = [{"switch": 0.25}, {"switch": 0.75}, {"kind": "joint"}, {"kind": "pretrain", "switch": 0.75}]
 
@@ -72,3 +75,25 @@ def test_a_pretrained_cell_is_claimed_at_alpha_1(results):
     assert {"baseline", "alpha0", "shuffled"} <= set(pretrain.contrasts)
     assert "treated" in pretrain.levels
     assert not any("has not finished" in flag for flag in pretrain.flags)
+
+
+def test_the_page_of_a_pretrained_cell_says_alpha_1_and_names_its_users(tmp_path):
+    """Its treated trials have no alpha but 1: neither the words of the page nor its users may look for the study's own."""
+    world = World(models={"MultiVAE": 0.2}, n_users=60, epochs=8, schedules=({"kind": "pretrain"},), references={})
+    write_artifacts(tmp_path / "artifacts", world, lambda item: f"Film {item}", lambda user: f"Likes film number {user}.")
+    text = re.sub(r"<[^>]+>", "", build(write(tmp_path / "study", world)).read_text())
+    assert "Users who gained and users who lost" in text
+    assert "of treated at alpha 1 over each control" in text
+    assert "treated at alpha 0.5" not in text
+
+
+def test_where_schedules_differ_each_alpha_is_named(results):
+    findings = find(results)
+    section = gains(results, findings)
+    assert section is not None
+    assert "at alpha 0.5 (1 where the schedule is pretrain)" in section.caption
+    named = {finding.cell.factors["schedule"]: f"gain of treated at alpha {finding.cell.claim_alpha:g}," for finding in findings}
+    assert named["pretrain"] == "gain of treated at alpha 1,"
+    for finding in findings:
+        (figure,) = [figure for figure in section.figures if figure.name == f"gains-{finding.cell.number}"]
+        assert named[finding.cell.factors["schedule"]] in figure.canvas.title

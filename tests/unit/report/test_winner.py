@@ -12,6 +12,7 @@ from llmkt_ray.report import winner
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.sweep.run import run_study
 from tests.tiny import tiny_study
+from tests.unit.report.synthetic import World, write
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,17 @@ def test_the_best_trial_leaves_and_recbole_agrees(study, tmp_path, monkeypatch, 
     assert f"trial {best['trial_key']} in " in said.out
     assert json.loads((tmp_path / "out/export.json").read_text())["test"]["NDCG@10"] == pytest.approx(best["test_NDCG@10"], abs=1e-12)
     assert f"NDCG@10: {best['test_NDCG@10']:.6f} in the study, {best['test_NDCG@10']:.6f} by RecBole alone" in said.out.replace("\n", " ")
+
+
+def test_the_best_is_the_best_of_profiles_and_alpha_together(tmp_path):
+    """At alpha 0.5 one set of profiles helps most and the other harms: the mean of both is no configuration."""
+    moved = {("good", 0.3): 0.1, ("good", 0.5): 0.5, ("bad", 0.3): 0.1, ("bad", 0.5): -0.9}
+    world = World(
+        models={"MultiVAE": 0.2}, llms=("good", "bad"), alphas=(0.3, 0.5), n_users=50, epochs=4, seed_sd=0.001, splits=2,
+        treated=lambda model, alpha, layer: 0.0, moved=lambda spec: moved[str(spec.factors["llm"]), spec.alpha],
+    )  # fmt: skip
+    spec, row = winner.find_trial("best", write(tmp_path, world))
+    assert (spec.arm, row["llm"], row["alpha"]) == ("treated", "good", 0.5)
 
 
 def test_a_key_may_be_shortened_but_must_name_one_trial(study):

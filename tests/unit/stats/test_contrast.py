@@ -76,6 +76,23 @@ def test_several_splits_do_not_make_up_for_few_seeds(seeds, few):
     assert ("conditional on these seeds" in pooled.conditions) == few
 
 
+@pytest.mark.parametrize(("splits", "seeds"), [(2, 9), (3, 3), (5, 3)])
+def test_a_seeds_effect_that_all_splits_share_is_counted(splits, seeds):
+    """Splits that agree say nothing of it. An interval between splits alone misses in 13 to 72 % of these studies."""
+    rng = np.random.default_rng(11)
+
+    def study():
+        of_seed = rng.normal(0, 0.02, (seeds, 1))
+        tables = [1 + of_seed + rng.normal(0, 0.05, (seeds, 60)) for _ in range(splits)]
+        return over_splits([contrast(table, np.ones_like(table)) for table in tables])
+
+    found = [study() for _ in range(300)]
+    missed = np.mean([not c.difference.low <= 0 <= c.difference.high for c in found])
+    assert missed < 0.1
+    assert all((c.difference.p < 0.05) == (not c.difference.low <= 0 <= c.difference.high) for c in found)
+    assert np.mean([not c.relative.low <= 0 <= c.relative.high for c in found]) < 0.1
+
+
 def test_two_seeds_are_conditional_on_them():
     assert contrast(*_arms(np.random.default_rng(5), 2)).conditions == ("conditional on these seeds", "conditional on one split")
 
