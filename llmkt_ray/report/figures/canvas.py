@@ -4,10 +4,14 @@ Figures are our own marks and not a plotting library's because the page must be 
 inline styles (its content security policy allows none), print well, follow the reader's colour scheme and be read aloud.
 """
 
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Point = tuple[float, float]
+LETTER, GAP = 6.4, 8.0
+"""Width of a letter of a label, on average, and of the space between two labels at the least, px."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,15 @@ class Scale:
         step = _round_step((self.high - self.low) / max(count, 1))
         first = math.ceil(self.low / step - 1e-9)
         return [round(k * step, 12) for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+    def named_ticks(self, count: int, name: Callable[[float], str]) -> list[tuple[float, str]]:
+        """Returns at most about `count` round values inside with their names, so few that no name touches the next."""
+        for most in range(count, 0, -1):
+            named = [(value, name(value)) for value in self.ticks(most)]
+            pairs = itertools.pairwise(named)
+            if all(abs(self(b) - self(a)) >= LETTER * (len(of_a) + len(of_b)) / 2 + GAP for (a, of_a), (b, of_b) in pairs):
+                break
+        return named
 
 
 def span(values: list[float], pad: float = 0.08) -> tuple[float, float]:

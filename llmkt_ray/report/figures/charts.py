@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from llmkt_ray.report.figures.canvas import Canvas, Scale, span
+from llmkt_ray.report.figures.canvas import LETTER, Canvas, Scale, span
 from llmkt_ray.report.figures.style import series
 from llmkt_ray.report.text import MINUS, percent, plain, signed
 from llmkt_ray.stats.interval import Interval
@@ -106,9 +106,9 @@ def intervals(
     x = Scale(*reach, left, right)
     if smallest is not None:
         canvas.rect(x.clipped(-smallest), top - 4, x.clipped(smallest) - x.clipped(-smallest), bottom - top + 8, "small")
-    for tick in x.ticks(6):
+    for tick, name in x.named_ticks(6, lambda value: _tick(value * (100 if as_percent else 1))):
         canvas.line((x(tick), top - 4), (x(tick), bottom + 4), style="grid")
-        canvas.text(x(tick), bottom + 18, _tick(tick * (100 if as_percent else 1)), anchor="middle")
+        canvas.text(x(tick), bottom + 18, name, anchor="middle")
     canvas.line((x(0), top - 4), (x(0), bottom + 4), style="zero")
     for y, bar in zip(places, bars, strict=True):
         if bar.heading:
@@ -134,9 +134,9 @@ def bars(title: str, axis: str, rows: Sequence[Bar], reach: tuple[float, float],
     canvas = Canvas(WIDTH, bottom + 42, title, f"{title}: {'; '.join(shown)}.")
     canvas.text((left + right) / 2, bottom + 34, axis, anchor="middle")
     x = Scale(*reach, left, right)
-    for tick in x.ticks(5):
+    for tick, name in x.named_ticks(5, lambda value: signed(value, 2 if abs(x.high - x.low) > 0.04 else 3) if value else "0"):
         canvas.line((x(tick), top - 4), (x(tick), bottom + 4), style="grid")
-        canvas.text(x(tick), bottom + 18, signed(tick, 2 if abs(x.high - x.low) > 0.04 else 3) if tick else "0", anchor="middle")
+        canvas.text(x(tick), bottom + 18, name, anchor="middle")
     for row, bar in enumerate(rows):
         y = top + ROW * (row + 0.5)
         colour, _, _ = series(bar.arm)
@@ -172,8 +172,8 @@ def curves(
         canvas.line((left, y(tick)), (right, y(tick)), style="grid")
         name = f"{tick:.{axes.y_digits}f}".removeprefix("0") if 0 < abs(tick) < 1 else f"{tick:g}"
         canvas.text(left - 6, y(tick) + 4, name.replace("-", MINUS), anchor="end")
-    ticks = axes.x_ticks or tuple(x.ticks(5))
-    for tick, name in zip(ticks, axes.x_labels or [f"{tick:g}" for tick in ticks], strict=True):
+    given = axes.x_labels or [f"{tick:g}" for tick in axes.x_ticks]
+    for tick, name in [*zip(axes.x_ticks, given, strict=True)] or x.named_ticks(5, lambda value: f"{value:g}"):
         canvas.line((x(tick), bottom), (x(tick), bottom + 4), style="axis")
         canvas.text(x(tick), bottom + 16, name, anchor="middle")
     if axes.x_mark is not None and axes.x[0] <= axes.x_mark[0] <= axes.x[1]:
@@ -243,10 +243,15 @@ def dots(
     shown = "; ".join(f"{label} {_share(value) if as_percent else plain(value, digits)}" for label, _, value, _ in rows)
     canvas = Canvas(WIDTH, bottom + 30, title, f"{title}: {shown}.")
     x = Scale(*reach, left, right)
-    for tick in x.ticks(4):
+
+    def name_of(value: float) -> str:
+        if not value:
+            return "0"
+        return f"{value * 100:g}".replace("-", MINUS) if as_percent else f"{value:.2f}".removeprefix("0") if digits > 1 else f"{value:g}"
+
+    for tick, name in x.named_ticks(4, name_of):
         canvas.line((x(tick), top), (x(tick), bottom), style="grid")
-        name = f"{tick * 100:g}".replace("-", MINUS) if as_percent else f"{tick:.2f}".removeprefix("0") if digits > 1 else f"{tick:g}"
-        canvas.text(x(tick), bottom + 15, name if tick else "0", anchor="middle")
+        canvas.text(x(tick), bottom + 15, name, anchor="middle")
     if line is not None and reach[0] <= line <= reach[1]:
         canvas.line((x(line), top), (x(line), bottom), style="thin-reference")
     for row, (label, arm, value, tip) in enumerate(rows):
@@ -335,7 +340,7 @@ def _curves_summary(title: str, lines: Sequence[Series], levels: Sequence[Level]
 
 def _room(labels: Sequence[str]) -> float:
     """Returns where the plot begins so that the longest label fits, px; labels are cut by who makes them (`MOST_LETTERS`)."""
-    return min(max(104.0, 6.4 * max((len(label) for label in labels), default=0) + 16.0), 6.4 * MOST_LETTERS + 16.0)
+    return min(max(104.0, LETTER * max((len(label) for label in labels), default=0) + 16.0), LETTER * MOST_LETTERS + 16.0)
 
 
 def _share(value: float) -> str:

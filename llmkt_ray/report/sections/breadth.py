@@ -61,7 +61,7 @@ def breadth_section(results: Results, findings: Sequence[Finding]) -> Section | 
         key="breadth",
         title="For how many models it holds",
         short="Breadth",
-        lead="N2: " + " ".join(said),
+        lead=" ".join(said),
         caption=(
             f"{results.gain} of treated at {claimed_at(results, (f.cell for f in findings))} over the control named above each panel, in % "
             "of the control, models by their gain; right of 0 is better. Marker: mean over seeds, users and the model's cells. Line: 95 % "

@@ -48,7 +48,7 @@ def regret_section(results: Results, findings: Sequence[Finding]) -> Section | N
         key="default",
         title="One default",
         short="Default",
-        lead=f"N3: {'' if default.is_better else 'none is better than no transfer; the best is '}{default.config}. " + " ".join(said),
+        lead=" ".join([f"{'The default' if default.is_better else 'None is better than no transfer; the best'}: {default.config}.", *said]),
         caption=(
             f"Regret in test {results.metric}: how far the default chosen without this dataset (or model) stays below the context's own "
             "choice there, in % of it; left is better, 0 is as good, below 0 better than its own choice. One point a dataset and "

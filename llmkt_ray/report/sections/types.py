@@ -79,7 +79,7 @@ def profile_types_section(context: Context, findings: Sequence[Finding]) -> Sect
         title="What profiles are like for which users",
         short="Profiles by user type",
         lead=(
-            "N1: quality and diversity of the profiles in each third of the users. "
+            "Quality and diversity of the profiles in each third of the users. "
             + differs_most(groups)
         ),
         caption=(

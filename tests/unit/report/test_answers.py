@@ -166,7 +166,7 @@ def test_a_default_that_is_worse_than_no_transfer_is_not_recommended(tmp_path):
     found = {a.topic: a.answer for a in answers(results, findings, {})}["Default"]
     assert found.startswith("No: without transfer is better on validation than every configuration")
     assert document(results, findings)["recommended"] is False
-    assert regret_section(results, findings).lead.startswith("N3: none is better than no transfer; ")
+    assert regret_section(results, findings).lead.startswith("None is better than no transfer; the best: ")
 
 
 def test_the_safe_range_is_that_of_the_planted_curve(tmp_path):

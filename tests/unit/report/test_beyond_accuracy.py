@@ -103,7 +103,7 @@ def test_profiles_are_described_by_type_of_user(study):
     assert {measure for measure, _, _ in rows} == {"length", "distinctiveness", "genre precision", "genre recall"}
     assert rows["genre recall", "recency", "low"].startswith("+")
     assert rows["genre recall", "recency", "high"].startswith("\u2212")
-    assert "N1: " in section.lead
+    assert "Quality and diversity of the profiles" in section.lead
     assert "n = " in section.caption
 
 

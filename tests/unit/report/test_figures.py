@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from llmkt_ray.report.figures import charts
-from llmkt_ray.report.figures.canvas import Canvas, Scale
+from llmkt_ray.report.figures.canvas import Canvas, Scale, Text
 from llmkt_ray.report.figures.style import PALETTES, STYLES
 from llmkt_ray.report.figures.svg import inline_svg, svg_file
 from llmkt_ray.stats.interval import Interval
@@ -63,6 +63,17 @@ def test_points_that_do_not_exist_break_the_line():
 def test_ticks_are_round_and_inside():
     assert Scale(-0.03, 0.17, 0, 1).ticks(4) == [0.0, 0.05, 0.1, 0.15]
     assert Scale(0, 7, 0, 1).ticks(5) == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("reach", [(-0.0087, 0.0163), (-0.068, 0.085), (-0.0004, 0.0001), (-120.0, 1.0), (-0.01, 0.1002)])
+def test_no_name_of_a_tick_touches_the_next(reach):
+    rows = [charts.Bar("the LLM", "template", _interval(sum(reach) / 2, *reach), "")]
+    for canvas in (charts.intervals("t", "axis", rows, reach, None, as_percent=True), charts.bars("t", "axis", rows, reach)):
+        (axis,) = [m for m in canvas.marks if isinstance(m, Text) and m.text == "axis"]
+        names = sorted((m.x, m.text) for m in canvas.marks if isinstance(m, Text) and m.y == axis.y - 16)
+        assert len(names) > 1
+        for (x, text), (after, other) in pairwise(names):
+            assert after - x > 6.4 * (len(text) + len(other)) / 2, (text, other)
 
 
 def test_levels_do_not_overlap_and_stay_in_the_figure():

@@ -145,7 +145,7 @@ def test_the_default_stands_with_its_regret(tmp_path):
         treated=lambda model, alpha, layer: {0.3: 0.0, 0.5: 0.1, 0.7: 0.02}[alpha],
     )  # fmt: skip
     section = sections["default"]
-    assert section.lead.startswith("N3: alpha 0.5.")
+    assert section.lead.startswith("The default: alpha 0.5.")
     assert [figure.title for figure in section.figures] == ["Each dataset left out", "Each model left out"]
     assert "alphas: [0.5]" in section.items[0][2]
 
