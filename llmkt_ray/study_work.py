@@ -130,6 +130,11 @@ class ScheduleConfig(Section):
         # 0.29 * 100 is 28.999999999999996: what the user wrote is 29.
         return epochs if self.kind == "joint" else math.floor(self.switch * epochs + 1e-9)
 
+    @staticmethod
+    def smallest_switch(epochs: int) -> float:
+        """Returns a switch at which one of `epochs` is phase 1, rounded UP for messages: 0.3333 of 3 epochs would give none."""
+        return math.ceil(1e4 / epochs) / 1e4
+
 
 class TransferConfig(Section):
     """The knowledge transfer: where, how strong, which loss (METHOD.md, sections 1 and 5)."""
