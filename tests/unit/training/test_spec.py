@@ -16,6 +16,15 @@ def test_our_version_of_a_trial_changes_the_key(monkeypatch: pytest.MonkeyPatch)
     assert make_spec().key != before
 
 
+def test_the_version_of_kar_changes_the_keys_of_its_arms_alone(monkeypatch: pytest.MonkeyPatch):
+    plain, kar = make_spec(), make_spec(arm="kar", knowledge_key="k")
+    before = plain.key, plain.phase1_key, kar.key, kar.phase1_key
+    monkeypatch.setattr(module, "KAR_VERSION", module.KAR_VERSION + 1)
+    assert (plain.key, plain.phase1_key) == before[:2]
+    assert kar.key != before[2]
+    assert kar.phase1_key != before[3]
+
+
 @pytest.mark.parametrize(
     ("package", "installed", "changes"), [("torch", "99.0", True), ("recbole", "99.0", True), ("numpy", "99.0", False)]
 )
