@@ -123,7 +123,8 @@ class StudyConfig(Section):
                 elif schedule.kind != "joint" and not 0 < first < epochs:
                     problems.append(
                         f"switch {schedule.switch:g} of {epochs} epochs leaves model {model.name!r} without phase {2 if first else 1}; "
-                        f"switch must be at least {1 / epochs:g} and below 1 there (for transfer throughout: kind joint)"
+                        f"switch must be at least {schedule.smallest_switch(epochs):g} and below 1 there "
+                        "(for transfer throughout: kind joint)"
                     )
             if model.search.names and self.search.kind != "optuna":
                 problems.append(f"model {model.name!r} has a `search`, but search.kind is 'grid': set that to 'optuna'")

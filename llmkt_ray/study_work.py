@@ -116,10 +116,24 @@ class ScheduleConfig(Section):
     freeze: dict[Literal["phase1", "phase2"], tuple[str, ...]] = {}
     """Parameters that stay fixed in a phase, by name patterns: {phase1: ["item_*"]}."""
 
+    @model_validator(mode="after")
+    def _has_phase(self) -> Self:
+        if self.kind == "joint" and self.freeze.get("phase2"):
+            raise ValueError(
+                f"freeze.phase2 {list(self.freeze['phase2'])} would freeze nothing: kind 'joint' has one phase; say `phase1`, or use kind "
+                "two_phase, pretrain or reversed"
+            )
+        return self
+
     def phase1_epochs(self, epochs: int) -> int:
         """Returns how many of `epochs` are phase 1: floor(switch * epochs), all of them where there is no switch (`joint`)."""
         # 0.29 * 100 is 28.999999999999996: what the user wrote is 29.
         return epochs if self.kind == "joint" else math.floor(self.switch * epochs + 1e-9)
+
+    @staticmethod
+    def smallest_switch(epochs: int) -> float:
+        """Returns a switch at which one of `epochs` is phase 1, rounded UP for messages: 0.3333 of 3 epochs would give none."""
+        return math.ceil(1e4 / epochs) / 1e4
 
 
 class TransferConfig(Section):

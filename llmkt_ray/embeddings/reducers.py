@@ -16,6 +16,8 @@ from llmkt_ray.study import ReductionConfig
 
 Reduce = Callable[[np.ndarray, np.ndarray, int, int, ReductionConfig], np.ndarray]
 """(fit `(m, D)`, all `(n, D)`, dims, seed, config) to float64 `(n, dims)`."""
+FLAT = 1e-6
+"""Share of the largest spread at and below which what varies is rounding."""
 
 
 def _umap(fit: np.ndarray, everything: np.ndarray, dims: int, seed: int, config: ReductionConfig) -> np.ndarray:
@@ -40,7 +42,10 @@ def _pca(fit: np.ndarray, everything: np.ndarray, dims: int, seed: int, config: 
 def _pca_whiten(fit: np.ndarray, everything: np.ndarray, dims: int, seed: int, config: ReductionConfig) -> np.ndarray:
     from sklearn.decomposition import PCA
 
-    return np.asarray(PCA(n_components=dims, svd_solver="full", whiten=True).fit(fit).transform(everything))
+    pca = PCA(n_components=dims, svd_solver="full", whiten=True).fit(fit)
+    spread = np.sqrt(pca.explained_variance_)
+    # Equal texts leave fewer directions than users: the others vary by rounding alone, and whitening would make noise a target.
+    return np.where(spread <= FLAT * spread[0], 0.0, pca.transform(everything))
 
 
 def _random_projection(fit: np.ndarray, everything: np.ndarray, dims: int, seed: int, config: ReductionConfig) -> np.ndarray:
@@ -69,12 +74,14 @@ class Reducer:
         largest: the largest width for (fitted users, encoder width, config).
         package: the distribution that computes it, None: we do.
         transforms: whether users outside the fitted sample can be reduced.
+        revision: part of the key of what it makes; rises when a change of ours alters that.
     """
 
     reduce: Reduce
     largest: Callable[[int, int, ReductionConfig], int]
     package: str | None = "scikit-learn"
     transforms: bool = True
+    revision: int = 1
 
 
 def _linear_limit(users: int, dim: int, config: ReductionConfig) -> int:
@@ -85,7 +92,7 @@ REDUCERS: dict[str, Reducer] = {
     # UMAP's spectral start takes dims + 1 eigenvectors of a users x users graph, so it needs dims + 2 users.
     "umap": Reducer(_umap, lambda users, dim, config: min(users - 2, dim), package="umap-learn"),
     "pca": Reducer(_pca, _linear_limit),
-    "pca_whiten": Reducer(_pca_whiten, _linear_limit),
+    "pca_whiten": Reducer(_pca_whiten, _linear_limit, revision=2),
     "random_projection": Reducer(_random_projection, lambda users, dim, config: dim),
     "tsne": Reducer(_tsne, lambda users, dim, config: min(3, dim), transforms=False),
     "none": Reducer(_none, lambda users, dim, config: dim, package=None),
@@ -144,11 +151,17 @@ def reduce(config: ReductionConfig, vectors: np.ndarray, dims: int, seed: int) -
         seed: of everything that is drawn.
 
     Raises:
-        EmbeddingError: the reduction is impossible, or did not give finite numbers of the wanted width.
+        EmbeddingError: the reduction is impossible, all embeddings are the same, or what came is not finite or of another width.
     """
     problem = reduction_problem(config, dims, *vectors.shape)
     if problem:
         raise EmbeddingError(problem)
+    # Refused whatever the method: UMAP makes clusters of nothing, and scikit-learn's t-SNE ends the process.
+    if float(vectors.std(axis=0).max()) <= FLAT * float(np.abs(vectors).max()):
+        raise EmbeddingError(
+            f"the embeddings of all {len(vectors):,} users are the same, so that {config.method} has nothing to tell them apart by; "
+            "look at the profiles (llmkt profiles show), mend what writes them, or give the dataset an items table that tells items apart"
+        )
     fit = vectors
     if len(vectors) > config.fit_sample:
         fit = vectors[np.sort(np.random.default_rng(seed).choice(len(vectors), config.fit_sample, replace=False))]

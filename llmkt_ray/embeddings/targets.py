@@ -15,7 +15,7 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.raw import shown
 from llmkt_ray.embeddings.fidelity import fidelity
 from llmkt_ray.embeddings.geometry import geometry
-from llmkt_ray.embeddings.reducers import REDUCERS, reduce
+from llmkt_ray.embeddings.reducers import FLAT, REDUCERS, reduce
 from llmkt_ray.embeddings.vectors import KIND as EMBEDDINGS
 from llmkt_ray.embeddings.vectors import Embeddings, check_finite, text_hash
 from llmkt_ray.errors import EmbeddingError
@@ -89,7 +89,10 @@ def _inputs(embeddings_key: str, reduction: ReductionConfig, dims: int, study_se
     settings: dict[str, Any] = reduction.model_dump(mode="json", exclude={"dims", "n_neighbors", "min_dist"})
     if reduction.method == "umap":
         settings |= {"n_neighbors": reduction.n_neighbors, "min_dist": reduction.min_dist}
-    package = REDUCERS[reduction.method].package
+    reducer = REDUCERS[reduction.method]
+    if reducer.revision > 1:
+        settings["revision"] = reducer.revision
+    package = reducer.package
     return {
         "version": TARGETS_VERSION,
         "package": None if package is None else f"{package} {version(package)}",
@@ -183,7 +186,7 @@ def standardize(matrix: np.ndarray) -> tuple[np.ndarray, int]:
     """Returns `(n, d)` with mean 0 and standard deviation 1 per dimension, and how many dimensions are constant (these become 0)."""
     spread = matrix.std(axis=0)
     # Some encoders have dead dimensions that vary by rounding alone (three of MiniLM's 384): scaling these up would make noise a target.
-    flat = spread <= 1e-6 * float(spread.max())
+    flat = spread <= FLAT * float(spread.max())
     return np.where(flat, 0.0, (matrix - matrix.mean(axis=0)) / np.where(flat, 1.0, spread)), int(flat.sum())
 
 

@@ -31,7 +31,7 @@ from llmkt_ray.sweep.tuning import with_settings
 from llmkt_ray.training.bridge.models import own_family
 from llmkt_ray.training.bridge.registry import MODELS, model_problem
 from llmkt_ray.training.inputs import probe_tables
-from llmkt_ray.training.layers import probe_layers, resolve_layers
+from llmkt_ray.training.layers import check_freezing, probe_layers, resolve_layers
 from llmkt_ray.training.metrics import metric_problem, protocol_problem
 from llmkt_ray.transfer.loss import LOSSES, check_widths
 from llmkt_ray.transfer.taps import Tap
@@ -230,6 +230,8 @@ def _layer_problems(study: StudyConfig) -> Iterator[str]:
         yield from _tuned_problems(study.tuning, model)
         for tap in taps:
             yield from _width_problems(study, model.name, tap)
+        for schedule in study.transfer.schedule:
+            yield from _raised(partial(check_freezing, model.name, model.hyperparameters, model.class_path, schedule, taps))
         if any(arm in TABLE_ARMS for arm in study.controls_of(model)):
             yield from input_problems(study, model, probe_tables(model.name, None, model.hyperparameters, model.class_path))
 

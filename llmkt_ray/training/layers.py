@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.errors import LayerError, LlmktError
+from llmkt_ray.study import ScheduleConfig
 from llmkt_ray.training.bridge.dataset import PADDING
 from llmkt_ray.training.bridge.models import BuiltModel, build_model
 from llmkt_ray.training.bridge.registry import BESIDE_SCORES, Family, model_entry
@@ -21,6 +22,7 @@ from llmkt_ray.training.bridge.sequences import SequenceTable
 from llmkt_ray.transfer.discovery import Positions, discover_taps
 from llmkt_ray.transfer.state import random_state_kept
 from llmkt_ray.transfer.taps import Tap, auto_tap, candidates, named_tap
+from llmkt_ray.transfer.weights import frozen_parameters
 
 _PROBE_SEED = 1
 _POSITIONS: dict[Family, Positions] = {"general": "history", "context": "fields", "sequential": "sequence"}
@@ -128,6 +130,45 @@ def probe_layers(
     with random_state_kept():
         built = build_model(model, split, hyperparameters=settings, seed=_PROBE_SEED, class_path=class_path)
         return model_taps(built, split)
+
+
+def check_freezing(
+    model: str, hyperparameters: Mapping[str, Any], class_path: str | None, schedule: ScheduleConfig, taps: Sequence[Tap]
+) -> None:
+    """Returns if a schedule's freezing patterns match parameters of a model and leave its taps something to learn with.
+
+    Args:
+        model: RecBole's name of the model, or the label of the user's own class.
+        hyperparameters: by RecBole's names.
+        class_path: `package.module:Class` of the user's own model.
+        schedule: the schedule.
+        taps: the layers that the study taps.
+
+    Raises:
+        TrainingError: a pattern matches no parameter, or nothing is left to train.
+        LayerError: all that lies before a tap is fixed while it is taught.
+    """
+    if not schedule.freeze:
+        return
+    split, settings = to_probe(None, hyperparameters)
+    with random_state_kept():
+        built = build_model(model, split, hyperparameters=settings, seed=_PROBE_SEED, class_path=class_path)
+        parameters = {name: one for name, one in built.module.named_parameters() if one.requires_grad}
+        for phase, patterns in schedule.freeze.items():
+            frozen = frozen_parameters(parameters, phase, patterns)
+            if phase != ("phase2" if schedule.kind == "reversed" else "phase1"):
+                continue
+            for name in frozen:
+                parameters[name].requires_grad_(False)
+            usable = {tap.name for tap in model_taps(built, split) if tap.usable}
+            for tap in taps:
+                if tap.name not in usable:
+                    raise LayerError(
+                        f"freezing {list(patterns)} in {phase}, in which profiles are transferred, fixes all parameters before layer "
+                        f"{tap.name!r} of {model}: nothing could be learned through it; freeze fewer, or tap another layer"
+                    )
+            for name in frozen:
+                parameters[name].requires_grad_(True)
 
 
 def to_probe(data: PreparedData | None, hyperparameters: Mapping[str, Any]) -> tuple[PreparedData, dict[str, Any]]:

@@ -3,8 +3,8 @@
 Each held-out positive is ranked among items that were drawn for its user: 20 a positive by popularity on validation, 100 uniformly on
 test (RecBole's evaluation modes of these names). Such figures are not consistent with a full ranking (Krichene and Rendle, KDD 2020), which
 is why this protocol has to be asked for by name. Two things differ from RecBole: the items are drawn once a trial and not in every
-evaluation, so that epochs and arms of a seed meet the same ones; and popularity is counted on train and validation rows, because test
-stays shut.
+evaluation, so that epochs and arms of a seed meet the same ones; and popularity is counted on the rows of the full train split, not on
+held-out ones too.
 """
 
 from collections.abc import Callable, Sequence

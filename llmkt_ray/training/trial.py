@@ -121,10 +121,10 @@ def run_trial(
                 measures=measures.finish(threads),
             )
         test = open_test(spec, model, data)
+        bake(model.module)  # as a server would have it: joined profiles are not joined again for every request
         if model.entry.batches == "pointwise":
             facts["serving_1000_pairs_s"] = serving_s(model)
         if on_tested is not None:
-            bake(model.module)
             on_tested(model, dict(test.means))
     return TrialResult(
         spec=spec,

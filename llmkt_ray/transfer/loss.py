@@ -46,21 +46,30 @@ def rmse_plain(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
     return mse(h, t, weight).sqrt()
 
 
+def _with_direction(h: Tensor) -> Tensor:
+    """Returns rows h as they are; those of zeros alone (a ReLU whose units are all off) take no gradient.
+
+    They have no direction to be turned. Without this their gradient is that of a division by torch's eps, 1e8 to 1e12 times what it
+    divides: a ReLU drops it again, but the gradient ratio is measured before.
+    """
+    return h * h.any(dim=1, keepdim=True)
+
+
 def cosine(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean of 1 - cosine similarity, in [0, 2], lower is better."""
-    return torch.dot(1 - F.cosine_similarity(h, t, dim=1), weight) / len(weight)
+    return torch.dot(1 - F.cosine_similarity(_with_direction(h), t, dim=1), weight) / len(weight)
 
 
 def infonce(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
     """Weighted cross-entropy of finding one's own target among the batch's, in [0, inf), lower is better."""
-    logits = F.normalize(h, dim=1) @ F.normalize(t, dim=1).T / TAU
+    logits = F.normalize(_with_direction(h), dim=1) @ F.normalize(t, dim=1).T / TAU
     own = torch.arange(len(h), device=h.device)
     return torch.dot(F.cross_entropy(logits, own, reduction="none"), weight) / len(weight)
 
 
 def relational(h: Tensor, t: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean over pairs of squared differences of cosines, in [0, 4], lower is better."""
-    h, t = F.normalize(h, dim=1), F.normalize(t, dim=1)
+    h, t = F.normalize(_with_direction(h), dim=1), F.normalize(t, dim=1)
     pairs = torch.outer(weight, weight).fill_diagonal_(0)
     return ((h @ h.T - t @ t.T).square() * pairs).sum() / pairs.sum()
 

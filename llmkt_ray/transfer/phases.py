@@ -37,8 +37,8 @@ class PhasePlan:
         if self.schedule.kind != "joint" and not self.one_phase and not 0 < self.phase1_epochs < self.epochs:
             raise TrainingError(
                 f"switch {self.schedule.switch:g} of {self.epochs} epochs leaves {self.phase1_epochs} epochs for phase 1, but both "
-                f"phases of {self.schedule.kind!r} need at least 1; choose a switch in [{1 / self.epochs:.3g}, 1) and at least 2 epochs, "
-                "or kind 'joint'"
+                f"phases of {self.schedule.kind!r} need at least 1; choose a switch in "
+                f"[{self.schedule.smallest_switch(self.epochs):g}, 1) and at least 2 epochs, or kind 'joint'"
             )
 
     @property

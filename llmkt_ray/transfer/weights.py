@@ -6,7 +6,8 @@ counters of phase 1's best validation epoch together; either way the optimizer i
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.optim import Optimizer
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.transfer.phases import PhasePlan
 from llmkt_ray.transfer.state import ModelState
+
+_PARAMETRIZED = re.compile(r"\.parametrizations\.(\w+)\..+$")
 
 
 class WeightsManager:
@@ -50,7 +53,7 @@ class WeightsManager:
         self._shared = shared
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         freeze = {} if plan.one_phase else plan.schedule.freeze
-        self._frozen = {phase: self._matched(phase, patterns) for phase, patterns in freeze.items()}
+        self._frozen = {phase: frozen_parameters(self._trainable, phase, patterns) for phase, patterns in freeze.items()}
         self._state = ModelState(model)
         self._best: dict[str, Any] | None = None
         self._best_value = float("-inf")
@@ -160,14 +163,30 @@ class WeightsManager:
             for parameter, value in zip(self._extra, values, strict=True):
                 parameter.copy_(value)
 
-    def _matched(self, phase: str, patterns: Sequence[str]) -> set[str]:
-        names = sorted(self._trainable)
-        found: set[str] = set()
-        for pattern in patterns:
-            hit = {name for name in names if fnmatchcase(name, pattern)}
-            if not hit:
-                raise TrainingError(f"freezing pattern {pattern!r} of {phase} matches no parameter; parameters: {', '.join(names)}")
-            found |= hit
-        if len(found) == len(names):
-            raise TrainingError(f"freezing {list(patterns)} in {phase} leaves nothing to train; parameters: {', '.join(names)}")
-        return found
+
+def frozen_parameters(names: Iterable[str], phase: str, patterns: Sequence[str]) -> set[str]:
+    """Returns the parameters that patterns keep fixed in a phase.
+
+    What stands in for a weight (`input_concat` joins profiles to the user table by a parametrization) goes by that weight's name, so
+    that a pattern keeps the same thing fixed in all arms.
+
+    Args:
+        names: of the parameters that are trained.
+        phase: "phase1" or "phase2", for the message.
+        patterns: of names, as in a shell: `item_*`.
+
+    Raises:
+        TrainingError: a pattern matches no parameter, or nothing is left to train.
+    """
+    known = sorted(names)
+    plain = {name: _PARAMETRIZED.sub(r".\1", name) for name in known}
+    listed = ", ".join(dict.fromkeys(plain.values()))
+    found: set[str] = set()
+    for pattern in patterns:
+        hit = {name for name in known if fnmatchcase(name, pattern) or fnmatchcase(plain[name], pattern)}
+        if not hit:
+            raise TrainingError(f"freezing pattern {pattern!r} of {phase} matches no parameter; parameters: {listed}")
+        found |= hit
+    if len(found) == len(known):
+        raise TrainingError(f"freezing {list(patterns)} in {phase} leaves nothing to train; parameters: {listed}")
+    return found

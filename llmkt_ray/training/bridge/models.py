@@ -364,17 +364,34 @@ def build_model(
     if batch_size is not None:
         settings["train_batch_size"] = batch_size  # DGCF sizes a sample by it
     dataset = SplitDataset(settings, data, data.train.positives())
-    if knowledge is not None:
-        model_class = with_knowledge(model_class, knowledge)
     transform = transform_of(settings)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - RecBole's models draw from the global generator
-    torch.manual_seed(seed)
+
+    def drawn(of: Any) -> Any:
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - RecBole's models draw from the global generator
+        torch.manual_seed(seed)
+        return of(settings, dataset)
+
     try:
-        module = model_class(settings, dataset)
+        module = drawn(model_class)
+        if knowledge is not None:
+            module = _starting_as(module, drawn(with_knowledge(model_class, knowledge)))
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:
         raise TrainingError(f"{model} cannot be built with {dict(hyperparameters)}: {type(error).__name__}: {error}") from error
     for part in module.modules():
         if "logger" in part.__dict__:
             part.logger = QUIET
     return BuiltModel(entry, module.to(torch.device(device)), settings, dataset, torch.device(device), transform)
+
+
+def _starting_as(plain: nn.Module, joined: Any) -> Any:
+    """Returns a model with knowledge fields whose weights start as its twin's without them, where both have the same.
+
+    The adaptor draws before the layers do, so that otherwise no weight of an arm of KAR would be that of its twins.
+    """
+    of_plain = dict(plain.named_parameters())
+    with torch.no_grad():
+        for name, parameter in joined.named_parameters():
+            if name in of_plain and of_plain[name].shape == parameter.shape:
+                parameter.copy_(of_plain[name])
+    return joined

@@ -3,8 +3,10 @@
 import pytest
 import yaml
 
-from llmkt_ray.errors import StudyError
+from llmkt_ray.errors import StudyError, TrainingError
+from llmkt_ray.study import ScheduleConfig
 from llmkt_ray.study_file import parse_study
+from llmkt_ray.transfer.phases import PhasePlan
 
 
 def refusal(**changes) -> str:
@@ -18,6 +20,18 @@ def refusal(**changes) -> str:
 def test_both_phases_have_an_epoch(kind, switch, phase):
     found = refusal(transfer={"schedule": {"kind": kind, "switch": switch}})
     assert f"switch {switch:g} of 20 epochs leaves model 'BPR' without phase {phase}; switch must be at least 0.05 and below 1" in found
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 6, 7, 11, 30, 49, 97])
+def test_the_switch_that_a_refusal_names_is_one_that_is_taken(epochs):
+    """1/3 as 0.333333 would be refused again, with the same words."""
+    models = [{"name": "BPR", "epochs": epochs}]
+    found = refusal(models=models, transfer={"schedule": {"switch": 0.001}})
+    named = float(found.partition("switch must be at least ")[2].split()[0])
+    study = {"name": "s", "datasets": ["ml-100k"], "models": models, "transfer": {"schedule": {"switch": named}}}
+    assert parse_study(yaml.safe_dump(study)).transfer.schedule[0].phase1_epochs(epochs) == 1
+    with pytest.raises(TrainingError, match=f"choose a switch in \\[{named:g}, 1\\)"):
+        PhasePlan(ScheduleConfig(switch=0.001), epochs)
 
 
 def test_a_switch_is_what_the_user_wrote_and_not_its_rounding():

@@ -4,6 +4,7 @@ from sklearn.decomposition import PCA
 
 from llmkt_ray.embeddings.fidelity import fidelity, knn_overlap, reconstruction_r2
 from llmkt_ray.embeddings.reducers import REDUCERS, reduce, reduction_problem
+from llmkt_ray.embeddings.targets import standardize
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.study import ReductionConfig
 
@@ -115,3 +116,22 @@ def test_reconstruction_is_held_out() -> None:
     rng = np.random.default_rng(0)
     vectors, memory = rng.standard_normal((50, 5)), rng.standard_normal((50, 60))
     assert reconstruction_r2(vectors, memory, rng) < 0
+
+
+@pytest.mark.parametrize("method", ["umap", "pca", "pca_whiten", "random_projection", "tsne", "none"])
+def test_embeddings_that_are_all_the_same_are_refused(method: str) -> None:
+    """scikit-learn's t-SNE ends the process on them, and UMAP finds clusters in them."""
+    same = np.tile(VECTORS[0], (40, 1))
+    for vectors in (same, same * (1 + 1e-9 * RNG.standard_normal(same.shape)), np.zeros((40, 20))):
+        with pytest.raises(EmbeddingError, match=r"embeddings of all 40 users are the same, so that .* look at the profiles"):
+            reduce(_config(method), vectors, 20 if method == "none" else 2, seed=1)
+
+
+@pytest.mark.parametrize("method", ["pca", "pca_whiten"])
+def test_directions_that_vary_by_rounding_alone_are_no_target(method: str) -> None:
+    """Five different texts among forty users have four directions; whitening would blow the rounding of four others up to full size."""
+    vectors = RNG.standard_normal((5, 20))[RNG.integers(5, size=40)]
+    standard, constant = standardize(reduce(_config(method), vectors, 8, seed=1))
+    assert constant == 4
+    np.testing.assert_allclose(standard[:, :4].std(axis=0), 1)
+    assert not standard[:, 4:].any()

@@ -106,3 +106,35 @@ def test_tune_leaves_ctrl_c_to_us_also_where_the_caller_started_ray():
     found = json.loads(subprocess.run([sys.executable, "-c", program], env=clean, capture_output=True, text=True, check=True).stdout)
     assert found["TUNE_DISABLE_SIGINT_HANDLER"] == "1"
     assert found["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"freeze": {"phase2": ("usr_*",)}}, r"freezing pattern 'usr_\*' of phase2 matches no parameter; parameters: item_embedding"),
+        ({"freeze": {"phase1": ("*",)}}, r"freezing \['\*'\] in phase1 leaves nothing to train"),
+        (
+            {"freeze": {"phase1": ("user_*",)}},
+            r"freezing \['user_\*'\] in phase1, in which profiles are transferred, fixes all .* before layer 'user_embedding' of BPR",
+        ),
+        ({"kind": "reversed", "freeze": {"phase2": ("user_*",)}}, "in phase2, in which profiles are transferred"),
+    ],
+)
+def test_freezing_that_no_trial_could_do_is_told_before_anything_is_written(tmp_path, schedule, message):
+    study = tiny_study(tmp_path, transfer={"alphas": (0.5,), "schedule": ({}, schedule)})
+    with pytest.raises(StudyError, match=message):
+        check_study(study, store_of(study))
+
+
+def test_freezing_a_table_of_users_holds_in_the_arm_that_joins_profiles_to_it(tmp_path):
+    freeze = {"phase2": ("user_embedding.weight",)}
+    study = tiny_study(tmp_path, controls=["alpha0", "input_concat"], transfer={"alphas": (0.5,), "schedule": {"freeze": freeze}})
+    check_study(study, store_of(study))
+    run_study(study, executor="loop", console=Console(file=io.StringIO()))
+    rows = Ledger(tmp_path / "results" / "tiny").trials()
+    assert set(rows["status"]) == {"done"}, rows["error_message"].dropna().tolist()
+
+
+def test_a_phase_that_a_schedule_does_not_have_cannot_be_frozen(tmp_path):
+    with pytest.raises(ValueError, match=r"freeze\.phase2 \['item_\*'\] would freeze nothing: kind 'joint' has one phase; say `phase1`"):
+        tiny_study(tmp_path, transfer={"alphas": (0.5,), "schedule": {"kind": "joint", "freeze": {"phase2": ("item_*",)}}})

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from llmkt_ray.errors import TrainingError
+from llmkt_ray.training import trial
 from llmkt_ray.training.bridge.models import build_model
 from llmkt_ray.training.bridge.user_tables import user_tables
 from llmkt_ray.training.inputs import bake, give_profiles
@@ -104,3 +105,13 @@ def test_direct_input_is_refused_without_a_table_or_targets(data, run, arm):
         run("MultiVAE", arm, targets=make_targets(data, 16))
     with pytest.raises(TrainingError, match="needs targets 'targets', but was given none"):
         run("BPR", arm)
+
+
+def test_serving_is_timed_of_the_model_that_would_be_served(data, run, monkeypatch):
+    """Joined profiles are written into the table once; joining all users for every request would be timed as the rival's latency."""
+    timed = []
+    monkeypatch.setattr(trial, "serving_s", lambda model: timed.append(dict(model.module.named_parameters())) or 0.001)
+    result = run("NeuMF", "input_concat", targets=make_targets(data, 6))
+    assert {"user_mf_embedding.weight", "user_mlp_embedding.weight"} < set(timed[0])
+    assert not any("parametrizations" in name for name in timed[0])
+    assert result.facts["serving_1000_pairs_s"] == 0.001

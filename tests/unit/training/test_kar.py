@@ -49,6 +49,20 @@ def test_every_model_that_is_offered_learns_from_the_knowledge(name, arm):
     assert changed == [False, True, False, False]
 
 
+@pytest.mark.parametrize("arm", ["static_profile", "kar", "kar_treated"])
+@pytest.mark.parametrize("name", TAKES_FIELDS)
+def test_an_arm_with_knowledge_starts_from_the_weights_of_its_twins(name, arm):
+    """All but the layers that the further fields make wider."""
+    plain = build_model(name, probe_split(), hyperparameters={"embedding_size": 8}, seed=3).module
+    own, twins = dict(built(name, arm).module.named_parameters()), dict(plain.named_parameters())
+    tables = [each for each in twins if "embedding_table" in each]
+    shared = [each for each in twins if own[each].shape == twins[each].shape]
+    assert tables
+    assert set(tables) <= set(shared)
+    assert all(torch.equal(own[each], twins[each]) for each in shared)
+    assert len(own) > len(twins)
+
+
 def test_kar_reads_the_item_too_and_the_static_profile_does_not():
     for arm, reads in (("kar", True), ("static_profile", False)):
         model = built("DeepFM", arm)

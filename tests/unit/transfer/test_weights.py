@@ -5,7 +5,7 @@ from torch import nn
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.study import ScheduleConfig
 from llmkt_ray.transfer.phases import PhasePlan
-from llmkt_ray.transfer.weights import WeightsManager
+from llmkt_ray.transfer.weights import WeightsManager, frozen_parameters
 
 
 class Model(nn.Module):
@@ -196,3 +196,12 @@ def test_a_resumed_manager_goes_on_exactly():
     assert model.step == other.step
     assert manager.handed_over == resumed.handed_over == 1
     assert torch.equal(projection, other_projection)
+
+
+def test_a_pattern_keeps_a_weight_fixed_whatever_stands_in_for_it():
+    """`input_concat` joins profiles to the user table: a pattern that freezes the table of its twins freezes both of its parts."""
+    names = ["item.weight", "user.parametrizations.weight.0.projection", "user.parametrizations.weight.original"]
+    assert frozen_parameters(names, "phase1", ["user.weight"]) == frozen_parameters(names, "phase1", ["user.*"]) == set(names[1:])
+    assert frozen_parameters(["item.weight", "user.weight"], "phase1", ["user.weight"]) == {"user.weight"}
+    with pytest.raises(TrainingError, match=r"'usr\*' of phase2 matches no parameter; parameters: item\.weight, user\.weight$"):
+        frozen_parameters(names, "phase2", ["usr*"])
