@@ -7,7 +7,8 @@ from llmkt_ray.errors import LlmktError
 from llmkt_ray.profiles.items import item_texts_key
 from llmkt_ray.study import KAR_ARMS, TABLE_ARMS, ModelConfig, ReductionConfig, StudyConfig
 from llmkt_ray.training.bridge.knowledge import knowledge_problem
-from llmkt_ray.training.bridge.registry import MODELS
+from llmkt_ray.training.bridge.models import class_of
+from llmkt_ray.training.bridge.registry import ModelEntry
 from llmkt_ray.training.bridge.user_tables import UserTable
 from llmkt_ray.training.inputs import input_problem
 
@@ -53,12 +54,21 @@ def input_dims(reduction: ReductionConfig, tables: Sequence[UserTable]) -> int:
     return reduction.dims if isinstance(reduction.dims, int) else tables[0].width if tables else 0
 
 
-def labelled_problems(study: StudyConfig) -> Iterator[str]:
+def _class_of(model: ModelConfig, *, allow_code: bool) -> tuple[type, ModelEntry] | None:
+    """Returns a model's class with its entry; None where it may not be imported or cannot be, which is told elsewhere."""
+    try:
+        return class_of(model.name, model.class_path) if allow_code or model.class_path is None else None
+    except LlmktError:
+        return None
+
+
+def labelled_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
     """Yields what cannot be measured on rows with labels (protocol `labelled`)."""
     if study.evaluation.protocol != "labelled":
         return
     for model in study.models:
-        entry = MODELS.get(model.name)
+        found = _class_of(model, allow_code=allow_code)
+        entry = found[1] if found else None
         if entry is not None and not entry.is_reference and entry.batches != "pointwise":
             yield (
                 f"model {model.name!r} cannot be measured under protocol 'labelled': it learns from {entry.batches} and gives no "
@@ -73,12 +83,13 @@ def labelled_problems(study: StudyConfig) -> Iterator[str]:
             yield (f"protocol 'labelled' needs rows of both kinds, but all of {dataset.name!r} are positives; set positive.rating_at_least")
 
 
-def kar_problems(study: StudyConfig) -> Iterator[str]:
+def kar_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
     """Yields what makes the arms of KAR impossible: models without features, encoders without one space, item texts."""
     asked = [(arm, model) for model in study.models for arm in study.controls_of(model) if arm in KAR_ARMS]
     for arm, model in asked:
-        if model.class_path is None and model.name in MODELS:
-            problem = knowledge_problem(arm, model.name)
+        found = _class_of(model, allow_code=allow_code)
+        if found is not None:
+            problem = knowledge_problem(arm, model.name, [base.__name__ for base in found[0].__mro__])
             if problem:
                 yield problem
     if asked:

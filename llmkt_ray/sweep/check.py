@@ -122,8 +122,8 @@ def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool
             usable.append(dataset)
     yield from _source_problems(study)
     yield from source_problems(study)
-    yield from labelled_problems(study)
-    yield from kar_problems(study)
+    yield from labelled_problems(study, allow_code=allow_code)
+    yield from kar_problems(study, allow_code=allow_code)
     yield from _order_problems(study, allow_code=allow_code)
     if not names:
         yield from _layer_problems(study)

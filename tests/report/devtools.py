@@ -107,7 +107,7 @@ class Page:
 
     def wait(self, expression: str) -> None:
         """Waits until an expression is true."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not self.js(f"!!({expression})"):
             assert time.monotonic() < until, f"never true: {expression}"
             time.sleep(0.05)

@@ -170,3 +170,13 @@ def test_settings_that_tuning_would_try_and_a_model_refuses_are_told(tmp_path):
     assert "tuning of model 'BPR' tries mlp_hidden_size [8]: " in text
     good = tiny_study(tmp_path, tuning={"trials": 3, "choices": {"embedding_size": [8, 16]}})
     check_study(good, store_of(good))
+
+
+def test_what_a_class_of_ones_own_cannot_do_is_told_too(tmp_path):
+    own = {"name": "Mine", "class_path": "recbole.model.general_recommender.bpr:BPR", "hyperparameters": {"embedding_size": 8}}
+    labelled = {"metrics": ["AUC"], "select_on": "AUC", "protocol": "labelled", "references": []}
+    study = tiny_study(tmp_path, models=[own], controls=["alpha0", "kar"], evaluation=labelled)
+    text = problems(study, allow_code=True)
+    assert "control 'kar' is impossible with Mine: it has no table of feature embeddings" in text
+    assert "model 'Mine' cannot be measured under protocol 'labelled': it learns from pairwise" in text
+    assert "Mine: it has no table" not in problems(study)  # unread, unless its code may run
