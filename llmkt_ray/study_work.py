@@ -2,10 +2,10 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, JsonValue, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
 from llmkt_ray.section import Section, as_tuple
 from llmkt_ray.study_inputs import ProfileConfig
@@ -34,29 +34,30 @@ def _refuse_password(name: str, url: str | None, instead: str) -> None:
         raise ValueError(f"{name} carries a password, which would end up in results; {instead}")
 
 
-OWN_SETTINGS: dict[str, TypeAdapter[Any]] = {
-    "epochs": TypeAdapter(Annotated[int, Field(ge=1)]),
-    "batch_size": TypeAdapter(Annotated[int, Field(ge=1)]),
-    "learning_rate": TypeAdapter(Annotated[float, Field(gt=0)]),
-    "weight_decay": TypeAdapter(Annotated[float, Field(ge=0)]),
-}
-"""Settings of a model that are the study's own, with what they may be; all others are RecBole's."""
+OWN_SETTINGS = ("epochs", "batch_size", "learning_rate", "weight_decay")
+"""Settings of a model that are the study's own, with the bounds of `training`; all others are RecBole's."""
 
 
-def _check_varied(section: str, ranges: Mapping[str, tuple[float, float]], choices: Mapping[str, Sequence[Any]]) -> None:
+def tried_of(varied: "SpaceConfig | TuningConfig") -> list[tuple[str, Any]]:
+    """Returns the (setting, value) pairs of a search or of tuning that are known beforehand: choices, and the ends of ranges."""
+    values: dict[str, Sequence[Any]] = {**varied.ranges, **varied.choices}
+    return [(name, value) for name in (*sorted(varied.ranges), *sorted(varied.choices)) for value in values[name]]
+
+
+def _check_varied(section: str, varied: "SpaceConfig | TuningConfig") -> None:
     """Refuses ranges and choices whose values a model could not take."""
-    for name, (low, high) in ranges.items():
+    for name, (low, high) in varied.ranges.items():
         if not low < high:
             raise ValueError(f"{section}.ranges.{name} must be [low, high] with low < high, but got {[low, high]}")
         if name in ("epochs", "batch_size"):
             raise ValueError(f"{section}.ranges.{name}: a range holds fractions, {name} is a whole number; list its values in `choices`")
-    both = sorted(set(ranges) & set(choices))
+    both = sorted(set(varied.ranges) & set(varied.choices))
     if both:
         raise ValueError(f"a setting has either a range or choices, but {both} has both")
-    for name, value in [*((n, pair[0]) for n, pair in ranges.items()), *((n, v) for n, values in choices.items() for v in values)]:
+    for name, value in tried_of(varied):
         if name in OWN_SETTINGS:
             try:
-                OWN_SETTINGS[name].validate_python(value)
+                TrainingConfig.model_validate({name: value})
             except ValidationError as error:
                 raise ValueError(f"{section} would try {name} {value!r}: {error.errors()[0]['msg']}") from None
 
@@ -76,7 +77,7 @@ class SpaceConfig(Section):
 
     @model_validator(mode="after")
     def _settings(self) -> Self:
-        _check_varied("search", self.ranges, self.choices)
+        _check_varied("search", self)
         if "epochs" in self.names:
             raise ValueError("epochs cannot be searched: suggestions would have different phases; list models of their own")
         return self
@@ -291,7 +292,7 @@ class TuningConfig(Section):
     def _ranges(self) -> Self:
         if self.trials == 1:
             raise ValueError("tuning.trials 1 tries the study's own settings only: set it to 0, or to 2 or more")
-        _check_varied("tuning", self.ranges, self.choices)
+        _check_varied("tuning", self)
         return self
 
 

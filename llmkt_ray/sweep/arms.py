@@ -54,7 +54,7 @@ def input_dims(reduction: ReductionConfig, tables: Sequence[UserTable]) -> int:
     return reduction.dims if isinstance(reduction.dims, int) else tables[0].width if tables else 0
 
 
-def _class_of(model: ModelConfig, *, allow_code: bool) -> tuple[type, ModelEntry] | None:
+def known_class(model: ModelConfig, *, allow_code: bool) -> tuple[type, ModelEntry] | None:
     """Returns a model's class with its entry; None where it may not be imported or cannot be, which is told elsewhere."""
     try:
         return class_of(model.name, model.class_path) if allow_code or model.class_path is None else None
@@ -67,7 +67,7 @@ def labelled_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
     if study.evaluation.protocol != "labelled":
         return
     for model in study.models:
-        found = _class_of(model, allow_code=allow_code)
+        found = known_class(model, allow_code=allow_code)
         entry = found[1] if found else None
         if entry is not None and not entry.is_reference and entry.batches != "pointwise":
             yield (
@@ -87,7 +87,7 @@ def kar_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
     """Yields what makes the arms of KAR impossible: models without features, encoders without one space, item texts."""
     asked = [(arm, model) for model in study.models for arm in study.controls_of(model) if arm in KAR_ARMS]
     for arm, model in asked:
-        found = _class_of(model, allow_code=allow_code)
+        found = known_class(model, allow_code=allow_code)
         if found is not None:
             problem = knowledge_problem(arm, model.name, [base.__name__ for base in found[0].__mro__])
             if problem:

@@ -8,7 +8,6 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,14 +20,13 @@ from llmkt_ray.errors import LlmktError, StudyError, unknown_name
 from llmkt_ray.profiles.generate import profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
 from llmkt_ray.study import TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
-from llmkt_ray.study_work import OWN_SETTINGS, TuningConfig
-from llmkt_ray.sweep.arms import input_problems, kar_problems, labelled_problems, source_problems
+from llmkt_ray.study_work import OWN_SETTINGS, TuningConfig, tried_of
+from llmkt_ray.sweep.arms import input_problems, kar_problems, known_class, labelled_problems, source_problems
 from llmkt_ray.sweep.needs import need_problems
 from llmkt_ray.sweep.pipeline import ItemMeanNode
 from llmkt_ray.sweep.plan import Plan, layer_wish
 from llmkt_ray.sweep.search import storage_url_problem
 from llmkt_ray.sweep.tuning import with_settings
-from llmkt_ray.training.bridge.models import own_family
 from llmkt_ray.training.bridge.registry import MODELS, model_problem
 from llmkt_ray.training.inputs import probe_tables
 from llmkt_ray.training.layers import check_freezing, probe_layers, resolve_layers
@@ -194,20 +192,11 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
         yield from _raised(partial(encoder_identity, embedding))
 
 
-def _family(model: ModelConfig, *, allow_code: bool) -> str | None:
-    """Returns a model's family, None where it cannot be told: of a class that may not be or cannot be imported, which is told elsewhere."""
-    if model.class_path is None:
-        return MODELS[model.name].family if model.name in MODELS else None
-    try:
-        return own_family(model.class_path) if allow_code else None
-    except LlmktError:
-        return None
-
-
 def _order_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
     """Yields sequential models on splits that put later rows into train than into test."""
     for model in study.models:
-        if _family(model, allow_code=allow_code) == "sequential":
+        found = known_class(model, allow_code=allow_code)
+        if found is not None and found[1].family == "sequential":
             for dataset in study.datasets:
                 if dataset.split.kind == "random":
                     yield (
@@ -242,8 +231,9 @@ def _drawn(from_range: bool) -> str:
 
 def _tuned_problems(tuning: TuningConfig, model: ModelConfig) -> Iterator[str]:
     """Yields settings that tuning would try and that the model refuses: none of these trials could run."""
-    varied: dict[str, Sequence[Any]] = {**tuning.ranges, **tuning.choices} if tuning.trials else {}
-    for name, value in [(each, value) for each in sorted(varied.keys() - OWN_SETTINGS.keys()) for value in varied[each]]:
+    for name, value in tried_of(tuning) if tuning.trials else ():
+        if name in OWN_SETTINGS:
+            continue
         tried = with_settings(model, {name: value})
         try:
             probe_layers(tried.name, None, tried.hyperparameters, tried.class_path)
@@ -254,8 +244,7 @@ def _tuned_problems(tuning: TuningConfig, model: ModelConfig) -> Iterator[str]:
 def _searched_problems(model: ModelConfig, taps: Sequence[Tap]) -> Iterator[str]:
     """Yields searched settings with values that the model refuses, or that change its taps: the targets of one search are the same."""
     search, shapes = model.search, {tap.name: tap.width for tap in taps}
-    pairs = [(setting, value) for setting in search.names for value in search.choices.get(setting) or search.ranges[setting]]
-    for name, value in pairs:
+    for name, value in tried_of(search):
         tried = with_settings(model, {name: value})
         try:
             found = {tap.name: tap.width for tap in probe_layers(tried.name, None, tried.hyperparameters, tried.class_path)}

@@ -13,6 +13,7 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.split import unstored
 from llmkt_ray.errors import LlmktError
 from llmkt_ray.study import DatasetConfig, ModelConfig, StudyConfig
+from llmkt_ray.study_work import tried_of
 from llmkt_ray.sweep.pipeline import split_nodes
 from llmkt_ray.sweep.tuning import candidates, with_settings
 from llmkt_ray.training.bridge.needs import Offer, needs_of
@@ -49,9 +50,8 @@ def _unmet(study: StudyConfig, dataset: DatasetConfig, model: ModelConfig, offer
     """Yields what a model lacks at its own settings, at those that a search tries, and at those that are drawn for tuning."""
     where = f"model {model.name!r} on {dataset.name!r}"
     tried = [(where, model)]
-    for name in model.search.names:
-        for value in model.search.choices.get(name) or model.search.ranges[name]:
-            tried.append((f"search of {where}, which tries {name} {value!r}", with_settings(model, {name: value})))
+    for name, value in tried_of(model.search):
+        tried.append((f"search of {where}, which tries {name} {value!r}", with_settings(model, {name: value})))
     if study.tuning.trials:
         tried += [(f"tuning of {where}", candidate) for candidate in candidates(study, dataset.name, model)[1:]]
     told: set[str] = set()

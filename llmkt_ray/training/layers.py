@@ -167,8 +167,6 @@ def check_freezing(
                         f"freezing {list(patterns)} in {phase}, in which profiles are transferred, fixes all parameters before layer "
                         f"{tap.name!r} of {model}: nothing could be learned through it; freeze fewer, or tap another layer"
                     )
-            for name in frozen:
-                parameters[name].requires_grad_(True)
 
 
 def to_probe(data: PreparedData | None, hyperparameters: Mapping[str, Any]) -> tuple[PreparedData, dict[str, Any]]:

@@ -281,15 +281,6 @@ def class_of(model: str, class_path: str | None) -> tuple[Any, ModelEntry]:
         return own, _entry_of(own, model)
 
 
-def own_family(class_path: str) -> Family:
-    """Imports a model class of the user's own and returns its family.
-
-    Raises:
-        TrainingError: it cannot be imported, or is not a class that can be trained.
-    """
-    return class_of(class_path, class_path)[1].family
-
-
 def _declared(model_class: Any, name: str) -> Any:
     """Returns a class attribute of a model class or of what it is derived from, None where there is none (torch has a method `type`)."""
     return next((vars(base)[name] for base in model_class.__mro__ if base is not nn.Module and name in vars(base)), None)
