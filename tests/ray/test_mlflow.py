@@ -1,5 +1,6 @@
 """Trials as runs of a real local MLflow server: each once, with the ledger's numbers, and never at a trial's cost."""
 
+import importlib.util
 import io
 import subprocess
 import sys
@@ -116,7 +117,11 @@ def test_a_password_in_the_uri_is_refused():
 
 
 def test_without_the_package_it_is_said_before_anything_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, package=None: None if name == "mlflow" else found(name, package),
+    )
     study = tiny_study(tmp_path, tracking={"mlflow": "sqlite:///x.db"})
     with pytest.raises(StudyError, match=r'pip install "llmkt_ray\[mlflow\]"'):
         check_study(study, store_of(study))
