@@ -217,6 +217,16 @@ class StudyConfig(Section):
                 f"search.early_stopping.grace_epochs {stopping.grace_epochs} must be at least evaluate_every {rarest}: before that "
                 "nothing is known on validation"
             )
+        if len(switches) > 1 or any(schedule.kind == "joint" for schedule in schedules):
+            return
+        for model in self.models:
+            epochs = model.epochs or self.training.epochs
+            left = epochs - schedules[0].phase1_epochs(epochs)
+            if 0 < left <= stopping.grace_epochs:
+                yield (
+                    f"search.early_stopping.grace_epochs {stopping.grace_epochs} leaves nothing to stop: phase 2 of {model.name} has "
+                    f"{left} of {epochs} epochs; give it less than {left}, train longer, or leave early_stopping out"
+                )
 
     def controls_of(self, model: ModelConfig) -> tuple[Arm, ...]:
         """Returns the control arms of a model's cells."""

@@ -7,6 +7,9 @@ share, and noise. `missed` is how often the 95 % interval misses the true mean; 
 p < .05 where the truth is 0. `width` is relative to the narrowest honest interval (variance known). `naive` treats every
 (seed, user) pair as independent: what the interval would be without this module's care.
 
+`--splits` prints the same for several splits, whose differences share what a seed and a user do in all of them: `t over splits` is what
+the interval would be if each split were an independent observation.
+
 `--decisions` prints the second table instead: how often each decision of the report is wrong, on values like NDCG (skewed, a third of
 the users at 0), where the truth is at the edge of the decision.
 """
@@ -20,7 +23,7 @@ import numpy as np
 from scipy import stats
 
 from llmkt_ray.stats.claims import CLAIM_CONTROLS, claim
-from llmkt_ray.stats.contrast import Contrast, contrast
+from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
 from llmkt_ray.stats.corrections import benjamini_hochberg, holm
 from llmkt_ray.stats.interval import bootstrap_interval, interval, mixed_interval, users_interval
 
@@ -33,6 +36,14 @@ TRUTHS = {
     "noise only": (0.0, 0.0, 5.0),
 }
 """Name to standard deviations of seeds, users and rest."""
+SPLIT_TRUTHS = {
+    "seeds that all splits share": (0.02, 0.0, 0.0, 0.1),
+    "users that all splits share": (0.0, 0.005, 0.0, 0.4),
+    "splits": (0.0, 0.02, 0.0, 0.1),
+    "single trials": (0.0, 0.0, 0.02, 0.1),
+    "all alike": (0.01, 0.01, 0.01, 0.15),
+}
+"""Name to standard deviations of seeds, splits, single trials (each seed on each split) and users; the rest .1 in all."""
 
 
 def simulate(rng: np.random.Generator, n_seeds: int, n_users: int, sds: tuple[float, float, float]) -> np.ndarray:
@@ -45,7 +56,11 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--users", type=int, default=300)
     parser.add_argument("--decisions", action="store_true")
+    parser.add_argument("--splits", action="store_true")
     given = parser.parse_args()
+    if given.splits:
+        splits(given.studies, given.users)
+        return
     if given.decisions:
         decisions(given.studies, given.users)
         return
@@ -80,6 +95,42 @@ def line(name: str, sds: tuple[float, float, float], n_seeds: int, method: str, 
     print(
         f"| {name} | {n_seeds} | {said} | {missed / studies:.1%} | {positives / studies:.1%} | {width / studies / known:.2f} "
         f"| {naive / studies:.1%} |",
+        flush=True,
+    )
+
+
+def splits(studies: int, n_users: int) -> None:
+    """Prints how often the interval over several splits misses, and how often a t interval over the splits' estimates would."""
+    print(f"{studies} studies a line, {n_users} users\n")
+    print("| what varies | splits | seeds | missed | false positives | width | t over splits missed |")
+    print("|---|---|---|---|---|---|---|")
+    for name, sds in SPLIT_TRUTHS.items():
+        for n_splits, n_seeds in ((2, 3), (3, 2), (3, 3), (5, 3), (3, 5), (5, 5)):
+            splits_line(name, sds, n_splits, n_seeds, studies, n_users)
+
+
+def splits_line(name: str, sds: tuple[float, float, float, float], n_splits: int, n_seeds: int, studies: int, n_users: int) -> None:
+    rng = np.random.default_rng([n_splits, n_seeds, len(name)])
+    of_seed, of_split, of_trial, of_user = sds
+    of_rest = 0.1
+    missed = positives = alone = 0
+    width = 0.0
+    for _ in range(studies):
+        shared = rng.normal(0, of_seed, (n_seeds, 1)) + rng.normal(0, of_user, (1, n_users))
+        tables = [
+            1 + shared + rng.normal(0, of_split) + rng.normal(0, of_trial, (n_seeds, 1)) + rng.normal(0, of_rest, (n_seeds, n_users))
+            for _ in range(n_splits)
+        ]
+        found = over_splits([contrast(table, np.ones_like(table)) for table in tables]).difference
+        missed += not found.low <= 0 <= found.high
+        positives += found.p < 0.05
+        width += found.high - found.low
+        alone += stats.ttest_1samp([table.mean() for table in tables], 1).pvalue < 0.05
+    rest = of_trial**2 / (n_splits * n_seeds) + of_rest**2 / (n_splits * n_seeds * n_users)
+    known = 2 * stats.norm.ppf(0.975) * math.sqrt(of_seed**2 / n_seeds + of_split**2 / n_splits + of_user**2 / n_users + rest)
+    print(
+        f"| {name} | {n_splits} | {n_seeds} | {missed / studies:.1%} | {positives / studies:.1%} | {width / studies / known:.2f} "
+        f"| {alone / studies:.1%} |",
         flush=True,
     )
 

@@ -12,9 +12,17 @@ from llmkt_ray.report.frames import factor_rows, gain_rows
 from llmkt_ray.report.levels import averaged, compared, sentence
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.text import count, listed, percent, percent_interval
+from llmkt_ray.stats.contrast import Contrast
 from llmkt_ray.stats.importance import SEED, importance
 from llmkt_ray.stats.interval import SPLITS_FROM
-from llmkt_ray.stats.power import detectable_by, seeds_needed, smallest_detectable, splits_needed
+from llmkt_ray.stats.power import (
+    detectable_over_seeds,
+    detectable_over_splits,
+    seeds_needed,
+    seeds_needed_over_splits,
+    smallest_detectable,
+    splits_needed,
+)
 from llmkt_ray.stats.selection import largest_gain, safe_range
 
 EFFECTS = (0.05, 0.03, 0.02)
@@ -258,26 +266,17 @@ def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     if not known:
         return []
     splits, seeds = min(c.n_splits for c in known), min(c.difference.n_seeds for c in known)
-    if splits >= SPLITS_FROM:  # the interval is over splits, and so is what it can see
-        unit, n, df = "split", splits, "split-level degrees of freedom, power .8, 95 %, from the standard errors"
-        detectable = [detectable_by(c.relative.se, c.n_splits) for c in known if c.relative is not None]
-    elif seeds >= 2:
-        unit, n, df = "seed", seeds, "seed-level degrees of freedom, power .8, 95 %, from the variance components"
-        detectable = [smallest_detectable(c.components, seeds, c.difference.n_users) for c in known]
-    else:
+    over_splits = splits >= SPLITS_FROM
+    if not over_splits and seeds < 2:
         said = "Unknown: with one seed the noise between seeds cannot be estimated."
         return [Answer("Power", "all", "What could this study have seen?", said, "Run at least 3 seeds.")]
+    seen = [_power_over_splits(c) if over_splits else _power_over_seeds(c, seeds) for c in known]
     # One contrast for both halves of the sentence: of two cells that differ, a mean would be detectable in neither.
-    middle = int(np.argsort(detectable)[len(detectable) // 2])
-    one = known[middle]
-    needed = {
-        effect: splits_needed(one.relative.se, one.n_splits, effect)
-        if unit == "split" and one.relative is not None
-        else seeds_needed(one.components, one.difference.n_users, effect)
-        for effect in EFFECTS
-    }
+    detectable, had, unit, needed = sorted(seen, key=lambda one: one[0])[len(seen) // 2]
     words = [
-        f"{count(n, unit)} would resolve {effect:.0%}" if n else f"no number of {unit}s resolves {effect:.0%} with these users"
+        f"{count(n, unit)} would resolve {effect:.0%}"
+        if n
+        else f"no number of {unit}s resolves {effect:.0%} with these {'seeds and users' if unit == 'split' else 'users'}"
         for effect, n in needed.items()
     ]
     return [
@@ -285,10 +284,33 @@ def _power(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             "Power",
             "all",
             "What could this study have seen?",
-            f"With {count(n, unit)} effects under {detectable[middle]:.1%} over alpha0 cannot be resolved here; {listed(words)}.",
-            f"Paired t with {df} of {count(len(known), 'contrast')} (median shown).",
+            f"With {had} effects under {detectable:.1%} over alpha0 cannot be resolved here; {listed(words)}.",
+            f"Paired t with {unit}-level degrees of freedom, power .8, 95 %, from the "
+            f"{'spread of splits and seeds' if over_splits else 'variance components'} of {count(len(known), 'contrast')} (median shown).",
         )
     ]
+
+
+Power = tuple[float, str, str, dict[float, int | None]]
+"""The smallest effect that a contrast can resolve, with how many of what, and how many of which unit would resolve each of `EFFECTS`."""
+
+
+def _power_over_seeds(one: Contrast, seeds: int) -> Power:
+    users = one.difference.n_users
+    needed = {effect: seeds_needed(one.components, users, effect) for effect in EFFECTS}
+    return smallest_detectable(one.components, seeds, users), count(seeds, "seed"), "seed", needed
+
+
+def _power_over_splits(one: Contrast) -> Power:
+    """More splits help where splits differ; where what all splits' seeds do decides, more seeds do."""
+    assert one.relative is not None
+    splits, seeds, crossed, shared = one.n_splits, one.relative.n_seeds, one.over_splits, one.shared_users
+    detectable = detectable_over_splits(one.between_splits, splits, crossed, seeds, shared)
+    if crossed and detectable == detectable_over_seeds(crossed, seeds, splits, shared):
+        needed = {effect: seeds_needed_over_splits(crossed, splits, effect, shared) for effect in EFFECTS}
+        return detectable, f"{count(seeds, 'seed')} on {splits} splits", "seed", needed
+    needed = {effect: splits_needed(one.between_splits, effect, crossed, seeds, shared) for effect in EFFECTS}
+    return detectable, count(splits, "split"), "split", needed
 
 
 def _unclaimed(findings: Sequence[Finding]) -> str:

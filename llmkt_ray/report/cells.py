@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -175,8 +175,21 @@ def compare(results: Results, cell: Cell, alpha: float, control: str, metric: st
     return cell._cache[at]
 
 
-def paired_tables(results: Results, one: Runs, other: Runs, metric: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Returns split repetition to the two tables `(seeds, users)`, rows and columns in the same order, where both share a seed."""
+class Paired(NamedTuple):
+    """The values of two arms on one split, where both share a seed.
+
+    Attributes:
+        users: the evaluated users, `(users,)`.
+        one, other: tables `(seeds, users)`, rows and columns in the same order.
+    """
+
+    users: np.ndarray
+    one: np.ndarray
+    other: np.ndarray
+
+
+def paired_tables(results: Results, one: Runs, other: Runs, metric: str) -> dict[int, Paired]:
+    """Returns split repetition to the values of both arms, where they share a seed."""
     values = results.user_values(metric)
     keys = results.keys
     tables = {}
@@ -185,16 +198,16 @@ def paired_tables(results: Results, one: Runs, other: Runs, metric: str) -> dict
         pairs = [(values.get(keys[one.rows[repetition, s]]), values.get(keys[other.rows[repetition, s]])) for s in seeds]
         found = [(a, b) for a, b in pairs if a is not None and b is not None]
         if found:
-            tables[repetition] = (_stack(a for a, _ in found), _stack(b for _, b in found))
+            tables[repetition] = Paired(found[0][0][0], _stack(a for a, _ in found), _stack(b for _, b in found))
     return tables
 
 
 def _compare(results: Results, one: Runs | None, other: Runs | None, metric: str) -> Contrast | None:
     if one is None or other is None:
         return None
-    tables = [(a, b) for a, b in paired_tables(results, one, other, metric).values() if a.shape == b.shape and a.shape[1] >= 2]
+    pairs = [p for p in paired_tables(results, one, other, metric).values() if p.one.shape == p.other.shape and p.one.shape[1] >= 2]
     less = results.sign(metric) < 0
-    return over_splits([contrast(a, b, lower_is_better=less) for a, b in tables]) if tables else None
+    return over_splits([contrast(p.one, p.other, users=p.users, lower_is_better=less) for p in pairs]) if pairs else None
 
 
 def _stack(values: Iterable[UserValues]) -> np.ndarray:

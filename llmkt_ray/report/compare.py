@@ -26,6 +26,8 @@ from llmkt_ray.seeds import content_key
 
 WORTH = ("failed", "pruned", "done")
 """Status of a trial: where parts differ in it, the later of these stands; only a trial that is done has a test."""
+TEXTS = {"profiles": ("user_id", "profile", "profiles.parquet"), "item_texts": ("item_id", "text", "items.parquet")}
+"""Kinds of artifacts that hold texts: whose, which column, and in which file."""
 _NOT_COMPARED = {*MEASUREMENT_COLUMNS, "epoch:duration_s", "study_key", "error_traceback"}
 
 
@@ -105,8 +107,8 @@ def merge(sources: Sequence[str | Path], target: str | Path) -> int:
     conflict. Splits and profiles that lie beside a part come along.
 
     Raises:
-        StorageError: the parts belong to different studies, a trial has other numbers in two of them, the target is not
-            empty, or a folder holds no results.
+        StorageError: the parts belong to different studies, a trial has other numbers in two of them, other texts of one set lie beside
+            two of them, the target is not empty, or a folder holds no results.
     """
     target_files = FileStore(target)
     if target_files.list("", recursive=True):
@@ -134,6 +136,7 @@ def merge(sources: Sequence[str | Path], target: str | Path) -> int:
             f"{count(len(conflicts), 'trial')} finished with other numbers in two folders: {', '.join(sorted(conflicts)[:5])}; "
             "they ran on different code or versions: run one of the parts again"
         )
+    _refuse_other_texts(sources, [card or {} for card in cards])
     for key, (_, table) in rows.items():
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
@@ -148,6 +151,38 @@ def merge(sources: Sequence[str | Path], target: str | Path) -> int:
     return len(rows)
 
 
+def _refuse_other_texts(sources: Sequence[str | Path], cards: Sequence[dict[str, Any]]) -> None:
+    """A language model asked twice may write other texts under one key: then trials of one study were given different knowledge.
+
+    Raises:
+        StorageError: the texts of a set differ beside two parts.
+    """
+    before: dict[tuple[str, str], tuple[str, str | Path]] = {}
+    for source, card in zip(sources, cards, strict=True):
+        store = FileStore(beside(source, "artifacts"))
+        for kind, (owner, text, file) in TEXTS.items():
+            for key in dict.fromkeys(str(entry.get("key")) for entry in card.get(kind, [])):
+                data = store.read_bytes(f"{kind}/{key}/{file}") if _is_key(key) else None
+                if data is None:
+                    continue
+                try:
+                    texts = pq.read_table(io.BytesIO(data), columns=[owner, text]).sort_by(owner).to_pydict()
+                except (pa.ArrowInvalid, OSError):
+                    continue  # damaged: what reads the artifact says so
+                mine = content_key(texts)
+                mark, at = before.setdefault((kind, key), (mine, source))
+                if mine != mark:
+                    raise StorageError(
+                        f"{kind} {key} have other texts beside {source} than beside {at}: the language model wrote them twice, and trials "
+                        "of the two parts learned from different ones; copy the artifacts of one part to the other and run that again"
+                    )
+
+
+def _is_key(key: object) -> bool:
+    """Returns whether something that a card names as a key may be part of a path."""
+    return re.fullmatch(r"[0-9a-f]{8,64}", str(key)) is not None
+
+
 def _bring_artifacts(sources: Sequence[str | Path], target: str | Path, card: dict[str, Any]) -> None:
     """Copies splits and profiles from beside the parts to beside the whole, where they are not there: the page names users and items."""
     stores = [FileStore(beside(folder, "artifacts")) for folder in (target, *sources)]
@@ -155,7 +190,7 @@ def _bring_artifacts(sources: Sequence[str | Path], target: str | Path, card: di
     wanted += [("profiles", entry.get("key")) for entry in card.get("profiles", [])]
     for kind, key in dict.fromkeys(wanted):
         name = f"{kind}/{key}"
-        if not re.fullmatch(r"[0-9a-f]{8,64}", str(key)) or stores[0].exists(f"{name}/{MANIFEST}"):
+        if not _is_key(key) or stores[0].exists(f"{name}/{MANIFEST}"):
             continue
         source = next((store for store in stores[1:] if store.exists(f"{name}/{MANIFEST}")), None)
         files = sorted(source.list(name, recursive=True), key=lambda file: file.endswith(MANIFEST)) if source is not None else []

@@ -131,7 +131,7 @@ def averaged(results: Results, pairs: Sequence[tuple[Runs, Runs]], metric: str) 
                 np.stack([np.mean([v[1] for v in side[place] if v is not None], axis=0, dtype=np.float64) for place in kept])
                 for side in sides
             )
-            parts.append(contrast(one, other, lower_is_better=results.sign(metric) < 0))
+            parts.append(contrast(one, other, users=users, lower_is_better=results.sign(metric) < 0))
     return over_splits(parts) if parts else None
 
 

@@ -6,11 +6,12 @@ Positive is better throughout: arm minus control, or, for a metric of which less
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
 
-from llmkt_ray.stats.interval import MIXED_FROM, SPLITS_FROM, Components, Interval, components, interval, mixed_interval
+from llmkt_ray.stats.interval import MIXED_FROM, SPLITS_FROM, Components, Interval, components, interval, mixed_interval, splits_interval
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,15 @@ class Contrast:
         mean_arm, mean_control: the two means.
         components: variance components of the relative values (of the differences where `relative` is None).
         n_splits: frozen splits that the contrast was repeated on.
+        between_splits: standard deviation of the splits' relative effects; NaN of one split.
+        shared_users: variance of the mean relative effect that is due to the users whom all splits share; NaN of one split.
+        over_splits: variance components of the relative values of (seeds, splits), splits in the place of users, of which the mixed
+            model of both is made; None where there is no such model.
         seed_correlation: Pearson's correlation of the two arms' means over shared seeds, in [-1, 1]: what pairing seeds is worth. NaN
             below 3 seeds, or where an arm does not vary; the mean over splits.
         by_seed: each seed's mean difference, and its mean relative effect where there is one, `(2, seeds)` or `(1, seeds)`; of one split.
+        by_user: the same of each user, `(2, users)` or `(1, users)`; of one split.
+        users: the users of `by_user`, `(users,)`.
     """
 
     difference: Interval
@@ -34,8 +41,13 @@ class Contrast:
     mean_control: float
     components: Components
     n_splits: int = 1
+    between_splits: float = math.nan
+    shared_users: float = math.nan
+    over_splits: Components | None = None
     seed_correlation: float = math.nan
     by_seed: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), compare=False, repr=False)
+    by_user: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), compare=False, repr=False)
+    users: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64), compare=False, repr=False)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -46,7 +58,9 @@ class Contrast:
         return seeds if self.n_splits >= SPLITS_FROM else (*seeds, f"conditional on these {self.n_splits} splits")
 
 
-def contrast(arm: np.ndarray, control: np.ndarray, level: float = 0.95, *, lower_is_better: bool = False) -> Contrast:
+def contrast(
+    arm: np.ndarray, control: np.ndarray, level: float = 0.95, *, users: np.ndarray | None = None, lower_is_better: bool = False
+) -> Contrast:
     """Returns the paired contrast of two tables `(seeds, users)` with rows and columns in the same order.
 
     The interval of the relative effect is the delta method's: that of the linearised values (a - (1 + r) b) / mean(b), which have
@@ -56,6 +70,7 @@ def contrast(arm: np.ndarray, control: np.ndarray, level: float = 0.95, *, lower
         arm: values of the arm.
         control: values of its control.
         level: of the intervals.
+        users: ids of the columns, `(users,)` of unique integers, by which `over_splits` knows a user again; their places if None.
         lower_is_better: whether less of the metric is better: then a positive contrast is a decrease.
 
     Raises:
@@ -68,15 +83,23 @@ def contrast(arm: np.ndarray, control: np.ndarray, level: float = 0.95, *, lower
     d = sign * (arm - control)
     difference = interval(d, level)
     mean_arm, mean_control = float(arm.mean()), float(control.mean())
-    shared = seed_correlation(arm, control)
-    if mean_control == 0:
-        return Contrast(difference, None, mean_arm, mean_control, components(d), seed_correlation=shared, by_seed=d.mean(axis=1)[None])
-    gain = mean_arm / mean_control - 1
-    linear = sign * ((arm - (1 + gain) * control) / mean_control + gain)
-    relative = interval(linear, level)
-    means = np.stack([d.mean(axis=1), linear.mean(axis=1)])
-    relative = replace(relative, p=difference.p)
-    return Contrast(difference, relative, mean_arm, mean_control, components(linear), seed_correlation=shared, by_seed=means)
+    ids = np.arange(d.shape[1]) if users is None else np.asarray(users)
+    if ids.shape != (d.shape[1],):
+        raise ValueError(f"{d.shape[1]} users need as many ids, but got shape {ids.shape}")
+    gain = mean_arm / mean_control - 1 if mean_control else None
+    linear = None if gain is None else sign * ((arm - (1 + gain) * control) / mean_control + gain)
+    tables = [d] if linear is None else [d, linear]
+    return Contrast(
+        difference,
+        None if linear is None else replace(interval(linear, level), p=difference.p),
+        mean_arm,
+        mean_control,
+        components(tables[-1]),
+        seed_correlation=seed_correlation(arm, control),
+        by_seed=np.stack([table.mean(axis=1) for table in tables]),
+        by_user=np.stack([table.mean(axis=0) for table in tables]),
+        users=ids,
+    )
 
 
 def seed_correlation(arm: np.ndarray, control: np.ndarray) -> float:
@@ -90,9 +113,10 @@ def seed_correlation(arm: np.ndarray, control: np.ndarray) -> float:
 def over_splits(contrasts: Sequence[Contrast]) -> Contrast:
     """Returns one contrast from those of several splits of one dataset.
 
-    From 3 splits on, a t interval over the splits' estimates: it speaks of new splits. All splits share their seeds, so that what a
-    seed does in each of them cannot be seen there: from 3 seeds on the mixed model of seeds and splits, crossed, counts where it is
-    wider. With 2, the mean of both with the uncertainty of one, conditional on these splits.
+    From 3 splits on, a t interval over the splits' estimates: it speaks of new splits. All splits share their seeds and users, and what
+    those do in each of them cannot be seen between splits. So what a user does in several splits is estimated from the covariance of its
+    values and added, and from 3 seeds on the mixed model of seeds and splits, crossed, counts where it is wider. With 2, the mean of
+    both with the uncertainty of one, conditional on these splits.
 
     Raises:
         ValueError: nothing is given.
@@ -100,37 +124,61 @@ def over_splits(contrasts: Sequence[Contrast]) -> Contrast:
     if not contrasts:
         raise ValueError("contrasts of at least one split are needed, but got none")
     if len(contrasts) == 1:
-        return contrasts[0]
+        return replace(contrasts[0], by_user=np.empty((0, 0)), users=np.empty(0, dtype=np.int64))  # what a report keeps thousands of
     relatives = [c.relative for c in contrasts if c.relative is not None]
     parts = [c.components for c in contrasts]
+    known = len(relatives) == len(contrasts)
+    of_splits = np.stack([c.by_seed[1] for c in contrasts], axis=1) if known and _crossed(contrasts) else None
     return Contrast(
-        difference=_pooled([c.difference for c in contrasts], [c.by_seed[:1] for c in contrasts]),
-        relative=_pooled(relatives, [c.by_seed[1:] for c in contrasts]) if len(relatives) == len(contrasts) else None,
+        difference=_pooled([c.difference for c in contrasts], contrasts, 0),
+        relative=_pooled(relatives, contrasts, 1) if known else None,
         mean_arm=float(np.mean([c.mean_arm for c in contrasts])),
         mean_control=float(np.mean([c.mean_control for c in contrasts])),
         components=Components(*np.mean([(p.seed, p.user, p.rest) for p in parts], axis=0).tolist()),
         n_splits=len(contrasts),
+        between_splits=float(np.std([r.estimate for r in relatives], ddof=1)) if known else math.nan,
+        shared_users=_shared_users(contrasts, 1) if known else math.nan,
+        over_splits=None if of_splits is None else components(of_splits),
         seed_correlation=float(np.mean([c.seed_correlation for c in contrasts])),
     )
 
 
-def _pooled(intervals: Sequence[Interval], by_seed: Sequence[np.ndarray]) -> Interval:
-    first, n = intervals[0], len(intervals)
-    estimates = np.array([i.estimate for i in intervals])
-    if n >= SPLITS_FROM:
-        se, df = float(estimates.std(ddof=1) / math.sqrt(n)), float(n - 1)
-    else:
-        # Splits share seeds and users: their errors may go together, and then the mean of two is no surer than each.
-        se, df = float(np.mean([i.se for i in intervals])), min(i.df for i in intervals)
-    mean = float(estimates.mean())
-    half = float(stats.t.ppf(0.5 + first.level / 2, df)) * se
-    p = float(2 * stats.t.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0)
+def _pooled(intervals: Sequence[Interval], contrasts: Sequence[Contrast], row: int) -> Interval:
+    """Returns the interval of the mean of some splits' estimates; `row` is that of their values in `by_seed` and `by_user`."""
     n_seeds, n_users = min(i.n_seeds for i in intervals), min(i.n_users for i in intervals)
-    method = "splits" if n >= SPLITS_FROM else first.method
-    found = Interval(mean, mean - half, mean + half, se, df, p, n_seeds, n_users, method, first.level)
-    seeds = min(means.size for means in by_seed)
-    if n < SPLITS_FROM or seeds < MIXED_FROM or any(means.size != seeds for means in by_seed):
-        return found
-    crossed = mixed_interval(np.concatenate(by_seed).T, first.level)  # (seeds, splits)
-    wider = found if half >= crossed.high - crossed.estimate else replace(crossed, n_users=n_users, method=method)
-    return replace(wider, p=max(found.p, crossed.p))
+    estimates, level = np.array([i.estimate for i in intervals]), intervals[0].level
+    if len(intervals) < SPLITS_FROM:
+        # Splits share seeds and users: their errors may go together, and then the mean of two is no surer than each.
+        se, df, mean = float(np.mean([i.se for i in intervals])), min(i.df for i in intervals), float(estimates.mean())
+        half = float(stats.t.ppf(0.5 + level / 2, df)) * se
+        p = float(2 * stats.t.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0)
+        return Interval(mean, mean - half, mean + half, se, df, p, n_seeds, n_users, intervals[0].method, level)
+    beside = _shared_users(contrasts, row)
+    found = splits_interval(estimates, level, beside)
+    if _crossed(contrasts):
+        crossed = mixed_interval(np.stack([c.by_seed[row] for c in contrasts], axis=1), level, beside)  # (seeds, splits)
+        p = max(found.p, crossed.p)
+        wider = found if found.high >= crossed.high else replace(crossed, method="seeds and splits")
+        found = replace(wider, p=p)
+    return replace(found, n_seeds=n_seeds, n_users=n_users)
+
+
+def _crossed(contrasts: Sequence[Contrast]) -> bool:
+    """Returns whether seeds and splits make a table that a mixed model takes."""
+    seeds = {c.by_seed.shape[1] for c in contrasts}
+    return len(contrasts) >= SPLITS_FROM and len(seeds) == 1 and min(seeds) >= MIXED_FROM
+
+
+def _shared_users(contrasts: Sequence[Contrast], row: int) -> float:
+    """Returns the part of the variance of a mean over splits that stays however many splits there are, because they share users.
+
+    It is the covariance of two splits' means, from that of the values of the users in both, averaged over pairs of splits; at least 0.
+    Each pair has new rows of a user in test, so that what is due to those is not in it.
+    """
+    found = []
+    for one, other in combinations(contrasts, 2):
+        _, here, there = np.intersect1d(one.users, other.users, assume_unique=True, return_indices=True)
+        a, b = one.by_user[row, here], other.by_user[row, there]
+        covariance = float((a - a.mean()) @ (b - b.mean())) / (len(a) - 1) if len(a) > 1 else 0.0
+        found.append(covariance * len(a) / (len(one.users) * len(other.users)))
+    return max(float(np.mean(found)), 0.0)

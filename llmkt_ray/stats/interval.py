@@ -49,7 +49,8 @@ class Interval:
         df: degrees of freedom of t; those of the seeds for the bootstrap.
         p: two-sided p-value of "the mean is 0"; the interval excludes 0 exactly where p < 1 - level.
         n_seeds, n_users: shape of the table; of several splits, the smallest.
-        method: "users", "mixed" or "bootstrap"; "splits" for a t interval over the estimates of several splits.
+        method: "users", "mixed" or "bootstrap"; "splits" for a t interval over the estimates of several splits, "seeds and
+            splits" for the mixed model of both where that is wider.
         level: nominal coverage, in (0, 1).
     """
 
@@ -133,22 +134,38 @@ def users_interval(d: np.ndarray, level: float = 0.95) -> Interval:
     return _t_interval(d, se, len(per_user) - 1, "users", level)
 
 
-def mixed_interval(d: np.ndarray, level: float = 0.95) -> Interval:
-    """Returns the interval of the mixed model with crossed random seeds and users, with guarded Hillis degrees of freedom."""
+def mixed_interval(d: np.ndarray, level: float = 0.95, beside: float = 0.0) -> Interval:
+    """Returns the interval of the mixed model with crossed random seeds and users, with guarded Hillis degrees of freedom.
+
+    Args:
+        d: table `(seeds, users)`.
+        level: nominal coverage, in (0, 1).
+        beside: variance of the mean that the table cannot show, because it moves all of it; known well.
+    """
     n_seeds, n_users = d.shape
     seed, user, rest = mean_squares(d)
-    of_users = max(user - rest, 0.0)
-    total = seed + of_users
-    se = math.sqrt(total / (n_seeds * n_users))
+    size = n_seeds * n_users
+    return _guarded(d, seed / size, max(user - rest, 0.0) / size + beside, n_seeds, size - 1, "mixed", level)
+
+
+def splits_interval(estimates: np.ndarray, level: float = 0.95, beside: float = 0.0) -> Interval:
+    """Returns the t interval over the estimates `(splits,)` of some splits; `beside` as of `mixed_interval`."""
+    n = len(estimates)
+    return _guarded(estimates[:, None], float(estimates.var(ddof=1)) / n, beside, n, math.inf, "splits", level)
+
+
+def _guarded(d: np.ndarray, few: float, many: float, n_few: int, most: float, method: str, level: float) -> Interval:
+    """Returns the interval of the mean of a table whose variance is `few`, with n_few - 1 degrees of freedom, and `many`, with many."""
+    se = math.sqrt(few + many)
 
     def df(alpha: float) -> float:
-        """Returns the degrees of freedom at a two-sided error rate: the rarer the error, the higher the bound of MS_seed."""
+        """Returns the degrees of freedom at a two-sided error rate: the rarer the error, the higher the bound of `few`."""
         guard = min(GUARD * (alpha / 0.05) ** (2 / 3), 0.5)
-        bound = seed * (n_seeds - 1) / (2 * float(special.gammaincinv((n_seeds - 1) / 2, guard)))  # chi2.ppf, fast
-        ratio = 1 + of_users / bound if bound > 0 else math.inf
-        return float(min((n_seeds - 1) * ratio**2, n_seeds * n_users - 1))
+        bound = few * (n_few - 1) / (2 * float(special.gammaincinv((n_few - 1) / 2, guard)))  # chi2.ppf, fast
+        ratio = 1 + many / bound if bound > 0 else math.inf
+        return float(min((n_few - 1) * ratio**2, most))
 
-    found = _t_interval(d, se, df(1 - level), "mixed", level)
+    found = _t_interval(d, se, df(1 - level), method, level)
     return replace(found, p=_p_value(abs(found.estimate) / se, df)) if se > 0 else found
 
 

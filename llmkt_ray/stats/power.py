@@ -52,20 +52,54 @@ def seeds_needed(parts: Components, n_users: int, effect: float, power: float = 
     return _fewest(lambda n: smallest_detectable(parts, n, n_users, power, level), effect, MIXED_FROM)
 
 
-def splits_needed(se: float, n_splits: int, effect: float, power: float = POWER, level: float = LEVEL) -> int | None:
-    """Returns the smallest number of splits that finds `effect`, at least `SPLITS_FROM`; None where even `MOST` would not.
-
-    Args:
-        se: standard error of the mean over `n_splits` splits.
-        n_splits: how many splits it was estimated from.
-        effect: in the unit of `se`.
-        power: probability of finding it, in (0, 1).
-        level: coverage of the interval that must exclude 0.
+def seeds_needed_over_splits(
+    crossed: Components, n_splits: int, effect: float, shared: float, power: float = POWER, level: float = LEVEL
+) -> int | None:
+    """Returns the smallest number of seeds on `n_splits` splits that finds `effect`; otherwise as `seeds_needed`.
 
     Raises:
         ValueError: the effect is not positive.
     """
-    return _fewest(lambda n: detectable_by(se * math.sqrt(n_splits / n), n, power, level), effect, SPLITS_FROM)
+    return _fewest(lambda n: detectable_over_seeds(crossed, n, n_splits, shared, power, level), effect, MIXED_FROM)
+
+
+def detectable_over_splits(
+    between: float, n_splits: int, crossed: Components | None, n_seeds: int, shared: float, power: float = POWER, level: float = LEVEL
+) -> float:
+    """Returns the smallest effect that the interval over splits finds with this power: the wider of its two kinds decides.
+
+    Args:
+        between: standard deviation of the splits' estimates; the effect has its unit.
+        n_splits: number of splits.
+        crossed: variance components of (seeds, splits), splits in the place of users; None where no mixed model of both is made. What a
+            seed does in every split does not shrink with the number of splits.
+        n_seeds: number of seeds, the same in all splits.
+        shared: variance of the mean that is due to the users whom all splits share: no number of splits lessens it.
+        power: probability of finding it, in (0, 1).
+        level: coverage of the interval that must exclude 0.
+    """
+    alone = detectable_by(math.sqrt(between**2 / n_splits + shared), n_splits, power, level)
+    return max(alone, detectable_over_seeds(crossed, n_seeds, n_splits, shared, power, level)) if crossed else alone
+
+
+def detectable_over_seeds(
+    crossed: Components, n_seeds: int, n_splits: int, shared: float, power: float = POWER, level: float = LEVEL
+) -> float:
+    """Returns the smallest effect that the mixed model of seeds and splits finds; arguments as of `detectable_over_splits`."""
+    return detectable_by(math.sqrt(crossed.variance(n_seeds, n_splits) + shared), n_seeds, power, level)
+
+
+def splits_needed(
+    between: float, effect: float, crossed: Components | None, n_seeds: int, shared: float, power: float = POWER, level: float = LEVEL
+) -> int | None:
+    """Returns the smallest number of splits that finds `effect`, at least `SPLITS_FROM`; None where even `MOST` would not.
+
+    Arguments as of `detectable_over_splits`; `effect` in the unit of `between`.
+
+    Raises:
+        ValueError: the effect is not positive.
+    """
+    return _fewest(lambda n: detectable_over_splits(between, n, crossed, n_seeds, shared, power, level), effect, SPLITS_FROM)
 
 
 def _fewest(detectable: Callable[[int], float], effect: float, fewest: int) -> int | None:

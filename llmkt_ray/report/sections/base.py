@@ -92,7 +92,8 @@ def sample(contrasts: Sequence[Contrast]) -> str:
         "users": "t over users, conditional on these seeds",
         "mixed": "mixed model with crossed random seeds and users, seed-level degrees of freedom",
         "bootstrap": "crossed bootstrap over seeds and users",
-        "splits": "t over splits, or the mixed model of seeds and splits where that is wider",
+        "splits": "t over splits",
+        "seeds and splits": "mixed model with crossed random seeds and splits, where it is wider than t over splits",
     }
     methods = [words[m] for m in words if any(c.difference.method == m for c in contrasts)]
     few = any(c.difference.conditional and c.difference.method != "users" for c in contrasts)

@@ -124,6 +124,7 @@ def _measures_of(split: Split, users: np.ndarray, lists: np.ndarray) -> dict[str
     test = split.data.test.positives()
     found = {
         "k": np.asarray(lists.shape[1]),
+        "users": users,
         "catalogue coverage": beyond.covered(lists, split.data.n_items),
         "novelty": beyond.novelty(lists, split.popularity, split.n_train_users),
         "list popularity": beyond.list_popularity(lists, split.popularity),
@@ -138,7 +139,7 @@ def _measures_of(split: Split, users: np.ndarray, lists: np.ndarray) -> dict[str
 def _levels(context: Context, runs: Runs, values: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
     keys = [str(context.results.keys[row]) for row in runs.rows.values()]
     mine = [values[key] for key in keys if key in values]
-    names = {name for of in mine for name in of if name != "k"}
+    names = {name for of in mine for name in of if name not in ("k", "users")}
     return {
         name: float(np.mean([np.nanmean(of[name]) for of in mine if name in of and np.isfinite(of[name]).any()] or [np.nan]))
         for name in names
@@ -166,10 +167,12 @@ def _contrast(context: Context, one: Runs, other: Runs, values: Mapping[str, Map
         both = [(a[name], b[name]) for a, b in pairs if a is not None and b is not None and name in a and name in b]
         if not both:
             continue
+        items = name == "catalogue coverage"
+        ids = np.arange(len(both[0][0])) if items else next(a["users"] for a, _ in pairs if a is not None)
         a, b = np.stack([x for x, _ in both]), np.stack([y for _, y in both])
         kept = np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
         if kept.sum() >= 2:
-            found.append(contrast(a[:, kept], b[:, kept]))
+            found.append(contrast(a[:, kept], b[:, kept], users=ids[kept]))
     return over_splits(found) if found else None
 
 

@@ -79,16 +79,16 @@ def _groups(context: Context, findings: Sequence[Finding], divide: Divide) -> li
         if treated is None or alpha0 is None:
             continue
         found: dict[tuple[str, str], list[Contrast]] = {}
-        for repetition, (one, other) in paired_tables(context.results, treated, alpha0, context.results.metric).items():
+        for repetition, (users, one, other) in paired_tables(context.results, treated, alpha0, context.results.metric).items():
             split = context.split_of(treated, repetition)
-            row = next(row for (r, _), row in treated.rows.items() if r == repetition)
-            values = context.results.user_values(context.results.metric).get(str(context.results.keys[row]))
-            if split is None or values is None:
+            if split is None:
                 continue
-            for name, mask in divide(split, values[0]).items():
+            for name, mask in divide(split, users).items():
                 mask = mask & np.isfinite(one).all(axis=0) & np.isfinite(other).all(axis=0)
                 if mask.sum() >= FEWEST_USERS:
-                    found.setdefault(name, []).append(contrast(one[:, mask], other[:, mask], lower_is_better=context.results.sign() < 0))
+                    less = context.results.sign() < 0
+                    part = contrast(one[:, mask], other[:, mask], users=users[mask], lower_is_better=less)
+                    found.setdefault(name, []).append(part)
         made += [Group(finding, kind, name, over_splits(contrasts)) for (kind, name), contrasts in found.items()]
     return made
 

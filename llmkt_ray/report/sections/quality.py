@@ -31,22 +31,20 @@ def quality_section(context: Context, findings: Sequence[Finding]) -> Section | 
         tables = paired_tables(context.results, treated, other, context.results.metric)
         if not tables:
             continue
-        repetition, (one, rest) = next(iter(tables.items()))
+        repetition, (evaluated, one, rest) = next(iter(tables.items()))
         split = context.split_of(treated, repetition)
         texts = context.texts(cell, split.data.key) if split is not None else {}
-        row = next(row for (r, _), row in treated.rows.items() if r == repetition)
-        values = context.results.user_values(context.results.metric).get(str(context.results.keys[row]))
-        if split is None or not texts or values is None:
+        if split is None or not texts:
             continue
         gain = context.results.sign() * (one - rest).mean(axis=0, dtype=np.float64)  # positive: better
         rows = []
         for measure in _measures(split, texts):
-            mine = measure.values[values[0]]
+            mine = measure.values[evaluated]
             rho = spearman(mine, gain)
             if rho is None:
                 continue
             rows.append((measure.name, rho))
-            third = thirds(measure.values, values[0])
+            third = thirds(measure.values, evaluated)
             ends = [signed(float(np.nanmean(gain[third == at]))) if (third == at).any() else "n/a" for at in (0, 2)]
             entries.append((finding, measure.name, measure.meaning, rho, control, ends))
         if rows:

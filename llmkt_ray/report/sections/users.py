@@ -47,7 +47,7 @@ def _table(context: Context, finding: Finding) -> Table | None:
     pairs = paired_tables(results, treated, alpha0, results.metric)
     if not pairs:
         return None
-    repetition, (one, other) = next(iter(pairs.items()))
+    repetition, (users, one, other) = next(iter(pairs.items()))
     first = min(at for at in treated.rows.keys() & alpha0.rows.keys() if at[0] == repetition)
     split = context.split_of(treated, repetition)
     if split is None:
@@ -55,7 +55,6 @@ def _table(context: Context, finding: Finding) -> Table | None:
     texts = context.texts(cell, split.data.key)
     change = results.sign() * (one - other).mean(axis=0, dtype=np.float64)  # positive: better
     keys = [str(results.keys[runs.rows[first]]) for runs in (treated, alpha0)]
-    users = results.user_values(results.metric)[keys[0]][0]
     found = dict(context.lists(keys))
     lists = [dict(zip(found[key][0].tolist(), found[key][1], strict=True)) if key in found else {} for key in keys]
     order = np.argsort(change, kind="stable")

@@ -228,6 +228,15 @@ def test_over_splits_the_power_is_that_of_the_splits(tmp_path):
     assert "split-level degrees of freedom" in found.evidence
 
 
+def test_where_the_seeds_of_all_splits_decide_the_power_is_that_of_seeds(tmp_path):
+    """A seed moves the gain alike in every split: more splits would not help, and the page does not say that they would."""
+    shift = {0: -0.06, 1: 0.0, 2: 0.06}
+    found = _said(tmp_path, splits=3, seeds=3, models={"BPR": 0.2}, moved=lambda spec: shift[spec.seed_index])["Power"]
+    assert found.answer.startswith("With 3 seeds on 3 splits effects under ")
+    assert "split" not in found.answer.partition(";")[2]
+    assert "seed-level degrees of freedom" in found.evidence
+
+
 def test_gains_are_those_of_the_same_seed(grid):
     results, findings = grid
     rows = gain_rows(results, findings)

@@ -131,10 +131,7 @@ def test_profiles_that_say_nothing_about_the_gain_are_not_credited(tmp_path):
 
 def test_several_splits_are_taken_together(tmp_path):
     context, findings = made(tmp_path, dataclasses.replace(WORLD, splits=3, seeds=1))
-    assert (
-        "(t over splits, or the mixed model of seeds and splits where that is wider); conditional on these seeds."
-        in beyond_section(context, findings).caption
-    )
+    assert "(t over splits); conditional on these seeds." in beyond_section(context, findings).caption
     assert user_types_section(context, findings) is not None
 
 

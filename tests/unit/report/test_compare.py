@@ -1,9 +1,11 @@
 import dataclasses
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from llmkt_ray.errors import StorageError
+from llmkt_ray.profiles.table import ProfileRow, as_table
 from llmkt_ray.report import diff, merge
 from llmkt_ray.report.load import load
 from llmkt_ray.results.card import CARD
@@ -67,6 +69,28 @@ def test_a_finished_trial_stands_for_one_that_was_ended_early_whichever_comes_fi
     assert merge([done, pruned] if first == "done" else [pruned, done], tmp_path / "merged") == 17
     rows = Ledger(tmp_path / "merged").trials().set_index("trial_key")
     assert rows.loc[spec.key, "status"] == "done"
+
+
+@pytest.mark.parametrize(("theirs", "equal"), [("likes jazz", True), ("likes rock", False)])
+def test_texts_that_a_model_wrote_twice_are_a_conflict(tmp_path, theirs, equal):
+    """The trials are disjoint and none differs, but those of one cluster learned from other texts under the same key."""
+    parts = []
+    for name, seed, text in (("a", 0, "likes jazz"), ("b", 1, theirs)):
+        parts.append(write(tmp_path / name / "study", WORLD, keep=lambda s, seed=seed: s.seed_index == seed))
+        card = json.loads((parts[-1] / CARD).read_text())
+        card["profiles"][0]["key"] = "ab" * 10
+        (parts[-1] / CARD).write_text(json.dumps(card))
+        folder = tmp_path / name / "artifacts" / "profiles" / ("ab" * 10)
+        folder.mkdir(parents=True)
+        order = [0, 1] if name == "a" else [1, 0]
+        rows = [ProfileRow("u0", text, "llama", "v1", 3, latency_s=seed + 0.5), ProfileRow("u1", None, "llama", "v1", 3, error="refused")]
+        pq.write_table(as_table([rows[at] for at in order]), folder / "profiles.parquet")
+    if equal:
+        merge(parts, tmp_path / "merged")
+        return
+    with pytest.raises(StorageError, match=r"profiles abab\w+ have other texts beside .*b.study than beside .*a.study"):
+        merge(parts, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_parts_of_different_studies_are_refused(tmp_path):

@@ -5,8 +5,16 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestIndPower
 
+from llmkt_ray.stats.contrast import contrast, over_splits
 from llmkt_ray.stats.interval import Components, interval
-from llmkt_ray.stats.power import detectable_by, seeds_needed, smallest_detectable, splits_needed
+from llmkt_ray.stats.power import (
+    detectable_by,
+    detectable_over_splits,
+    seeds_needed,
+    seeds_needed_over_splits,
+    smallest_detectable,
+    splits_needed,
+)
 
 
 def test_the_two_sample_table_of_the_method():
@@ -38,9 +46,29 @@ def test_over_splits_the_detectable_effect_is_found_four_times_in_five():
     effect = detectable_by(sd / math.sqrt(n), n)
     found = [stats.ttest_1samp(rng.normal(effect, sd, n), 0).pvalue < 0.05 for _ in range(1000)]
     assert 0.76 <= np.mean(found) <= 0.84
-    more = splits_needed(sd / math.sqrt(n), n, 0.02)
-    assert detectable_by(sd / math.sqrt(more), more) <= 0.02 < detectable_by(sd / math.sqrt(more - 1), more - 1)
-    assert splits_needed(1.0, 3, 0.02) is None
+    more = splits_needed(sd, 0.02, None, 2, 0.0)
+    assert detectable_over_splits(sd, more, None, 2, 0.0) <= 0.02 < detectable_over_splits(sd, more - 1, None, 2, 0.0)
+    assert detectable_by(sd / math.sqrt(more), more) == detectable_over_splits(sd, more, None, 2, 0.0)
+    assert splits_needed(2.0, 0.02, None, 2, 0.0) is None
+
+
+def test_what_a_seed_does_in_every_split_does_not_shrink_with_the_splits():
+    """Of (seeds, splits): the effect named is found four times in five, and no number of splits goes below what the seeds leave."""
+    rng, n_seeds, n_splits, of_seed = np.random.default_rng(6), 4, 3, 0.02
+    crossed = Components(of_seed**2, 0.0, 0.005**2)
+    effect = detectable_over_splits(0.0025, n_splits, crossed, n_seeds, 0.0)
+
+    def found() -> bool:
+        seeds = rng.normal(0, of_seed, (n_seeds, 1))
+        tables = [1 + effect + seeds + rng.normal(0, 0.005, (n_seeds, 1)) + rng.normal(0, 0.01, (n_seeds, 40)) for _ in range(n_splits)]
+        return over_splits([contrast(table, np.ones_like(table)) for table in tables]).difference.p < 0.05
+
+    assert 0.74 <= np.mean([found() for _ in range(500)]) <= 0.88
+    assert detectable_over_splits(0.0025, 200, crossed, n_seeds, 0.0) > 0.9 * effect
+    assert splits_needed(0.0025, 0.5 * effect, crossed, n_seeds, 0.0) is None
+    assert seeds_needed_over_splits(crossed, n_splits, 0.5 * effect, 0.0) > n_seeds
+    assert splits_needed(0.0025, 0.02, None, n_seeds, 0.02**2) is None  # users alone
+    assert seeds_needed_over_splits(crossed, n_splits, 0.02, 0.02**2) is None
 
 
 def test_no_number_of_seeds_is_named_of_which_nothing_would_be_claimed():

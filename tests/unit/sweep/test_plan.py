@@ -117,3 +117,12 @@ def test_a_model_may_be_evaluated_in_other_epochs_than_the_study_says(root):
     assert {(spec.model, spec.evaluate_every) for spec in trials} == {("BPR", 1), ("MultiVAE", 2)}
     with pytest.raises(ValueError, match="grace_epochs 1 must be at least evaluate_every 2: before that nothing is known"):
         tiny_study(root, models=models, search={"kind": "optuna", "early_stopping": {"grace_epochs": 1}})
+
+
+def test_a_grace_that_outlasts_phase_2_is_refused(root):
+    """Nothing would ever be stopped, and the study would not say so."""
+    stopped = lambda grace: {"kind": "optuna", "early_stopping": {"grace_epochs": grace}}  # noqa: E731
+    models = [{"name": "BPR", "epochs": 6, "hyperparameters": {"embedding_size": 8}}]
+    with pytest.raises(ValueError, match="grace_epochs 3 leaves nothing to stop: phase 2 of BPR has 3 of 6 epochs; give it less than 3"):
+        tiny_study(root, models=models, search=stopped(3), seeds=1)
+    tiny_study(root, models=models, search=stopped(2), seeds=1)
