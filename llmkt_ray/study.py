@@ -114,6 +114,7 @@ class StudyConfig(Section):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 problems.append(f"{what} must have different names, but {', '.join(map(repr, twice))} appear more than once")
+        problems += self._same_reductions()
         for model in self.models:
             epochs = model.epochs or self.training.epochs
             for schedule in self.transfer.schedule:
@@ -191,6 +192,17 @@ class StudyConfig(Section):
                     f"tuning tries {name!r} in {list(tried)}, but what it chooses is what the search tries first and must {allowed}; "
                     f"leave {name!r} out of `tuning` or of the model's `search`, or let both have the same values"
                 )
+
+    def _same_reductions(self) -> Iterator[str]:
+        """Yields reducers of other names whose targets are the same: standardising the principal components whitens them."""
+        for plain in self.reduction:
+            for white in self.reduction:
+                same = plain.model_copy(update={"method": white.method}) == white
+                if (plain.method, white.method) == ("pca", "pca_whiten") and plain.standardize and same:
+                    yield (
+                        f"reductions 'pca' and 'pca_whiten' to {plain.dims} are the same target once each dimension is standardised; leave "
+                        "one out, or set standardize: false for 'pca', which keeps its dimensions' own variances"
+                    )
 
     def _unfair_stopping(self, stopping: EarlyStoppingConfig) -> Iterator[str]:
         """Yields why trials of this study cannot be judged by an epoch of phase 2 against each other."""

@@ -130,3 +130,15 @@ def item_facts(items: pa.Table) -> tuple[Item, ...]:
 def kinds_of(item: Item) -> tuple[str, ...]:
     """Returns what kinds an item is of: its genres, else its categories, else its creator."""
     return item.genres or item.category or ((item.creator,) if item.creator else ())
+
+
+def about_users(data: PreparedData) -> list[str | None]:
+    """Returns what the dataset says of each user in index order, for example "age 24, gender M, occupation technician"; None: nothing."""
+    names = [name for name in ("age", "gender", "occupation") if name in data.users.column_names]
+    columns = [data.users.column(name).to_pylist() for name in names]
+    rows = zip(*columns, strict=True) if columns else iter([()] * data.n_users)
+    return [
+        ", ".join(f"{name} {' '.join(str(value).split())[:40]}" for name, value in zip(names, row, strict=True) if value is not None)
+        or None
+        for row in rows
+    ]

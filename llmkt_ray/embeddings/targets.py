@@ -25,7 +25,7 @@ from llmkt_ray.seeds import content_key, derive_seed
 from llmkt_ray.study import ReductionConfig
 
 KIND = "targets"
-TARGETS_VERSION = 1
+TARGETS_VERSION = 2
 """Part of every key; rises when a change of ours alters targets."""
 
 
@@ -151,11 +151,12 @@ def make_targets(
     vectors = np.asarray(embeddings.vectors, dtype=np.float64)[fitted]
     seed = derive_seed(study_seed, KIND, embeddings_key, reduction.method, dims, *(() if draw is None else (draw,)))
     reduced = reduce(reduction, vectors, dims, seed)
-    with threadpool_limits(1):
-        notes = fidelity(vectors, reduced, seed)
-        groups = {name: third[index[fitted]] for name, third in user_thirds(data).items()}
-        notes |= {"geometry": geometry(vectors, reduced, groups, seed)}
     standard, constant = standardize(reduced) if reduction.standardize else (reduced, 0)
+    with threadpool_limits(1):
+        # Of what is learned: standardising changes which users are near each other (that of a PCA whitens it).
+        notes = fidelity(vectors, standard, seed)
+        groups = {name: third[index[fitted]] for name, third in user_thirds(data).items()}
+        notes |= {"geometry": geometry(vectors, standard, groups, seed)}
     matrix = np.zeros((data.n_users, dims), np.float32)
     present = np.zeros(data.n_users, np.bool_)
     matrix[index[fitted]] = standard

@@ -17,7 +17,7 @@ from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmkt_ray.data.fields import ITEM_NOUNS, TAKEN
-from llmkt_ray.data.history import Entry, histories
+from llmkt_ray.data.history import Entry, about_users, histories
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.template import Population
@@ -176,7 +176,7 @@ class PromptBuilder:
         """
         past = histories(data, full=self.full_history)
         population = Population.of(past)
-        about = _demographics(data) if self.demographics else [None] * data.n_users
+        about = about_users(data) if self.demographics else [None] * data.n_users
         common = self._common(data, population)
         system = self.template.render("system", common) + instruction(self.structured)
         lines: dict[tuple[int, float | None], tuple[str, int]] = {}
@@ -314,11 +314,3 @@ def _facts(entry: Entry) -> dict[str, Any]:
 def one_line(text: str | None, limit: int | None = None) -> str:
     """Returns a text on one line, cut to `limit` characters; empty for None."""
     return " ".join((text or "").split())[:limit]
-
-
-def _demographics(data: PreparedData) -> list[str | None]:
-    """Returns what is known of each user in index order, for example "age 24, gender M, occupation technician"."""
-    names = [name for name in ("age", "gender", "occupation") if name in data.users.column_names]
-    columns = [data.users.column(name).to_pylist() for name in names]
-    rows = zip(*columns, strict=True) if columns else iter([()] * data.n_users)
-    return [", ".join(f"{n} {one_line(str(v), 40)}" for n, v in zip(names, row, strict=True) if v is not None) or None for row in rows]

@@ -17,6 +17,7 @@ from llmkt_ray.embeddings.knowledge import knowledge_key
 from llmkt_ray.embeddings.targets import make_targets, targets_key
 from llmkt_ray.profiles.cost import Accounts
 from llmkt_ray.profiles.engines.base import Progress, silent
+from llmkt_ray.profiles.engines.file import FileEngine
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.items import ItemTexts, item_texts_key, write_item_texts
 from llmkt_ray.profiles.table import Profiles
@@ -284,16 +285,32 @@ def twin_embedding(study: StudyConfig, embedding: EmbeddingNode, arm: str) -> Em
     """
     treated, split = embedding.profiles, embedding.split
     if arm == "item_mean":
-        full = treated.config.full_history
+        full = _reads_full_history(treated)
         key = item_mean_key(split.key, embedding.identity, full_history=full)
         return ItemMeanNode(split, embedding.config, embedding.identity, key, treated.resources, full)
     if arm == "leaked":
         key = profiles_key(treated.config, split.key, study.seed, leaked=True)
         profiles = ProfileNode(split, treated.config, key, treated.resources, leaked=True)
     else:
-        config = ProfileConfig(llm="template", full_history=treated.config.full_history, min_coverage=treated.config.min_coverage)
+        config = ProfileConfig(
+            llm="template",
+            full_history=_reads_full_history(treated),
+            demographics=treated.config.demographics,
+            min_coverage=treated.config.min_coverage,
+        )
         profiles = ProfileNode(split, config, profiles_key(config, split.key, study.seed), treated.resources)
     return EmbeddingNode(profiles, embedding.config, embedding.identity, embeddings_key(profiles.key, embedding.identity))
+
+
+def _reads_full_history(profiles: ProfileNode) -> bool:
+    """Returns whether texts know the full train split although the data is thinned: as asked, or a file's that does not name this split.
+
+    What a twin reads must be the same history (METHOD.md, section 4).
+    """
+    config, split = profiles.config, profiles.split
+    if config.llm != "file" or split.train_share == 1:
+        return config.full_history
+    return FileEngine(config.path or "", config.declares_split).declared_split != split.key
 
 
 def knowledge_node(study: StudyConfig, embedding: EmbeddingNode) -> KnowledgeNode:

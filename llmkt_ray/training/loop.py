@@ -104,7 +104,7 @@ class TrainingLoop:
             row |= self._validate(epoch)
             row["duration_s"] = time.perf_counter() - started
             self.rows.append(row)
-            if self._phase1 is not None and epoch == self._plan.phase1_epochs:
+            if self._phase1 is not None and epoch == self._plan.phase1_epochs and self._weights.knows_best:
                 self._phase1.save(epoch, self._state)
             if self._checkpoint is not None and epoch < self._plan.epochs:
                 self._checkpoint.save(epoch, self._state)

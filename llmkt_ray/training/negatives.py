@@ -15,6 +15,34 @@ def sorted_unique(keys: np.ndarray) -> np.ndarray:
     return np.asarray(ordered[first])
 
 
+class OtherItems:
+    """Draws items uniformly from all but the row's own: RecBole's distribution for sequential models (`RepeatableSampler`).
+
+    What a user took before may come again, so it may be a negative too.
+
+    Args:
+        n_items: size of the index space.
+
+    Raises:
+        TrainingError: there is one item only.
+    """
+
+    def __init__(self, n_items: int) -> None:
+        if n_items < 2:
+            raise TrainingError("there is one item only, so no negative can be drawn; check the dataset's filters")
+        self._n_items = n_items
+
+    def draw(self, items: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Returns one other item for each row, int64 `(n,)`.
+
+        Args:
+            items: the row's own item, integer `(n,)`.
+            generator: the generator of negatives; it alone decides the outcome.
+        """
+        drawn = generator.integers(0, self._n_items - 1, size=len(items))
+        return drawn + (drawn >= items)
+
+
 class UniformNegatives:
     """Draws items uniformly from those that are not a train positive of the row's user.
 

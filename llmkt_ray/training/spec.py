@@ -15,12 +15,8 @@ from llmkt_ray.section import Section
 from llmkt_ray.seeds import content_key, training_seed
 from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS, AdaptorConfig, ScheduleConfig
 
-TRIAL_VERSION = 4
+TRIAL_VERSION = 5
 """Part of every trial's key; rises when a change alters a trial's numbers, so that old and new ones do not stand in one table."""
-KAR_VERSION = 2
-"""The same for trials that read knowledge as features, and in the keys of these alone."""
-LOSS_VERSIONS = {"cosine": 2, "infonce": 2, "relational": 2}
-"""The same for trials that transfer with these losses."""
 
 _OF_THE_TRANSFER = ("alpha", "layer", "targets_key", "twin_key", "loss", "projection", "balance", "weights")
 """Fields that matter in transferring epochs only."""
@@ -86,7 +82,6 @@ class TrialSpec(Section):
         shape: dict[str, Any] = {"epochs": phase1, "freeze": frozen}
         if self.arm in PLAIN_ARMS or (self.schedule.kind == "reversed" and self.arm not in INPUT_ARMS):
             values |= dict.fromkeys(_OF_THE_TRANSFER) | {"arm": "plain"}
-            values.pop("loss_version", None)
         else:
             shape |= {"kind": self.schedule.kind, "alpha": self.schedule.alpha}
         return content_key({**values, "phase1": shape, "version": TRIAL_VERSION, "libraries": _libraries()})
@@ -103,13 +98,10 @@ class TrialSpec(Section):
         return content_key({**values, "seed": self.seed, "stages": True, "version": TRIAL_VERSION, "libraries": _libraries()})
 
     def _numbers(self, *without: str) -> dict[str, Any]:
-        """Returns the fields but these; those of KAR and the rungs of a search only where the trial has them; with our versions."""
+        """Returns the fields but these; those of KAR and the rungs of a search only where the trial has them."""
         optional = (("knowledge_key", self.knowledge_key), ("adaptor", self.adaptor), ("rungs", self.rungs or None))
         unread = [name for name, value in optional if value is None]
-        ours = {} if self.knowledge_key is None else {"kar_version": KAR_VERSION}
-        if self.layer is not None and self.loss in LOSS_VERSIONS:
-            ours["loss_version"] = LOSS_VERSIONS[self.loss]
-        return {**self.model_dump(mode="json", exclude={*without, *unread}), **ours}
+        return self.model_dump(mode="json", exclude={*without, *unread})
 
     @property
     def seed(self) -> int:

@@ -1,6 +1,7 @@
 """From a trial's targets to the transfer manager: control arm, alignment of ids, tap, weights, balance."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -55,6 +56,8 @@ def make_transfer(
         if artifacts.twin is None or artifacts.twin.key != spec.twin_key:
             raise TrainingError(f"arm {spec.arm!r} shares the balance of its treated twin, so it needs the targets {spec.twin_key!r}")
         treated = artifacts.twin
+        # A twin differs in one thing only: whom the treated arm teaches nothing, it teaches nothing (METHOD.md, section 4).
+        targets = replace(targets, present=np.asarray(targets.present) & np.asarray(treated.present))
     else:
         targets = control_targets(
             "treated" if spec.arm in KAR_ARMS else spec.arm, targets, data, derive_seed(spec.seed, "targets", spec.arm)

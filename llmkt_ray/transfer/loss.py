@@ -229,6 +229,8 @@ class LossManager:
         self._targets = targets.detach()
         self._weights = weights.detach()
         self.beta = 1.0
+        self.computed = True
+        """Whether the last `transfer` compared anything: a loss between users needs two of them with a profile in the batch."""
 
     def transfer(self, h: Tensor, users: Tensor, of: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Returns the transfer loss L_rec of rows h `(m, d)` that belong to `users` `(m,)`; a scalar.
@@ -241,7 +243,8 @@ class LossManager:
             return h.sum() * 0  # the NaN of the plain root is for an exact match, not for a batch of users without a profile
         if self._loss.between_users:
             h, users, weight = one_row_each(h, users, weight)
-            if len(users) < 2:
+            self.computed = len(users) >= 2
+            if not self.computed:
                 return h.sum() * 0
         return self._loss.function(h, table.detach().index_select(0, users), weight)
 

@@ -165,7 +165,7 @@ class TransferManager:
         h, rows = self._hook.take(users, lengths, measure=self._steps == 1)
         loss_transfer = self._loss.transfer(self.projection(h), rows)
         self._sums[1] = self._sums[1] + loss_transfer.detach()
-        self.transfer_steps += 1
+        self.transfer_steps += self._loss.computed
         return self._loss.combine(loss_model, loss_transfer, self._alpha_now)
 
     def backward(self, loss_model: Tensor, users: Tensor, lengths: Tensor | None = None) -> None:
@@ -236,7 +236,8 @@ class TransferManager:
         if self._setup is not None and self.transfer_steps == 0:
             raise TrainingError(
                 f"alpha is {self._setup.alpha:g}, but the transfer loss on layer {self._setup.tap.name!r} was never computed: "
-                "no epoch transferred; check schedule.switch and the number of epochs"
+                "no epoch transferred; check schedule.switch and the number of epochs, and, for a loss that compares users, that "
+                "a batch holds at least two users with a profile"
             )
 
     def state_dict(self) -> dict[str, Any]:

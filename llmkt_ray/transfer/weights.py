@@ -57,6 +57,7 @@ class WeightsManager:
         self._state = ModelState(model)
         self._best: dict[str, Any] | None = None
         self._best_value = float("-inf")
+        self._overlooked = False
         self.optimizer = self._new_optimizer()
         self.handed_over = 0
         """The phase-1 epoch whose weights phase 2 started from; 0 before the switch."""
@@ -83,6 +84,7 @@ class WeightsManager:
     def observe(self, epoch: int, value: float) -> None:
         """Takes note of a validation value (higher is better); remembers phase 1's best epoch if it will be needed."""
         wanted = self._shared or self._wants_best
+        self._overlooked |= not wanted and epoch <= self._plan.phase1_epochs
         if wanted and epoch <= self._plan.phase1_epochs and value > self._best_value:
             self._best_value = value
             self._best = {
@@ -92,12 +94,18 @@ class WeightsManager:
                 "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             }
 
+    @property
+    def knows_best(self) -> bool:
+        """Whether every evaluated epoch of phase 1 so far was compared: not in a trial that shared its phase 1 with none when it began."""
+        return not self._overlooked
+
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resume needs besides the model's own state: tensors, numbers and plain containers."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "best": self._best,
             "best_value": self._best_value,
+            "overlooked": self._overlooked,
             "handed_over": self.handed_over,
             "extra": [parameter.detach().clone() for parameter in self._extra],
         }
@@ -107,6 +115,7 @@ class WeightsManager:
         self._load_optimizer(state["optimizer"])
         self._best = state["best"]
         self._best_value = state["best_value"]
+        self._overlooked = state["overlooked"]
         self.handed_over = state["handed_over"]
         self._load_extra(state["extra"])
 

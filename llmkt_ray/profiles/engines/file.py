@@ -64,6 +64,11 @@ class FileEngine:
         self._manifest = self._read_manifest()
         self.is_llm = self._manifest.is_llm
 
+    @property
+    def declared_split(self) -> str | None:
+        """The split that the texts are said to be written from: its key, its train digest or "column"; None: nobody says."""
+        return self._manifest.split
+
     def identity(self) -> dict[str, Any]:
         """Returns the digests of the files and what is declared; where they lie does not matter."""
         return {
@@ -84,7 +89,9 @@ class FileEngine:
         absent = [user for user in users if user not in texts]
         empty = [user for user in users if user in texts and texts[user] is None]
         unknown = sorted(set(texts) - set(users))
-        sizes = np.bincount(data.train.user, minlength=data.n_users).tolist()
+        # A digest and the column name the full train rows, whatever share of them models learn from.
+        read = data.train if self.declared_split == data.key else data.train_full
+        sizes = np.bincount(read.user, minlength=data.n_users).tolist()
         rows = [
             ProfileRow(
                 user_id=user,

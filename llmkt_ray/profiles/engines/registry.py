@@ -13,7 +13,7 @@ from llmkt_ray.study import ProfileConfig, TaskResources
 
 
 def _template(config: ProfileConfig, resources: TaskResources) -> Engine:
-    return TemplateEngine(config.full_history)
+    return TemplateEngine(config.full_history, config.demographics)
 
 
 def _file(config: ProfileConfig, resources: TaskResources) -> Engine:

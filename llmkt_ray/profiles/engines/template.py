@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmkt_ray.data.fields import ITEM_NOUNS
-from llmkt_ray.data.history import Entry, Histories, histories, kinds_of
+from llmkt_ray.data.history import Entry, Histories, about_users, histories, kinds_of
 from llmkt_ray.data.leaks import verify
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
@@ -167,17 +167,20 @@ class TemplateEngine:
 
     Args:
         full_history: from the full train split although the data is thinned by `train_share`.
+        demographics: whether age, gender and occupation end the text, as they may enter a language model's prompt.
     """
 
     is_llm = False
     draws = False
 
-    def __init__(self, full_history: bool) -> None:
+    def __init__(self, full_history: bool, demographics: bool = False) -> None:
         self._full = full_history
+        self._demographics = demographics
 
     def identity(self) -> dict[str, Any]:
-        """Returns the template's version and which history it reads."""
-        return {"engine": NAME, "version": TEMPLATE_VERSION, "full_history": self._full}
+        """Returns the template's version and what it reads."""
+        identity: dict[str, Any] = {"engine": NAME, "version": TEMPLATE_VERSION, "full_history": self._full}
+        return identity | ({"demographics": True} if self._demographics else {})
 
     def write(self, data: PreparedData, job: Job) -> Written:
         """Writes one row for every user; a user without train rows has none to write from and gets an error row.
@@ -192,9 +195,12 @@ class TemplateEngine:
                 "give the dataset an items table with one of these columns, or bring profiles of your own (llm: file)"
             )
         population = Population.of(past)
+        about = about_users(data) if self._demographics else [None] * data.n_users
         rows = []
-        for done, (user_id, history) in enumerate(past, start=1):
+        for done, ((user_id, history), known) in enumerate(zip(past, about, strict=True), start=1):
             text = describe(history, population, data.domain) if history else None
+            if text and known:
+                text += f" About them: {known}."
             rows.append(
                 ProfileRow(
                     user_id=user_id,

@@ -28,7 +28,11 @@ from llmkt_ray.training.spec import TrialSpec
 
 _HISTORY = ("history_item_id", "history_item_value", "history_item_len")
 """What some models keep of the users' histories; a random part of it where histories are cut (SimpleX)."""
+_NEIGHBOURS = ("u_neigh", "i_neigh")
+"""What NNCF draws of the neighbours of users and items and reads in every score."""
 _PARTS = ("train", "known", "test")
+_OF_SCORES = {"AUC", "LogLoss"}
+"""Metrics of scores in RecBole's words, not of rankings."""
 
 
 def write_export(folder: Path, model: BuiltModel, spec: TrialSpec, data: PreparedData, tested: dict[str, float]) -> None:
@@ -84,7 +88,10 @@ def recbole_config(model: BuiltModel, spec: TrialSpec) -> dict[str, Any]:
         own["item_attribute"] = model.settings["item_attribute"]  # RecBole's default for S3Rec names a field of its own files
     if "message_dropout" in model.settings:
         own["message_dropout"] = 0.0  # RecBole's NGCF drops messages in evaluation too
-    evaluated = [m.family for m in metrics]
+    evaluated = list(dict.fromkeys(m.family for m in metrics))
+    if set(evaluated) & _OF_SCORES:  # RecBole takes no metric of a ranking beside them
+        evaluated = [name for name in evaluated if name in _OF_SCORES]
+    select_on = spec.select_on if not labelled or spec.select_on in evaluated else evaluated[0]
     return {
         "model": spec.model,
         "dataset": NAME,
@@ -96,9 +103,9 @@ def recbole_config(model: BuiltModel, spec: TrialSpec) -> dict[str, Any]:
         "weight_decay": spec.weight_decay,
         "train_batch_size": spec.batch_size,
         "epochs": spec.epochs,
-        "metrics": list(dict.fromkeys(evaluated)),
+        "metrics": evaluated,
         **({} if labelled else {"topk": sorted({m.k for m in metrics})}),
-        "valid_metric": spec.select_on,
+        "valid_metric": select_on,
         "metric_decimal_place": 12,
         "eval_batch_size": 1 << 17,
         "eval_args": {
@@ -117,7 +124,9 @@ def _write_dataset(files: FileStore, model: BuiltModel, spec: TrialSpec, data: P
     """Writes the parts: train (what the model learnt from), known (the rest of what is masked), test."""
     uid, iid = model.dataset.uid_field, model.dataset.iid_field
     if spec.protocol == "labelled":
-        parts = dict(zip(_PARTS, (data.train, data.valid, data.test), strict=True))
+        # What models keep of histories is of positives, here as in training; the other rows are read by none.
+        others = Rows.chained(data.train.where(~data.train.positive), data.valid)
+        parts = dict(zip(_PARTS, (data.train.positives(), others, data.test), strict=True))
         header = [f"{uid}:token", f"{iid}:token", f"{model.dataset.label_field}:float"]
         for part, rows in parts.items():
             _write_rows(files, part, header, [rows.user + PADDING, rows.item + PADDING, rows.positive.astype(np.int8)])
@@ -193,11 +202,12 @@ def _write_features(files: FileStore, kind: str, id_field: str, fields: Sequence
 
 
 def _other(model: BuiltModel) -> dict[str, torch.Tensor]:
-    """Returns attributes that RecBole would draw or count otherwise: histories that were cut, Pop's counts."""
+    """Returns attributes that RecBole would draw or count otherwise: histories that were cut, neighbours, Pop's counts."""
     kept = {}
     lengths = model.module.__dict__.get("history_item_len")
     if isinstance(lengths, torch.Tensor) and int(lengths.sum()) < model.dataset.inter_num:
         kept = {name: model.module.__dict__[name].cpu() for name in _HISTORY if isinstance(model.module.__dict__.get(name), torch.Tensor)}
+    kept |= {name: value.cpu() for name in _NEIGHBOURS if isinstance(value := model.module.__dict__.get(name), torch.Tensor)}
     if model.entry.name == "Pop":
         kept |= {name: model.module.__dict__[name].cpu() for name in ("item_cnt", "max_cnt")}
     return kept

@@ -92,7 +92,8 @@ class RecBoleLoader:
             training = self._module.training
             with torch.no_grad():  # a dynamic sampling scores candidates: neither gradients nor the hook have a part in it
                 batch = next(batches, None)
-            self._module.train(training)
+            if self._module.training != training:  # not otherwise: SGL makes its views of the graph anew in `train`
+                self._module.train(training)
             if batch is None:
                 return
             yield batch

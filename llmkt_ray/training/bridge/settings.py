@@ -88,6 +88,11 @@ def hyperparameter_problems(model: str, hyperparameters: Mapping[str, Any], *, o
             problems.append(f"hyper-parameter {name!r} of {model} belongs to the study; set there: {OWNED[name]}")
         elif name not in known and not own_class:
             problems.append(unknown_name(f"hyper-parameter of {model}", name, known))
+    if model == "DMF" and hyperparameters.get("inter_matrix_type", "01") != "01":
+        problems.append(
+            f"inter_matrix_type {hyperparameters['inter_matrix_type']!r} of DMF learns from ratings, but models learn from positives here "
+            "(METHOD: the positive rule); leave it out, or set it to '01'"
+        )
     return problems
 
 

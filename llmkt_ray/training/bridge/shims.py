@@ -106,7 +106,7 @@ def _restore_dok_update() -> None:
 
 @cache
 def mend(model_class: Any) -> None:
-    """Mends what RecBole's NGCF and DGCF get wrong and what NCL lacks, in the class or in the one that it is derived from.
+    """Mends what RecBole's NGCF, DGCF, NAIS and FISM get wrong and what NCL lacks, in the class or in the one that it is derived from.
 
     Other classes stay as they are.
 
@@ -120,6 +120,10 @@ def mend(model_class: Any) -> None:
             _bound_dgcf_sample(base)
         if base.__module__ == "recbole.model.general_recommender.ncl" and base.__name__ == "NCL":
             _cluster_without_faiss(base)
+        if base.__module__ == "recbole.model.general_recommender.nais" and base.__name__ == "NAIS":
+            _let_nais_score_without_history(base)
+        if base.__module__ == "recbole.model.general_recommender.fism" and base.__name__ == "FISM":
+            _let_fism_score_without_history(base)
 
 
 @cache
@@ -155,6 +159,40 @@ def _bound_dgcf_sample(dgcf: Any) -> None:
         return original(n_users, n_items, min(cor_batch_size, n_users, n_items))
 
     module.__dict__["sample_cor_samples"] = sample_cor_samples
+
+
+@cache
+def _let_nais_score_without_history(nais: Any) -> None:
+    """NAIS divides by the number of a user's items and by their attention: 0 / 0 for a user with none, who then gets the bias alone."""
+    pairs, whole = nais.mask_softmax, nais.softmax
+
+    def mask_softmax(self: Any, similarity: Any, logits: Any, bias: Any, item_num: Any, batch_mask_mat: Any) -> Any:
+        empty = item_num == 0
+        mask = batch_mask_mat.masked_fill(empty, 1.0)
+        return pairs(self, similarity.masked_fill(empty, 0.0), logits, bias, item_num.clamp(min=1), mask)
+
+    def softmax(self: Any, similarity: Any, logits: Any, item_num: Any, bias: Any) -> Any:
+        return whole(self, similarity, logits, item_num.clamp(min=1), bias)
+
+    nais.mask_softmax, nais.softmax = mask_softmax, softmax
+
+
+@cache
+def _let_fism_score_without_history(fism: Any) -> None:
+    """FISM multiplies by the number of a user's items to the power -alpha: infinite for a user with none, who then gets biases alone."""
+    pairs, whole = fism.inter_forward, fism.user_forward
+
+    def inter_forward(self: Any, user: Any, item: Any) -> Any:
+        lengths, self.history_lens = self.history_lens, self.history_lens.clamp(min=1)
+        try:
+            return pairs(self, user, item)
+        finally:
+            self.history_lens = lengths
+
+    def user_forward(self: Any, user_input: Any, item_num: Any, *rest: Any, **more: Any) -> Any:
+        return whole(self, user_input, item_num.clamp(min=1), *rest, **more)
+
+    fism.inter_forward, fism.user_forward = inter_forward, user_forward
 
 
 @cache

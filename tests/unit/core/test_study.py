@@ -289,6 +289,15 @@ def test_two_equal_choices_of_an_encoder_or_a_reduction_are_refused() -> None:
     assert said == "study: embeddings must have different names, but 'tfidf_svd' appear more than once"
 
 
+def test_two_reducers_that_make_the_same_target_are_refused() -> None:
+    """Standardised principal components are whitened ones: a level of the factor would be there twice under two names."""
+    both = [{"method": "pca", "dims": 8}, {"method": "pca_whiten", "dims": 8}]
+    (said,) = problems_of(reduction=both)
+    assert "'pca' and 'pca_whiten' to 8 are the same target once each dimension is standardised" in said
+    for fine in ([both[0], {**both[1], "dims": 9}], [{**both[0], "standardize": False}, both[1]]):
+        assert len(study(reduction=fine).reduction) == 2
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -131,6 +131,18 @@ def test_stored_targets_are_used_again_and_keyed_by_what_determines_them(make: M
     assert {"trustworthiness", "knn_overlap", "reconstruction_r2"} <= set(first.notes)
 
 
+def test_fidelity_is_that_of_the_target_that_is_learned(make: Make) -> None:
+    """Standardising the principal components whitens them: the same target as pca_whiten's, and so the same figures."""
+    plain, white = make(dims=12), make(dims=12, reduction=ReductionConfig(method="pca_whiten"))
+    np.testing.assert_allclose(plain.matrix, white.matrix, atol=1e-4)
+    as_it_is = make(dims=12, reduction=PCA.model_copy(update={"standardize": False}))
+    for name in ("trustworthiness", "knn_overlap"):
+        assert plain.notes[name] == pytest.approx(white.notes[name], abs=1e-6)
+        assert as_it_is.notes[name] > plain.notes[name] + 0.01
+    of_all = [notes["geometry"]["knn_overlap"]["all"] for notes in (plain.notes, white.notes)]
+    assert of_all[0] == pytest.approx(of_all[1], abs=1e-6)
+
+
 def test_nan_in_stored_embeddings(make: Make, store: ArtifactStore, embeddings: Embeddings) -> None:
     vectors = np.array(embeddings.vectors)
     vectors[4, 2] = np.nan

@@ -9,7 +9,7 @@ from llmkt_ray.data.history import histories
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.base import Job
-from llmkt_ray.profiles.engines.template import Population, TemplateEngine, describe
+from llmkt_ray.profiles.engines.template import TEMPLATE_VERSION, Population, TemplateEngine, describe
 from llmkt_ray.profiles.parts import Parts
 from tests.films import GENRES
 
@@ -54,6 +54,19 @@ def test_text_does_not_depend_on_the_order_of_a_history(data: PreparedData) -> N
     population = Population.of(past)
     history = past.of(3)
     assert describe(history, population, "movies") == describe(tuple(reversed(history)), population, "movies")
+
+
+def test_demographics_only_if_asked(data: PreparedData) -> None:
+    """A twin of profiles whose prompts named them: the gain of the LLM must not be that of knowing somebody's age."""
+    ages = [None if user == 0 else str(20 + user) for user in range(data.n_users)]
+    users = pa.table({"user_id": data.user_tokens.tolist(), "age": ages, "zip_code": ["85711"] * data.n_users})
+    known = dataclasses.replace(data, users=users)
+    plain, asked = TemplateEngine(False), TemplateEngine(False, demographics=True)
+    texts = [engine.write(known, JOB).table.column("profile").to_pylist() for engine in (plain, asked)]
+    assert texts[1][0] == texts[0][0]
+    assert texts[1][3] == f"{texts[0][3]} About them: age 23."
+    assert plain.identity() == {"engine": "template", "version": TEMPLATE_VERSION, "full_history": False}
+    assert asked.identity() != plain.identity()
 
 
 def test_thinned_or_full_history(data: PreparedData) -> None:

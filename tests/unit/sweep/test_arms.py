@@ -21,7 +21,7 @@ from llmkt_ray.results.summary import summarise
 from llmkt_ray.study import ARMS as EVERY_ARM
 from llmkt_ray.study import KAR_ARMS
 from llmkt_ray.sweep.check import check_study
-from llmkt_ray.sweep.pipeline import split_nodes
+from llmkt_ray.sweep.pipeline import embedding_nodes, profile_nodes, split_nodes, twin_embedding
 from llmkt_ray.sweep.plan import make_plan
 from llmkt_ray.sweep.run import run_study, store_of
 from tests.tiny import USERS, tiny_study
@@ -75,6 +75,33 @@ def test_arms_with_targets_of_their_own_share_all_but_the_targets(ran):
         assert rows.loc[arm, "facts"] != rows.loc["alpha0", "facts"]
     beta = {arm: json.loads(rows.loc[arm, "facts"])["beta"] for arm in ("treated", "template", "item_mean", "shuffled")}
     assert len(set(beta.values())) == 1, "control twins share the balance of the treated arm"
+
+
+@pytest.mark.parametrize(("declares", "reads_all"), [("train_digest", True), ("column", True), (None, True), ("key", False)])
+def test_where_the_data_are_thinned_twins_read_the_history_that_a_file_was_written_from(tmp_path, declares, reads_all):
+    """A file's texts are of all train rows unless it names the thinned split; a template of fewer rows would be no twin."""
+    study = tiny_study(
+        tmp_path, profiles=[texts(tmp_path)], datasets=[{"name": "toy", "path": str(tmp_path / "toy"), "train_share": [1, 0.25]}]
+    )
+    whole, thin = split_nodes(study)
+    named = {"key": thin.key, "train_digest": "0" * 20}.get(str(declares), declares)
+    config = study.profiles[0].model_copy(update={"declares_split": named})
+
+    def twins(split):
+        (profiles,) = profile_nodes(study.model_copy(update={"profiles": (config,)}), split)
+        (embedding,) = embedding_nodes(study, profiles)
+        template, means = (twin_embedding(study, embedding, arm) for arm in ("template", "item_mean"))
+        return template.profiles.config.full_history, means.full_history
+
+    assert twins(thin) == (reads_all, reads_all)
+    assert twins(whole) == (False, False), "there all of it is what models learn from: one template for all profiles"
+
+
+def test_a_template_twin_says_what_the_prompt_says_of_a_user(tmp_path):
+    study = tiny_study(tmp_path, profiles=[{"llm": "openai", "model": "m", "demographics": True}])
+    (profiles,) = profile_nodes(study, split_nodes(study)[0])
+    (embedding,) = embedding_nodes(study, profiles)
+    assert twin_embedding(study, embedding, "template").profiles.config.demographics
 
 
 def test_template_and_item_mean_refit_the_reducer_on_texts_of_their_own(ran):

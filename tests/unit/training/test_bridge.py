@@ -115,6 +115,12 @@ def test_wrong_hyperparameters_are_told(hyperparameters, told):
         make_settings("BPR", family="general", hyperparameters=hyperparameters, dataset="x", device="cpu")
 
 
+def test_a_setting_that_learns_from_ratings_is_refused():
+    (said,) = hyperparameter_problems("DMF", {"inter_matrix_type": "rating"})
+    assert said.startswith("inter_matrix_type 'rating' of DMF learns from ratings")
+    assert hyperparameter_problems("DMF", {"inter_matrix_type": "01"}) == []
+
+
 def test_a_model_that_refuses_its_settings_says_which(data):
     with pytest.raises(TrainingError, match="aggregator must be mean"):
         build_model("SimpleX", data, hyperparameters={"aggregator": "max"}, seed=0)

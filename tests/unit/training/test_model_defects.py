@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,6 +130,28 @@ def test_ngcf_drops_messages_in_training_and_not_in_evaluation(data):
     assert built.module.message_dropout == 0.5
     built.module.train()
     assert not torch.equal(built.module.forward()[0], built.module.forward()[0])
+
+
+@pytest.mark.parametrize(("model", "settings"), [("NAIS", {}), ("NAIS", {"alpha": 0.5}), ("FISM", {"alpha": 0.5})])
+def test_a_user_without_history_is_scored_by_the_biases_alone(data, model, settings):
+    """RecBole's give NaN there: 0 / 0 items, or none of them to the power -alpha. Nobody else's score changes."""
+    rows = data.train.where(data.train.user != 9)
+    built = build_model(model, replace(data, train=rows), hyperparameters=settings | {"embedding_size": 8}, seed=1)
+    module = built.module
+    for parameter in module.parameters():  # biases start at 0, where a lost one would not show
+        torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(2))
+    users, items = torch.tensor([10, 10, 4]), torch.tensor([3, 8, 3])
+    batch = built.labelled(users, items, torch.tensor([1.0, 0.0, 1.0]))
+    loss = module.calculate_loss(batch)
+    loss.backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in module.parameters() if p.grad is not None)
+    with torch.no_grad():
+        pairs, whole = module.forward(users, items), module.full_sort_predict(batch).view(3, -1)
+        pairs, whole = (torch.sigmoid(pairs), whole) if model == "NAIS" else (pairs, torch.sigmoid(whole))
+        bias = module.bias[items] if model == "NAIS" else module.user_bias[users] + module.item_bias[items]
+        assert torch.allclose(pairs[:2], torch.sigmoid(bias[:2])), "user 10 is the split's user 9"
+        assert torch.allclose(whole[2, 3], pairs[2], atol=1e-6)
+        assert bool(torch.isfinite(whole).all())
 
 
 def test_the_shims_refuse_another_text():

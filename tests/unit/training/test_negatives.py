@@ -5,7 +5,7 @@ from scipy.stats import chi2_contingency
 from llmkt_ray.errors import TrainingError
 from llmkt_ray.training import negatives as module
 from llmkt_ray.training.bridge.models import build_model
-from llmkt_ray.training.negatives import UniformNegatives
+from llmkt_ray.training.negatives import OtherItems, UniformNegatives
 
 
 def brute_force_used(users, items, pairs):
@@ -55,6 +55,25 @@ def test_draws_have_the_distribution_of_recboles_sampler(data):
         counts = np.stack([np.bincount(items[users == user], minlength=data.n_items) for items in drawn])
         np.testing.assert_array_equal(counts[0] > 0, counts[1] > 0)
         assert chi2_contingency(counts[:, counts[0] > 0]).pvalue > 0.001
+
+
+def test_draws_of_sequential_models_have_the_distribution_of_recboles_sampler(data):
+    """RecBole's is repeatable there: all items but the row's own, what the user took before included."""
+    from recbole.sampler import RepeatableSampler
+
+    dataset = build_model("BPR", data, hyperparameters={}, seed=0).dataset
+    theirs = RepeatableSampler("train", dataset, "uniform", 1.0).set_phase("train")
+    items = np.repeat([0, 41, data.n_items - 1], 20_000)
+    np.random.seed(1)  # noqa: NPY002 - RecBole's sampler draws from the global generator
+    drawn = [theirs.sample_by_user_ids(items + 1, items + 1, 1).numpy() - 1, OtherItems(data.n_items).draw(items, np.random.default_rng(1))]
+    for item in (0, 41, data.n_items - 1):
+        counts = np.stack([np.bincount(made[items == item], minlength=data.n_items) for made in drawn])
+        assert (counts[:, item] == 0).all()
+        others = np.arange(data.n_items) != item
+        assert (counts[:, others] > 0).all()
+        assert chi2_contingency(counts[:, others]).pvalue > 0.001
+    with pytest.raises(TrainingError, match="one item only"):
+        OtherItems(1)
 
 
 def test_the_generator_alone_decides():

@@ -42,6 +42,23 @@ def test_such_a_model_trains_transfers_and_its_row_says_recbole(run, model, samp
     assert run(model, "alpha0", epochs=2, hyperparameters=HYPERPARAMETERS[model]).facts["path"] == "lean"
 
 
+@pytest.mark.parametrize("sampling", [{}, POPULARITY], ids=["uniform", "popularity"])
+def test_a_model_that_makes_its_graph_anew_in_train_does_so_once_an_epoch(data, monkeypatch, sampling):
+    """SGL; RecBole's trainer calls `train` once an epoch, whoever draws the negatives."""
+    built, batches = source(data, "SGL", **sampling)
+    made, original = [], type(built.module).graph_construction
+
+    def counted(self):
+        made.append(1)
+        return original(self)
+
+    monkeypatch.setattr(type(built.module), "graph_construction", counted)
+    for epoch in (1, 2):
+        built.module.train()
+        assert len(list(batches.epoch(epoch))) > 2
+    assert len(made) == 2
+
+
 def test_an_epoch_of_recboles_loader_holds_every_positive_once_and_counts_batches(data):
     _, batches = source(data, **POPULARITY)
     made = list(batches.epoch(2))

@@ -113,6 +113,24 @@ def test_a_damaged_phase_1_is_computed_again(run, data, trained, tmp_path):
     assert trained[:4] == [1, 2, 3, 4]
 
 
+def test_a_phase_1_that_began_alone_is_not_the_one_that_others_hand_over_from(run, data, trained, tmp_path):
+    """Alone in its batch, a trial with hand-over `last` does not look for the best epoch; stopped, it goes on in one that shares."""
+    changes = {"epochs": 12, "learning_rate": 0.4, "schedule": ScheduleConfig()}
+    own = {"checkpoint_dir": tmp_path / "own", "checkpoint_interval_s": 0.0}
+
+    def stop(row):
+        if row["epoch"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("BPR", "alpha0", options=own | {"on_epoch": stop}, **changes)
+    same(run("BPR", "alpha0", options=own | {"phase1_dir": tmp_path / "shared"}, **changes), run("BPR", "alpha0", **changes))
+    best = changes | {"schedule": ScheduleConfig(handover="best_valid")}
+    trained.clear()
+    same(run("BPR", "alpha0", options={"phase1_dir": tmp_path / "shared"}, **best), run("BPR", "alpha0", **best))
+    assert trained[0] == 1, "what the first trial overlooked is trained again"
+
+
 def test_the_own_checkpoint_goes_before_the_shared_phase_1(run, data, trained, tmp_path):
     options = {"checkpoint_dir": tmp_path / "own", "checkpoint_interval_s": 0.0, "phase1_dir": tmp_path / "shared"}
 

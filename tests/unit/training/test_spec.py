@@ -2,7 +2,6 @@
 
 import pytest
 
-from llmkt_ray.study import ScheduleConfig
 from llmkt_ray.training import spec as module
 from tests.unit.results.test_ledger import make_spec
 
@@ -15,27 +14,6 @@ def test_our_version_of_a_trial_changes_the_key(monkeypatch: pytest.MonkeyPatch)
     before = make_spec().key
     monkeypatch.setattr(module, "TRIAL_VERSION", module.TRIAL_VERSION + 1)
     assert make_spec().key != before
-
-
-def test_the_version_of_kar_changes_the_keys_of_its_arms_alone(monkeypatch: pytest.MonkeyPatch):
-    plain, kar = make_spec(), make_spec(arm="kar", knowledge_key="k")
-    before = plain.key, plain.phase1_key, kar.key, kar.phase1_key
-    monkeypatch.setattr(module, "KAR_VERSION", module.KAR_VERSION + 1)
-    assert (plain.key, plain.phase1_key) == before[:2]
-    assert kar.key != before[2]
-    assert kar.phase1_key != before[3]
-
-
-def test_the_version_of_a_loss_changes_the_keys_of_what_transfers_with_it_alone(monkeypatch: pytest.MonkeyPatch):
-    reversed_ = ScheduleConfig(kind="reversed")
-    trials = [make_spec(arm="alpha0", alpha=0.0, layer=None, loss="cosine"), *(make_spec(loss=loss) for loss in ("mse", "cosine"))]
-    late = make_spec(loss="cosine", schedule=reversed_)
-    before, of_late = [(trial.key, trial.phase1_key) for trial in trials], late.phase1_key
-    monkeypatch.setitem(module.LOSS_VERSIONS, "cosine", 99)
-    after = [(trial.key, trial.phase1_key) for trial in trials]
-    assert after[:2] == before[:2]
-    assert all(now != then for now, then in zip(after[2], before[2], strict=True))
-    assert late.phase1_key == of_late, "nothing is transferred in its phase 1"
 
 
 @pytest.mark.parametrize(

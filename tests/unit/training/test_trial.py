@@ -92,13 +92,20 @@ def test_balance_is_shared_by_the_control_twin(run):
     assert run("MultiVAE", "treated").facts["beta"] == run("MultiVAE", "shuffled").facts["beta"]
 
 
-def test_balance_is_shared_by_a_twin_that_covers_other_users(run, data):
+def test_a_twin_whose_texts_cover_more_users_teaches_those_that_treated_teaches_and_shares_its_balance(run, data):
     spec = make_spec(data, "MultiVAE", "template", targets_key="template", twin_key="targets")
     (tap,) = resolve_layers((spec.layer,), probe_layers("MultiVAE", data, spec.hyperparameters), "MultiVAE")
     treated = make_targets(data, tap.width)
-    template = replace(treated, key="template", present=~treated.present)
-    row = run_trial(spec, TrialArtifacts(data, template, twin=treated))
-    assert row.facts["beta"] == run("MultiVAE", "treated").facts["beta"]
+    assert not treated.present.all()
+    generator = np.random.default_rng(4)
+    matrix = generator.standard_normal(treated.matrix.shape).astype(np.float32)
+    everybody, same_users = (
+        run_trial(spec, TrialArtifacts(data, replace(treated, key="template", matrix=matrix, present=present), twin=treated))
+        for present in (np.ones_like(treated.present), treated.present)
+    )
+    assert everybody.facts["beta"] == run("MultiVAE", "treated").facts["beta"]
+    assert [row["loss_transfer"] for row in everybody.epochs[:2]] == [row["loss_transfer"] for row in same_users.epochs[:2]]
+    assert everybody.test == same_users.test
 
 
 def test_baseline_has_one_phase_and_no_transfer(run):

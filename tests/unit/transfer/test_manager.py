@@ -1,6 +1,7 @@
 import copy
 import gc
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -256,6 +257,19 @@ def test_trap_13_a_trial_whose_transfer_was_never_computed_fails(toy):
         with transfer.epoch(epoch):
             transfer.step(batch.loss(batch.users, False), batch.users)
     with pytest.raises(TrainingError, match=r"alpha is 0.5.*never computed"):
+        transfer.check_computed()
+
+
+@pytest.mark.parametrize("loss", ["infonce", "relational", "cka"])
+def test_trap_13_a_loss_between_users_that_never_had_two_of_them_was_not_computed(toy, loss):
+    model, batch = toy("rows")
+    setup = setup_of(model, batch, "user_embedding")
+    alone = torch.zeros_like(setup.weights)
+    alone[batch.users[0]] = 1.0  # the only user with a profile
+    transfer = TransferManager(model, PhasePlan(ScheduleConfig(), 2), replace(setup, loss=loss, weights=alone))
+    with transfer.epoch(1):
+        transfer.backward(batch.loss(batch.users, False), batch.users)
+    with pytest.raises(TrainingError, match="at least two users with a profile"):
         transfer.check_computed()
 
 
