@@ -60,7 +60,7 @@ drill-profiles: $(TESTS)/installed  ## drivers and engines that write profiles k
 benchmark-profiles: $(TESTS)/installed  ## tokens per second of vllm-sync and ray.data.llm against the bare engine (about 15 minutes)
 	@$(TESTS)/bin/python -m benchmarks.profiles.speed
 
-benchmark: $(TESTS)/installed  ## the short set of speed benchmarks: one line a target, a table and a picture (an hour or more)
+benchmark: $(TESTS)/installed  ## the short set of speed benchmarks: one line a target, a table and a picture (1.5 hours on a fast machine)
 	@rm -rf benchmarks/speed/results
 	@$(TESTS)/bin/python -m benchmarks.speed.run
 

@@ -1,6 +1,6 @@
 """How much of a sweep's time is mathematics?
 
-    make benchmark                                              the short set, an hour or more
+    make benchmark                                              the short set, 1.5 hours and more
     OMP_NUM_THREADS=1 python -m benchmarks.speed.run --what epoch evaluation --models BPR --data 1m --pairs 9
 
 start       CPU seconds from the call of run_trial to the first training step, at 1M interactions at most 1
