@@ -336,11 +336,13 @@ def layers(
 
     given = named_model(model, allow_code=allow_code)
     if probe is None:
-        out.print(layer_table(given.name, probe_layers(given.name, None, {}, given.class_path)))
+        for part in layer_table(given.name, probe_layers(given.name, None, {}, given.class_path)):
+            out.print(part, highlight=False)
         return
     study = probe_study(probe, given)
     taps, known = probe_knowledge(study, err, allow_code=allow_code)
-    out.print(layer_table(given.name, taps, known))
+    for part in layer_table(given.name, taps, known):
+        out.print(part, highlight=False)
     _say(
         f"after plain training on {study.datasets[0].name}, {known[0].n_users} users, profiles of {study.profiles[0].label}: "
         "CKA in [0, 1] and R2 of a ridge regression on held-out users, higher is more; R2 at or below 0 is nothing"

@@ -190,8 +190,9 @@ def progress_lines(progress: Mapping[str, Any] | None) -> Iterator[str]:
         yield f"dashboard: {progress['dashboard']}"
 
 
-def layer_table(model: str, taps: Sequence[Tap], known: Sequence[Knowledge] = ()) -> Table:
-    """Returns the taps of a model; "layer k" of a study file is the number in the first column.
+def layer_table(model: str, taps: Sequence[Tap], known: Sequence[Knowledge] = ()) -> Iterator[Table | str]:
+    """Yields the taps of a model, and below them a line for each note that some have; "layer k" of a study file is the number in the
+    first column.
 
     Args:
         model: its name.
@@ -206,7 +207,8 @@ def layer_table(model: str, taps: Sequence[Tap], known: Sequence[Knowledge] = ()
     table.add_column("rows of", no_wrap=True)
     for name in ("CKA", "R2") if known else ():
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("note", overflow="fold")
+    table.add_column("note", no_wrap=True)
+    notes: dict[str, str] = {"": ""}
     for tap in taps:
         note = tap.reason or (f"the same tensor as {tap.alias_of}" if tap.alias_of else "")
         table.add_row(
@@ -215,6 +217,7 @@ def layer_table(model: str, taps: Sequence[Tap], known: Sequence[Knowledge] = ()
             "x".join(map(str, tap.shape)),
             tap.alignment if tap.usable else "unusable",
             *(figures.get(tap.name, ("", "")) if known else ()),
-            escape(note),
+            notes.setdefault(note, f"({len(notes)})"),
         )
-    return table
+    yield table
+    yield from (f"{mark} {escape(note)}" for note, mark in notes.items() if note)

@@ -98,7 +98,7 @@ class ProfileConfig(Section):
     structured: Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")], ...], Field(max_length=12)] = ()
     """Structured output: names of parts ([genres, moods, dislikes]) that every profile has; a text each, stored as one line a part."""
     demographics: bool = False
-    """Whether age, gender and occupation enter the prompt."""
+    """Whether age, gender and occupation enter the prompt, and then the `template` twin's text too."""
     max_tokens: int = Field(220, ge=1)
     """Most tokens a profile may have."""
     temperature: float = Field(0.0, ge=0, le=2)

@@ -115,6 +115,10 @@ def test_layers_by_name_with_their_alignment(llmkt):
     code, out, _ = llmkt("layers", "BPR")
     assert code == 0
     assert "user_embedding" in out
+    refused = [line.split()[-1] for line in out.splitlines() if " unusable " in line]
+    assert refused
+    for mark in refused:  # each with its reason on a line of its own, whatever the width of the terminal
+        assert sum(line.startswith(f"{mark} ") for line in out.splitlines()) == 1
     code, _, err = llmkt("layers", "BRP")
     assert code == 2
     assert "did you mean 'BPR'" in err
