@@ -196,13 +196,11 @@ class StudyConfig(Section):
     def _same_reductions(self) -> Iterator[str]:
         """Yields reducers of other names whose targets are the same: standardising the principal components whitens them."""
         for plain in self.reduction:
-            for white in self.reduction:
-                same = plain.model_copy(update={"method": white.method}) == white
-                if (plain.method, white.method) == ("pca", "pca_whiten") and plain.standardize and same:
-                    yield (
-                        f"reductions 'pca' and 'pca_whiten' to {plain.dims} are the same target once each dimension is standardised; leave "
-                        "one out, or set standardize: false for 'pca', which keeps its dimensions' own variances"
-                    )
+            if plain.method == "pca" and plain.standardize and plain.model_copy(update={"method": "pca_whiten"}) in self.reduction:
+                yield (
+                    f"reductions 'pca' and 'pca_whiten' to {plain.dims} are the same target once each dimension is standardised; leave one "
+                    "out, or set standardize: false for 'pca', which keeps its dimensions' own variances"
+                )
 
     def _unfair_stopping(self, stopping: EarlyStoppingConfig) -> Iterator[str]:
         """Yields why trials of this study cannot be judged by an epoch of phase 2 against each other."""

@@ -129,22 +129,23 @@ def over_splits(contrasts: Sequence[Contrast]) -> Contrast:
     parts = [c.components for c in contrasts]
     known = len(relatives) == len(contrasts)
     of_splits = np.stack([c.by_seed[1] for c in contrasts], axis=1) if known and _crossed(contrasts) else None
+    shared = _shared_users(contrasts)
     return Contrast(
-        difference=_pooled([c.difference for c in contrasts], contrasts, 0),
-        relative=_pooled(relatives, contrasts, 1) if known else None,
+        difference=_pooled([c.difference for c in contrasts], contrasts, 0, shared[0]),
+        relative=_pooled(relatives, contrasts, 1, shared[1]) if known else None,
         mean_arm=float(np.mean([c.mean_arm for c in contrasts])),
         mean_control=float(np.mean([c.mean_control for c in contrasts])),
         components=Components(*np.mean([(p.seed, p.user, p.rest) for p in parts], axis=0).tolist()),
         n_splits=len(contrasts),
         between_splits=float(np.std([r.estimate for r in relatives], ddof=1)) if known else math.nan,
-        shared_users=_shared_users(contrasts, 1) if known else math.nan,
+        shared_users=shared[1] if known else math.nan,
         over_splits=None if of_splits is None else components(of_splits),
         seed_correlation=float(np.mean([c.seed_correlation for c in contrasts])),
     )
 
 
-def _pooled(intervals: Sequence[Interval], contrasts: Sequence[Contrast], row: int) -> Interval:
-    """Returns the interval of the mean of some splits' estimates; `row` is that of their values in `by_seed` and `by_user`."""
+def _pooled(intervals: Sequence[Interval], contrasts: Sequence[Contrast], row: int, beside: float) -> Interval:
+    """Returns the interval of the mean of some splits' estimates; `row` is that of their values in `by_seed`, `beside` what users share."""
     n_seeds, n_users = min(i.n_seeds for i in intervals), min(i.n_users for i in intervals)
     estimates, level = np.array([i.estimate for i in intervals]), intervals[0].level
     if len(intervals) < SPLITS_FROM:
@@ -153,7 +154,6 @@ def _pooled(intervals: Sequence[Interval], contrasts: Sequence[Contrast], row: i
         half = float(stats.t.ppf(0.5 + level / 2, df)) * se
         p = float(2 * stats.t.sf(abs(mean) / se, df)) if se > 0 else float(mean == 0)
         return Interval(mean, mean - half, mean + half, se, df, p, n_seeds, n_users, intervals[0].method, level)
-    beside = _shared_users(contrasts, row)
     found = splits_interval(estimates, level, beside)
     if _crossed(contrasts):
         crossed = mixed_interval(np.stack([c.by_seed[row] for c in contrasts], axis=1), level, beside)  # (seeds, splits)
@@ -169,16 +169,20 @@ def _crossed(contrasts: Sequence[Contrast]) -> bool:
     return len(contrasts) >= SPLITS_FROM and len(seeds) == 1 and min(seeds) >= MIXED_FROM
 
 
-def _shared_users(contrasts: Sequence[Contrast], row: int) -> float:
-    """Returns the part of the variance of a mean over splits that stays however many splits there are, because they share users.
+def _shared_users(contrasts: Sequence[Contrast]) -> list[float]:
+    """Returns the part of the variance of a mean over splits that stays however many splits there are, because they share users: one number
+    for each row of `by_user` that all have.
 
     It is the covariance of two splits' means, from that of the values of the users in both, averaged over pairs of splits; at least 0.
     Each pair has new rows of a user in test, so that what is due to those is not in it.
     """
-    found = []
+    rows, found = min(len(c.by_user) for c in contrasts), []
     for one, other in combinations(contrasts, 2):
         _, here, there = np.intersect1d(one.users, other.users, assume_unique=True, return_indices=True)
-        a, b = one.by_user[row, here], other.by_user[row, there]
-        covariance = float((a - a.mean()) @ (b - b.mean())) / (len(a) - 1) if len(a) > 1 else 0.0
-        found.append(covariance * len(a) / (len(one.users) * len(other.users)))
-    return max(float(np.mean(found)), 0.0)
+        if len(here) < 2:
+            found.append(np.zeros(rows))
+            continue
+        a, b = (values - values.mean(axis=1, keepdims=True) for values in (one.by_user[:rows, here], other.by_user[:rows, there]))
+        covariance = (a * b).sum(axis=1) / (len(here) - 1)
+        found.append(covariance * len(here) / (len(one.users) * len(other.users)))
+    return [float(value) for value in np.mean(found, axis=0).clip(min=0)]

@@ -310,7 +310,7 @@ def _reads_full_history(profiles: ProfileNode) -> bool:
     config, split = profiles.config, profiles.split
     if config.llm != "file" or split.train_share == 1:
         return config.full_history
-    return FileEngine(config.path or "", config.declares_split).declared_split != split.key
+    return FileEngine(config.path or "", config.declares_split).reads_full_history(split.key)
 
 
 def knowledge_node(study: StudyConfig, embedding: EmbeddingNode) -> KnowledgeNode:

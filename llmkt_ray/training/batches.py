@@ -92,9 +92,11 @@ class BatchSource:
             self.n_batches = len(self._loader)
             return
         if self._per_row:
-            self._others = OtherItems(model.n_items) if self.kind == "sequences" else None
-            if self._others is None:
-                self._negatives = UniformNegatives(np.asarray(rows.user), np.asarray(rows.item), model.n_users, model.n_items)
+            self._negatives: OtherItems | UniformNegatives = (
+                OtherItems(model.n_items)
+                if self.kind == "sequences"
+                else UniformNegatives(np.asarray(rows.user), np.asarray(rows.item), model.n_users, model.n_items)
+            )
             self._step = max(1, batch_size // (self._per_row + (self.kind == "pointwise")))
         self.n_batches = -(-len(self._users) // self._step)
         problem = model.training_problem(len(self._users) - (self.n_batches - 1) * self._step)
@@ -129,13 +131,15 @@ class BatchSource:
             for block in torch.split(users, self._step):
                 yield Batch(block, self._model.rows(block))
             return
-        items = self._ids(self._items[order])
+        of_items = self._items[order]
+        items = self._ids(of_items)
         if self.kind == "labelled":
             labels = torch.from_numpy(self._labels[order]).to(self._model.device)
             for rows in zip(*(torch.split(column, self._step) for column in (users, items, labels)), strict=True):
                 yield Batch(rows[0], self._model.labelled(*rows))
             return
-        drawn = [self._ids(self._draw(of_users, self._items[order], generator)) for _ in range(self._per_row)]
+        barred = of_items if self.kind == "sequences" else of_users  # whose own items are no negatives: the row's, or all of its user
+        drawn = [self._ids(self._negatives.draw(barred, generator)) for _ in range(self._per_row)]
         columns = [torch.split(column, self._step) for column in (users, items, *drawn)]
         for place, (some_users, some_items, *some_negatives) in enumerate(zip(*columns, strict=True)):
             if self.kind == "sequences":
@@ -143,9 +147,6 @@ class BatchSource:
                 yield self._sequences(targets, some_users, some_items, some_negatives)
             else:
                 yield (self._pairwise if self.kind == "pairwise" else self._pointwise)(some_users, some_items, some_negatives)
-
-    def _draw(self, users: np.ndarray, items: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        return self._negatives.draw(users, generator) if self._others is None else self._others.draw(items, generator)
 
     def _ids(self, indices: np.ndarray) -> torch.Tensor:
         ids = indices.astype(np.int64)

@@ -64,10 +64,9 @@ class FileEngine:
         self._manifest = self._read_manifest()
         self.is_llm = self._manifest.is_llm
 
-    @property
-    def declared_split(self) -> str | None:
-        """The split that the texts are said to be written from: its key, its train digest or "column"; None: nobody says."""
-        return self._manifest.split
+    def reads_full_history(self, split_key: str) -> bool:
+        """Returns whether the texts are of all train rows, whatever share of them models learn from: a digest and the column name those."""
+        return self._manifest.split != split_key
 
     def identity(self) -> dict[str, Any]:
         """Returns the digests of the files and what is declared; where they lie does not matter."""
@@ -89,8 +88,7 @@ class FileEngine:
         absent = [user for user in users if user not in texts]
         empty = [user for user in users if user in texts and texts[user] is None]
         unknown = sorted(set(texts) - set(users))
-        # A digest and the column name the full train rows, whatever share of them models learn from.
-        read = data.train if self.declared_split == data.key else data.train_full
+        read = data.train_full if self.reads_full_history(data.key) else data.train
         sizes = np.bincount(read.user, minlength=data.n_users).tolist()
         rows = [
             ProfileRow(

@@ -90,8 +90,8 @@ def hyperparameter_problems(model: str, hyperparameters: Mapping[str, Any], *, o
             problems.append(unknown_name(f"hyper-parameter of {model}", name, known))
     if model == "DMF" and hyperparameters.get("inter_matrix_type", "01") != "01":
         problems.append(
-            f"inter_matrix_type {hyperparameters['inter_matrix_type']!r} of DMF learns from ratings, but models learn from positives here "
-            "(METHOD: the positive rule); leave it out, or set it to '01'"
+            f"inter_matrix_type {hyperparameters['inter_matrix_type']!r} of DMF learns from ratings, but models learn from positives here; "
+            "leave it out, or set it to '01'"
         )
     return problems
 

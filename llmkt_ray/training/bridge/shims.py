@@ -113,17 +113,17 @@ def mend(model_class: Any) -> None:
     Raises:
         TrainingError: the text that is mended is not there.
     """
+    mends = {
+        "ngcf.NGCF": _stop_ngcf_dropout_in_evaluation,
+        "dgcf.DGCF": _bound_dgcf_sample,
+        "ncl.NCL": _cluster_without_faiss,
+        "nais.NAIS": _let_nais_score_without_history,
+        "fism.FISM": _let_fism_score_without_history,
+    }
     for base in model_class.__mro__:
-        if base.__module__ == "recbole.model.general_recommender.ngcf" and base.__name__ == "NGCF":
-            _stop_ngcf_dropout_in_evaluation(base)
-        if base.__module__ == "recbole.model.general_recommender.dgcf" and base.__name__ == "DGCF":
-            _bound_dgcf_sample(base)
-        if base.__module__ == "recbole.model.general_recommender.ncl" and base.__name__ == "NCL":
-            _cluster_without_faiss(base)
-        if base.__module__ == "recbole.model.general_recommender.nais" and base.__name__ == "NAIS":
-            _let_nais_score_without_history(base)
-        if base.__module__ == "recbole.model.general_recommender.fism" and base.__name__ == "FISM":
-            _let_fism_score_without_history(base)
+        found = mends.get(f"{base.__module__}.{base.__name__}".removeprefix("recbole.model.general_recommender."))
+        if found is not None:
+            found(base)
 
 
 @cache
