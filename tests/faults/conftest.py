@@ -21,15 +21,15 @@ from tests.clusters import Head
 from tests.tiny import study_text
 
 T = TypeVar("T")
-EPOCHS = 300
+EPOCHS = 100
 
 
 class Study:
-    """A study of five trials of about a second each, and a reference, run by the real command in a process of its own.
+    """A study of five trials and a reference, run by the real command in a process of its own.
 
     Args:
         root: a folder of its own.
-        epochs: of a trial, some 3 ms each.
+        epochs: of a trial, some milliseconds each, and at least `PACE_S` in a run that is to be struck.
         changes: sections of the study file that are replaced.
     """
 
@@ -52,6 +52,10 @@ class Study:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         return self._start("llmkt_ray.cli", "run", str(self.file), *self.options, *options)
+
+    def start_paced(self, *options: str) -> subprocess.Popen[str]:
+        """Starts a run that lasts long enough to be struck in its middle, see `tests.faults.paced`."""
+        return self._start("tests.faults.paced", "run", str(self.file), *self.options, *options)
 
     def start_noting(self, executor: str = "ray") -> subprocess.Popen[str]:
         """Starts a run that notes every epoch and leaves a checkpoint after each, see `tests.faults.noting`."""

@@ -22,7 +22,7 @@ def kill_the_driver(process: subprocess.Popen[str], study: Study) -> dict[str, i
 
 
 def test_the_driver_is_killed(study, uninterrupted):
-    process = study.start()
+    process = study.start_paced()
     wait_for(lambda: len(study.rows_on_disk()) >= 1, process)
     before = kill_the_driver(process, study)
     assert len(before) < len(uninterrupted)
@@ -30,7 +30,7 @@ def test_the_driver_is_killed(study, uninterrupted):
 
 
 def test_every_worker_is_killed_and_later_the_driver(study, uninterrupted):
-    process = study.start()
+    process = study.start_paced()
     workers = wait_for(lambda: len(study.rows_on_disk()) >= 1 and trial_workers(process), process)
     for worker in workers:
         worker.kill()
@@ -43,7 +43,7 @@ def test_every_worker_is_killed_and_later_the_driver(study, uninterrupted):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_by_hand_or_by_a_scheduler(study, uninterrupted, number):
-    process = study.start()
+    process = study.start_paced()
     wait_for(lambda: len(study.rows_on_disk()) >= 1, process)
     working = trial_workers(process)
     process.send_signal(number)

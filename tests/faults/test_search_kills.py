@@ -13,7 +13,7 @@ def test_the_driver_of_a_search_is_killed(tmp_path, sampler):
     search = {"kind": "optuna", "sampler": sampler, "trials": 4, "round_size": 2}
     settings = {"epochs": 60, "seeds": 2, "search": search, "controls": ["alpha0"], "evaluation": {"references": []}}
     study, plain = Study(tmp_path / "killed", **settings), Study(tmp_path / "plain", **settings)
-    process = study.start("--executor", "loop")
+    process = study.start_paced("--executor", "loop")
     wait_for(lambda: len(study.rows_on_disk()) >= 7, process)  # 2 controls, round 1 of 4 trials, round 2 has begun
     process.kill()
     process.communicate()
