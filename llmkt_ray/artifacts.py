@@ -48,7 +48,7 @@ class Manifest:
         kind: the stage that made it, for example "split" or "targets".
         key: its content key: a digest of `inputs`.
         inputs: everything that determines the content, JSON values only.
-        files: file name to {"bytes": size, "sha256": hex digest}.
+        files: file name to {"bytes": size, "sha256": hex digest}, and "file": where it lies, if not under its own name.
         versions: package name to version, of what computed it.
         wall_s: seconds it took to compute.
         created: UTC time in ISO 8601.
@@ -230,8 +230,11 @@ class ArtifactStore:
         versions: Mapping[str, str] | None = None,
         notes: Mapping[str, Any] | None = None,
         wall_s: float = 0.0,
+        rewrite: bool = False,
     ) -> Manifest:
         """Writes one artifact and returns its manifest; all `arrays` go into one file `arrays.safetensors`.
+
+        `rewrite`: the artifact is there and stays whole until the new one is: files get new names, and the old ones go last.
 
         Raises:
             StorageError: the disk is full or read-only; nothing that counts as an artifact is left behind. Or others
@@ -252,7 +255,7 @@ class ArtifactStore:
             kind=kind,
             key=key,
             inputs=dict(inputs),
-            files={n: {"bytes": len(d), "sha256": sha256(d).hexdigest()} for n, d in payload.items()},
+            files={n: _file(n, d, rewrite) for n, d in payload.items()},
             versions=dict(versions or {}),
             wall_s=round(wall_s, 3),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -263,15 +266,25 @@ class ArtifactStore:
         # texts) their files may end up mixed, so what is there is read back, and written again if it is not whole.
         for attempt in range(_WRITE_ATTEMPTS):
             for name, data in payload.items():
-                self.files.write_bytes(f"{folder}/{name}", data)
+                self.files.write_bytes(_path(manifest, name), data)
             self.files.write_bytes(f"{folder}/{MANIFEST}", _signed(manifest))
             found = self.find(kind, key)
             if found is not None:
+                if rewrite:
+                    self.tidy(found)
                 return found
             time.sleep(0.05 * 2**attempt * os.urandom(1)[0] / 255)  # drawn, or two writers would keep in step
         raise StorageError(
             f"artifact {folder} in {self.root} was damaged {_WRITE_ATTEMPTS} times while it was written; do two studies run on it?"
         )
+
+    def tidy(self, manifest: Manifest) -> None:
+        """Deletes what lies in an artifact's folder and is not of it: what a rewriting that was cut short has left."""
+        folder = f"{manifest.kind}/{manifest.key}"
+        own = {f"{folder}/{MANIFEST}", *(_path(manifest, name) for name in manifest.files)}
+        for name in self.files.list(folder):
+            if name not in own:
+                self.files.delete(name)
 
     def find(self, kind: str, key: str) -> Manifest | None:
         """Returns the manifest of a whole and unharmed artifact, or None: then it is to be computed (again)."""
@@ -339,9 +352,9 @@ class ArtifactStore:
             FileStore(self._cache).delete(f"{_plain(digest)}.safetensors")
 
     def _checked_bytes(self, manifest: Manifest, name: str) -> bytes:
-        file = f"{manifest.kind}/{manifest.key}/{name}"
         if name not in manifest.files:
             raise ArtifactError(f"artifact {manifest.kind}/{manifest.key} has no file {name!r}; it has {sorted(manifest.files)}")
+        file = _path(manifest, name)
         data = self.files.read_bytes(file)
         if data is None or sha256(data).hexdigest() != manifest.files[name]["sha256"]:
             raise ArtifactError(f"{file} in {self.root} is damaged or half written; run the study again to compute it anew")
@@ -349,7 +362,7 @@ class ArtifactStore:
 
     def _local_file(self, manifest: Manifest, name: str) -> Path:
         """Returns a local path of a file whose digest was checked once in this process."""
-        file = f"{manifest.kind}/{manifest.key}/{name}"
+        file = _path(manifest, name)
         digest = str(manifest.files.get(name, {}).get("sha256"))
         if self.files.is_local:
             if (file, digest) not in self._verified:
@@ -365,6 +378,17 @@ class ArtifactStore:
                 cached.write_bytes(local, self._checked_bytes(manifest, name))
             self._verified.add((file, digest))
         return Path(cached.path(local))
+
+
+def _file(name: str, data: bytes, rewrite: bool) -> dict[str, Any]:
+    """Returns what a manifest says of a file."""
+    facts: dict[str, Any] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    return {**facts, "file": f"{facts['sha256'][:16]}-{name}"} if rewrite else facts
+
+
+def _path(manifest: Manifest, name: str) -> str:
+    """Returns where a file of an artifact lies: under its own name, or under a new one since the artifact was rewritten."""
+    return f"{manifest.kind}/{manifest.key}/{_plain(str(manifest.files.get(name, {}).get('file', name)))}"
 
 
 def _signed(manifest: Manifest) -> bytes:

@@ -90,10 +90,12 @@ def embed(
     identity = encoder_identity(config)
     inputs = _inputs(identity, **source)
     key = content_key(inputs)
-    if store.find(KIND, key) is not None:
-        return Embeddings.load(store, key)
-    started = time.monotonic()
     hashes = [text_hash(text) for text in texts]
+    if store.find(KIND, key) is not None:
+        embeddings = Embeddings.load(store, key)
+        if embeddings.text_hashes.tolist() == hashes:  # not so where damaged texts were written anew
+            return embeddings
+    started = time.monotonic()
     known = {} if is_fitted_on_texts(config) else known_vectors(store, identity, set(hashes))
     matrix = encode_texts(config, texts, workers=workers, resources=resources, progress=progress, known=known)
     check_finite(matrix, ids, config.encoder)

@@ -16,6 +16,7 @@ from llmkt_ray.artifacts import MANIFEST, ArtifactStore, Manifest
 from llmkt_ray.embeddings.knowledge import KIND as KNOWLEDGE
 from llmkt_ray.embeddings.targets import KIND as TARGETS
 from llmkt_ray.embeddings.vectors import KIND as EMBEDDINGS
+from llmkt_ray.errors import ArtifactError
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.table import KIND as PROFILES
 from llmkt_ray.profiles.table import ProfileRow, as_table
@@ -49,22 +50,23 @@ def forget(store: ArtifactStore, profiles_keys: Iterable[str], user_id: str) -> 
         user_id: the raw id.
 
     Raises:
+        ArtifactError: profiles are damaged: which text is the user's cannot be told.
         StorageError: something cannot be written; what was removed until then stays removed, and the same call goes on.
     """
     keys = set(profiles_keys)
-    made_of_texts = {manifest.key for manifest in _manifests(store, EMBEDDINGS) if manifest.inputs.get("profiles") in keys}
+    texts_of = [manifest for key in sorted(keys) if (manifest := _texts(store, key))]
+    vectors_of = [manifest for manifest in _whole(store, EMBEDDINGS) if manifest.inputs.get("profiles") in keys]
+    made_of_texts = {manifest.key for manifest in vectors_of}
     # What is derived goes first: an interruption leaves the text, by which a second call finds the rest.
     targets = sum(
         remove(store, manifest, user_id)
         for kind, remove in ((TARGETS, _from_targets), (KNOWLEDGE, _from_knowledge))
-        for manifest in _manifests(store, kind)
+        for manifest in _whole(store, kind)
         if manifest.inputs.get("embeddings") in made_of_texts
     )
-    embeddings = sum(
-        _from_embeddings(store, manifest, user_id) for manifest in _manifests(store, EMBEDDINGS) if manifest.key in made_of_texts
-    )
+    embeddings = sum(_from_embeddings(store, manifest, user_id) for manifest in vectors_of)
     parts = sum(Parts(store, key).forget(user_id, FORGOTTEN) for key in keys)
-    texts = sum(_from_profiles(store, manifest, user_id) for manifest in _manifests(store, PROFILES) if manifest.key in keys)
+    texts = sum(_from_profiles(store, manifest, user_id) for manifest in texts_of)
     return Forgotten(texts, parts, embeddings, targets)
 
 
@@ -73,11 +75,31 @@ def without_text(row: ProfileRow) -> ProfileRow:
     return replace(row, profile=None, prompt_hash=None, finish_reason=None, error=FORGOTTEN)
 
 
-def _manifests(store: ArtifactStore, kind: str) -> Iterator[Manifest]:
+def _whole(store: ArtifactStore, kind: str) -> Iterator[Manifest]:
+    """Yields the manifests of what is derived, of one kind; what is damaged counts for nothing, but may hold the user: it is deleted."""
     for name in store.files.list(kind, recursive=True):
         key, _, file = name.removeprefix(f"{kind}/").partition("/")
-        if file == MANIFEST and (manifest := store.find(kind, key)) is not None:
+        if file != MANIFEST:
+            continue
+        manifest = store.find(kind, key)
+        if manifest is not None:
+            store.tidy(manifest)
             yield manifest
+        else:
+            store.files.delete(f"{kind}/{key}")
+
+
+def _texts(store: ArtifactStore, key: str) -> Manifest | None:
+    """Returns the manifest of profiles, None where there are none."""
+    manifest = store.find(PROFILES, key)
+    if manifest is not None:
+        store.tidy(manifest)
+    elif store.files.exists(f"{PROFILES}/{key}/{MANIFEST}"):
+        raise ArtifactError(
+            f"{store.root}/{PROFILES}/{key} is damaged: which text is the user's cannot be told; "
+            "delete that folder, run the study again to write the texts anew, then forget the user"
+        )
+    return manifest
 
 
 def _from_profiles(store: ArtifactStore, manifest: Manifest, user_id: str) -> int:
@@ -146,6 +168,7 @@ def _save(
         versions=manifest.versions,
         notes={**manifest.notes, **notes, "forgotten_users": forgotten},
         wall_s=manifest.wall_s,
+        rewrite=True,
     )
     for digest in {file["sha256"] for file in manifest.files.values()}:
         store.forget_copy(digest)

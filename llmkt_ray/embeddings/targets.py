@@ -225,6 +225,6 @@ def _check_texts(embeddings: Embeddings, store: ArtifactStore) -> None:
     ]
     if wrong:
         raise EmbeddingError(
-            f"embeddings {embeddings.key} belong to other texts than the profiles of {len(wrong):,} users ({shown(wrong, 5)}): "
-            "ids and vectors were permuted; delete the artifact and run again"
+            f"embeddings {embeddings.key} belong to other texts than the profiles of {len(wrong):,} users ({shown(wrong, 5)}): ids and "
+            f"vectors were permuted, or the texts written anew; delete {store.root}/{EMBEDDINGS}/{embeddings.key} and run again"
         )

@@ -69,9 +69,8 @@ def generate(
     """
     key = profiles_key(config, data.key, study_seed, leaked=leaked)
     if store.find(KIND, key) is not None:
-        profiles = Profiles.load(store, key)
-        _check_texts(profiles.table, profiles.notes, config, data)
-        return profiles
+        check_stored(config, data.name, store, key)
+        return Profiles.load(store, key)
     started = time.monotonic()
     engine = engine_of(config, resources)
     parts = Parts(store, key)
@@ -97,7 +96,12 @@ def generate(
         "quality": quality(table, data),
     }
     # Before anything is stored: the part files stay, so that texts that were paid for are there when the cause is mended.
-    _check_texts(table, notes, config, data)
+    _check_texts(table, notes, config, data.name, "raise `attempts`")
+    if store.find(KIND, key) is not None:
+        # Another study on this storage was faster. A model does not say the same twice, and what is derived is of the first texts.
+        parts.delete()
+        check_stored(config, data.name, store, key)
+        return Profiles.load(store, key)
     store.save(
         KIND,
         key,
@@ -111,8 +115,26 @@ def generate(
     return Profiles.load(store, key)
 
 
-def _check_texts(table: pa.Table, notes: Mapping[str, Any], config: ProfileConfig, data: PreparedData) -> None:
+def check_stored(config: ProfileConfig, dataset: str, store: ArtifactStore, key: str) -> None:
+    """Checks stored profiles against what this study asks of them, which may be more than the study that had them written asked.
+
+    Raises:
+        ProfileError: fewer users than `min_coverage` have a text, or more texts than `max_flagged` have a flag.
+    """
+    profiles = Profiles.load(store, key)
+    table, again = profiles.table, "have them written anew (`generation`, with a temperature above 0)"
+    _check_texts(table, profiles.notes, config, dataset, again if profiles.notes.get("is_llm") else "give a file with more texts")
+
+
+def _check_texts(table: pa.Table, notes: Mapping[str, Any], config: ProfileConfig, dataset: str, or_else: str) -> None:
     """Checks that enough users have a text, and that few enough texts have a flag.
+
+    Args:
+        table: the profiles.
+        notes: of their artifact.
+        config: what is asked of them.
+        dataset: its name.
+        or_else: what else the user can do where texts are missing.
 
     Raises:
         ProfileError: too few have one; it says why, by kind of error, with examples. Or too many are flagged; it says with what.
@@ -124,14 +146,15 @@ def _check_texts(table: pa.Table, notes: Mapping[str, Any], config: ProfileConfi
             f"{flagged:.1%} of the profiles of {config.label!r} have a flag ({found}), but `max_flagged` allows {config.max_flagged:.0%}; "
             "read some of them, mend prompt, model or max_tokens, or set `max_flagged` higher"
         )
-    if notes["coverage"] >= config.min_coverage:
+    # Who was forgotten on request has no text, and that is no fault of the profiles.
+    if notes["coverage"] + notes.get("forgotten_users", 0) / len(table) >= config.min_coverage:
         return
     kinds: dict[str, list[str]] = {}
     for row in table.filter(pc.is_null(table.column("profile"))).to_pylist():
         kinds.setdefault(str(row["error"]), []).append(row["user_id"])
     reasons = "; ".join(f"{error[:200]}: {len(users):,} users ({shown(users, 4)})" for error, users in sorted(kinds.items())[:5])
     raise ProfileError(
-        f"{config.label!r} has a profile for {notes['coverage']:.1%} of the {data.n_users:,} users of {data.name!r}, "
+        f"{config.label!r} has a profile for {notes['coverage']:.1%} of the {len(table):,} users of {dataset!r}, "
         f"but `min_coverage` asks for {config.min_coverage:.0%}. Without one: {reasons}. {' '.join(notes.get('warnings', []))} "
-        "Check that the ids are those of the interactions, mend the profiles, raise `attempts`, or set `min_coverage` lower"
+        f"Check that the ids are those of the interactions, mend the profiles, {or_else}, or set `min_coverage` lower"
     )

@@ -136,6 +136,9 @@ def write_item_texts(
             f"{config.label!r} has a text for {coverage:.1%} of the {data.n_items:,} items of {data.name!r}, but `min_coverage` asks for "
             f"{config.min_coverage:.0%}; reasons: {shown(errors, 3)}; mend the texts, or set kar.items.min_coverage lower"
         )
+    if store.find(KIND, key) is not None:  # another study on this storage was faster, and what is derived is of its texts
+        parts.delete()
+        return ItemTexts.load(store, key)
     store.save(
         KIND,
         key,

@@ -40,18 +40,20 @@ class Parts:
             pq.write_table(as_table(rows), sink, compression="zstd")
             self._files.write_bytes(f"{self._folder}/part-{uuid.uuid4().hex[:12]}.parquet", sink.getvalue())
 
-    def finished(self) -> dict[tuple[str, str], ProfileRow]:
-        """Returns (user id, prompt hash) to its best row: a profile, else the error with the most attempts."""
-        best: dict[tuple[str, str], ProfileRow] = {}
+    def answers(self) -> dict[tuple[str, str], list[ProfileRow]]:
+        """Returns (user id, prompt hash) to its rows, one an attempt, the best last: a profile, else the error with the most attempts."""
+        answers: dict[tuple[str, str], list[ProfileRow]] = {}
         for name in self._files.list(self._folder):
             data = self._files.read_bytes(name)
             table = pq.read_table(io.BytesIO(data)).cast(SCHEMA) if data is not None else pa.table({}, schema=SCHEMA)
             for values in table.to_pylist():
                 row = ProfileRow(**values)
-                key = (row.user_id, row.prompt_hash or "")
-                if key not in best or _rank(row) > _rank(best[key]):
-                    best[key] = row
-        return best
+                answers.setdefault((row.user_id, row.prompt_hash or ""), []).append(row)
+        return {key: sorted(rows, key=_rank) for key, rows in answers.items()}
+
+    def finished(self) -> dict[tuple[str, str], ProfileRow]:
+        """Returns (user id, prompt hash) to its best row."""
+        return {key: rows[-1] for key, rows in self.answers().items()}
 
     def forget(self, user_id: str, error: str) -> int:
         """Replaces a user's rows by `error`, so that the user is not asked about again; returns how many held a text.

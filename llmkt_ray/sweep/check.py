@@ -16,8 +16,8 @@ from llmkt_ray.data.check import dataset_problems
 from llmkt_ray.data.known import KNOWN
 from llmkt_ray.embeddings.encoders import encoder_identity, encoder_width
 from llmkt_ray.embeddings.reducers import REDUCERS, reduction_problem
-from llmkt_ray.errors import LlmktError, StudyError, unknown_name
-from llmkt_ray.profiles.generate import profiles_key
+from llmkt_ray.errors import LlmktError, ProfileError, StudyError, unknown_name
+from llmkt_ray.profiles.generate import check_stored, profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
 from llmkt_ray.study import TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
 from llmkt_ray.study_work import OWN_SETTINGS, TuningConfig, tried_of
@@ -56,12 +56,20 @@ def check_study(study: StudyConfig, store: ArtifactStore, *, allow_code: bool = 
 
 
 def refuse_impossible_targets(plan: Plan, store: ArtifactStore) -> None:
-    """Returns if every target can be made of the users that its split really has; called when the splits are there.
+    """Returns if every target can be made of the users that its split really has, and texts that are there are as asked for.
+
+    Called when the splits are there.
 
     Raises:
         StudyError: with every one that cannot.
     """
     problems: dict[str, None] = {}
+    for written in plan.profiles:
+        if written.key in plan.there:  # by this study or by another one, which may have asked for less
+            try:
+                check_stored(written.config, written.split.config.name, store, written.key)
+            except ProfileError as error:
+                problems[str(error)] = None
     for target in plan.targets:
         users = store.manifest("split", target.embedding.split.key).notes["n_users"]
         width = encoder_width(target.embedding.config)

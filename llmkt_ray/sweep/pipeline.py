@@ -70,9 +70,15 @@ class TextsNode:
 
 @dataclass(frozen=True)
 class ProfileNode(TextsNode):
-    """The profiles that one LLM (or template, or file) writes from one split; `leaked`: from its held-out rows too."""
+    """The profiles that one LLM (or template, or file) writes from one split.
+
+    Attributes:
+        leaked: from its held-out rows too.
+        history: the split whose train rows are read, where that is another one: see `profile_nodes`.
+    """
 
     leaked: bool = False
+    history: SplitNode | None = None
     kind: str = "profiles"
 
     @property
@@ -82,7 +88,7 @@ class ProfileNode(TextsNode):
 
     def compute(self, store: ArtifactStore, progress: Progress = silent) -> None:
         """Makes the artifact unless it is there; `progress` is told of users as they end."""
-        data, seed = PreparedData.load(store, self.split.key), self.split.study_seed
+        data, seed = PreparedData.load(store, (self.history or self.split).key), self.split.study_seed
         generate(
             self.config, data, store,
             study_seed=seed, progress=progress, resources=self.resources, leaked=self.leaked, accounts=self.accounts,
@@ -255,11 +261,27 @@ def split_nodes(study: StudyConfig) -> tuple[SplitNode, ...]:
 def profile_nodes(study: StudyConfig, split: SplitNode) -> tuple[ProfileNode, ...]:
     """Returns the profile choices of one split.
 
+    What a language model writes of the full history is the same at every share of the train rows: it is asked once, about the
+    first share, and not paid again for each. So its texts do not differ between the levels of sparsity either.
+
     Raises:
         ProfileError: a file of profiles cannot be found.
     """
-    keyed = ((config, profiles_key(config, split.key, study.seed)) for config in study.profiles)
-    return tuple(ProfileNode(split, config, key, study.resources.profiles) for config, key in keyed)
+    nodes = []
+    for config in study.profiles:
+        history = _first_share(split) if config.full_history and config.model else split
+        key = profiles_key(config, history.key, study.seed)
+        nodes.append(ProfileNode(split, config, key, study.resources.profiles, history=history))
+    return tuple(nodes)
+
+
+def _first_share(split: SplitNode) -> SplitNode:
+    """Returns the same repetition of a split at the first share of the train rows that the study keeps."""
+    config, share = split.config, split.config.train_share[0]
+    if share == split.train_share:
+        return split
+    key = split_key(config, study_seed=split.study_seed, repetition=split.repetition, train_share=share)
+    return replace(split, train_share=share, key=key)
 
 
 def embedding_nodes(study: StudyConfig, profiles: ProfileNode) -> tuple[EmbeddingNode, ...]:
@@ -313,14 +335,19 @@ def _reads_full_history(profiles: ProfileNode) -> bool:
     return FileEngine(config.path or "", config.declares_split).reads_full_history(split.key)
 
 
-def knowledge_node(study: StudyConfig, embedding: EmbeddingNode) -> KnowledgeNode:
+def knowledge_node(study: StudyConfig, embedding: EmbeddingNode, first: SplitNode) -> KnowledgeNode:
     """Returns what the arms of KAR read beside one set of embedded profiles.
+
+    Args:
+        study: the study.
+        embedding: the profiles, embedded.
+        first: the first split of their dataset: all its splits have the same items, and nobody pays twice for texts about them.
 
     Raises:
         ProfileError: the item texts cannot be written as configured.
     """
-    config, split = study.kar.items, embedding.split
-    items = ItemTextsNode(split, config, item_texts_key(config, split.key, study.seed), study.resources.profiles)
+    config = study.kar.items
+    items = ItemTextsNode(first, config, item_texts_key(config, first.key, study.seed), study.resources.profiles)
     return KnowledgeNode(embedding, items, knowledge_key(embedding.key, items.key))
 
 

@@ -159,6 +159,7 @@ def make_plan(study: StudyConfig, store: ArtifactStore, tuned: Mapping[tuple[str
     trials: dict[str, TrialSpec] = {}
     taps_of: dict[tuple[str, str], tuple[Tap, ...]] = {}  # all splits of a dataset have the same users and items
     tables_of: dict[tuple[str, str], tuple[UserTable, ...]] = {}
+    first_of = {split.config.name: split for split in reversed(splits)}
     own: list[str] = [arm for arm in OWN_TARGET_ARMS if arm in study.arms]
     for split in splits:
         sources = [node for profile in profile_nodes(study, split) for node in embedding_nodes(study, profile)]
@@ -177,7 +178,8 @@ def make_plan(study: StudyConfig, store: ArtifactStore, tuned: Mapping[tuple[str
                 if any(arm in TABLE_ARMS for arm in arms):
                     tables_of[at] = probe_tables(model.name, data, model.hyperparameters, model.class_path)
             trials.update(_once(shared_specs(study, split, model)))
-            joined = {node.key: knowledge_node(study, node) for node in sources} if any(arm in KAR_ARMS for arm in arms) else {}
+            first = first_of[split.config.name]
+            joined = {node.key: knowledge_node(study, node, first) for node in sources} if any(arm in KAR_ARMS for arm in arms) else {}
             knowledge.update({of_kar.key: of_kar for of_kar in joined.values()})
             for of_kar in joined.values():
                 trials.update(_once(feature_specs(study, model, of_kar)))

@@ -100,7 +100,7 @@ class LlmEngine:
         users, items, tables = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
         merger = Merger(builder.template, builder.tokens, builder.budget, data.domain)
         shortened = in_parts = 0
-        finished = job.parts.finished()
+        finished = job.parts.answers()
         resumed: set[_Key] = set()
         done = asked = 0
 
@@ -164,7 +164,7 @@ class LlmEngine:
             ProfileError: no text can be written.
             StorageError: part files cannot be written.
         """
-        finished = job.parts.finished()
+        finished = job.parts.answers()
         ended: set[_Key] = set()
 
         def tell(key: _Key) -> None:
@@ -177,20 +177,21 @@ class LlmEngine:
         return {row.user_id: row for row in rows.values()}, counts
 
     def _charged(
-        self, prompts: list[Prompt], finished: Mapping[_Key, ProfileRow], version: str, job: Job, tell: Callable[[_Key], None]
+        self, prompts: list[Prompt], finished: Mapping[_Key, list[ProfileRow]], version: str, job: Job, tell: Callable[[_Key], None]
     ) -> dict[_Key, ProfileRow]:
-        """Returns a row for every prompt: one of `finished`, or what the model says now. All of them are charged.
+        """Returns a row for every prompt: the best of `finished`, or what the model says now. All answers are charged.
 
         Args:
             prompts: what is asked.
-            finished: rows of the run before, of these prompts or of others.
+            finished: rows of the run before, of these prompts or of others, one an attempt and the best last.
             version: of the template.
             job: where rows go and are charged.
             tell: called with the key of every row, when it is there.
         """
         keys = {(prompt.user_id, prompt.hash) for prompt in prompts}
-        rows = {key: row for key, row in finished.items() if key in keys}
-        job.charge(list(rows.values()))
+        before = {key: answers for key, answers in finished.items() if key in keys}
+        job.charge([row for answers in before.values() for row in answers])
+        rows = {key: answers[-1] for key, answers in before.items()}
         for key in rows:
             tell(key)
         with closing(self._complete(prompts, rows, version, job)) as ended:

@@ -11,6 +11,7 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings import encode as module
 from llmkt_ray.embeddings.encode import embeddings_key, encode, fixed_batches
 from llmkt_ray.embeddings.encoders import encoder_identity, encoder_of, encoder_width
+from llmkt_ray.embeddings.vectors import Embeddings
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.profiles.generate import generate
 from llmkt_ray.profiles.table import Profiles
@@ -115,6 +116,16 @@ def test_stored_vectors_are_used_again(profiles: Profiles, store: ArtifactStore)
     assert store.manifest("embeddings", first.key) == created
     assert not done
     np.testing.assert_array_equal(first.vectors, second.vectors)
+
+
+def test_vectors_of_texts_that_were_written_anew_are_not_used(profiles: Profiles, store: ArtifactStore) -> None:
+    first = encode(TFIDF, profiles, store)
+    texts = ["Likes westerns alone.", *profiles.table.column("profile").to_pylist()[1:]]
+    anew = replace(profiles, table=profiles.table.set_column(1, "profile", pa.array(texts, pa.string())))
+    second = encode(TFIDF, anew, store)
+    assert second.key == first.key
+    assert second.text_hashes[0] != first.text_hashes[0]
+    np.testing.assert_array_equal(second.text_hashes, Embeddings.load(store, first.key).text_hashes)
 
 
 def test_identity_is_in_the_key(profiles: Profiles) -> None:

@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.artifacts import ArtifactStore, FileStore
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings.encode import encode
 from llmkt_ray.embeddings.forget import FORGOTTEN, Forgotten, forget
 from llmkt_ray.embeddings.targets import Targets, make_targets
 from llmkt_ray.embeddings.vectors import Embeddings
+from llmkt_ray.errors import ArtifactError, StorageError
 from llmkt_ray.profiles.generate import generate
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.table import ProfileRow, Profiles
@@ -73,3 +74,37 @@ def test_unfinished_profiles_forget_too_and_do_not_ask_again(store: ArtifactStor
     assert left["b", "hb"] == rows[1]
     assert (left["a", "ha"].profile, left["a", "ha"].error) == (None, FORGOTTEN)
     assert left["a", "ha"].attempts > 10  # the most that a study may ask for
+
+
+@pytest.mark.parametrize("kind", ["profiles", "embeddings", "targets"])
+def test_forgetting_goes_on_after_an_interruption_at_any_file(
+    made: tuple[Profiles, Embeddings, Targets], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    write = FileStore.write_bytes
+
+    def full(self: FileStore, name: str, data: bytes) -> None:
+        if name.startswith(kind) and name.endswith("manifest.json"):
+            raise StorageError("no space left")
+        write(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileStore, "write_bytes", full)
+        with pytest.raises(StorageError):
+            forget(store, [made[0].key], USER)
+    assert all(store.find(which, each.key) for which, each in zip(("profiles", "embeddings", "targets"), made, strict=True))
+    assert forget(store, [made[0].key], USER).texts == 1
+    assert USER not in Embeddings.load(store, made[1].key).user_ids
+    assert not Targets.load(store, made[2].key).present[made[0].table.column("user_id").to_pylist().index(USER)]
+    kept = {kind: len(store.files.list(f"{kind}/{key}")) for kind, key in (("profiles", made[0].key), ("embeddings", made[1].key))}
+    assert kept == {"profiles": 2, "embeddings": 3}, "no former file is left"
+
+
+def test_what_is_damaged_is_deleted_or_refused(made: tuple[Profiles, Embeddings, Targets], store: ArtifactStore) -> None:
+    profiles, _, targets = made
+    store.files.write_bytes(f"targets/{targets.key}/arrays.safetensors", b"damaged")
+    assert forget(store, [profiles.key], USER) == Forgotten(texts=1, parts=0, embeddings=1, targets=0)
+    assert not store.files.list(f"targets/{targets.key}")
+    (name,) = (name for name in store.files.list(f"profiles/{profiles.key}") if name.endswith(".parquet"))
+    store.files.write_bytes(name, b"damaged")
+    with pytest.raises(ArtifactError, match="is damaged: which text is the user's cannot be told"):
+        forget(store, [profiles.key], USER)

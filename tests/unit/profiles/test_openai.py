@@ -376,3 +376,36 @@ def test_the_manifest_says_what_made_the_texts(server: Server, data: PreparedDat
 def test_no_format_is_asked_for_without_it(server: Server, data: PreparedData, store: ArtifactStore) -> None:
     _run(server, data, store)
     assert "response_format" not in server.requests[0]
+
+
+def test_of_two_studies_that_write_the_same_profiles_the_first_one_counts(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    server.reply = lambda request, number: completion(f"Answer number {number}.")  # a model does not say the same twice
+    faster: list[Profiles] = []
+
+    def progress(done: int, total: int) -> None:
+        if not faster:
+            faster.append(generate(_config(server), data, ArtifactStore(store.root), study_seed=1))
+
+    slower = generate(_config(server), data, store, study_seed=1, progress=progress)
+    assert slower.table.equals(faster[0].table)
+    assert len(server.requests) > 40, "both have asked"
+    assert not Parts(store, slower.key).finished()
+
+
+def test_stored_profiles_are_held_to_what_this_study_asks(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good = server.reply
+    server.reply = lambda request, number: good(request, number) if number % 2 else completion("")
+    assert _run(server, data, store, attempts=1).coverage == 0.5
+    with pytest.raises(ProfileError, match=r"`min_coverage` asks for 90%.*have them written anew"):
+        _run(server, data, store, attempts=5, min_coverage=0.9)
+
+
+def test_tokens_of_attempts_before_an_interruption_are_charged(server: Server, data: PreparedData, store: ArtifactStore) -> None:
+    good = server.reply
+    server.reply = lambda request, number: completion("") if number <= 40 else web.Response(status=401)
+    with pytest.raises(LlmktError, match="refuses the key"):
+        _run(server, data, store, attempts=3)
+    server.reply = good
+    accounts = Accounts(ResourcesConfig(), BudgetConfig())
+    generate(_config(server, attempts=3), data, store, study_seed=1, accounts=accounts)
+    assert accounts.tokens == 80 * (321 + 12), "of 40 empty answers and 40 texts"

@@ -83,6 +83,21 @@ def test_everything_repeats_over_splits_and_train_shares(root):
     assert shares == {(1.0, 0), (0.5, 0), (1.0, 1), (0.5, 1)}
 
 
+def test_a_language_model_is_asked_once_for_all_shares_of_the_train_rows(root):
+    study = tiny_study(root)
+    dataset = study.datasets[0].model_dump() | {"train_share": (1.0, 0.5)}
+    dataset["split"] = dataset["split"] | {"repetitions": 2}
+    asked = {"llm": "openai", "model": "m", "base_url": "http://127.0.0.1:1/v1"}
+    full = plan_of(root, datasets=[dataset], profiles=[asked | {"full_history": True}])
+    assert len(full.splits) == 4
+    assert len(full.profiles) == 2, "one for each repetition: of the full history, which the shares have in common"
+    thinned = plan_of(root, datasets=[dataset], profiles=[asked])
+    assert len(thinned.profiles) == 4
+    kar = {"models": [{"name": "DeepFM", "epochs": 4}], "controls": ["baseline", "alpha0", "kar"]}
+    items = {node.items.key for node in plan_of(root, datasets=[dataset], kar={"items": asked}, **kar).knowledge}
+    assert len(items) == 1, "the splits of a dataset have the same items"
+
+
 def test_twins_of_one_seed_index_share_their_seed(root):
     plan = plan_of(root, seeds=2)
     seeds = {(spec.arm, spec.seed_index): spec.seed for spec in plan.trials if spec.model == "BPR"}
