@@ -84,7 +84,7 @@ class ProfileConfig(Section):
     max_flagged: float = Field(1.0, ge=0, le=1)
     """Largest share of texts with a flag (refused, truncated, echo...) before the study stops; 1: never."""
     full_history: bool = False
-    """Profiles from the full train split where `train_share` thins what models learn from; a language model writes them once for all shares."""
+    """Profiles from the full train split where `train_share` thins what models learn from; by an LLM once for all shares."""
     model: str | None = None
     """`vllm`, `vllm-sync`: a folder or a hub name; `openai`: the endpoint's name of the model."""
     revision: str | None = None
