@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.embeddings.encoders import encoder_identity, encoder_of, is_fitted_on_texts, runs_once
+from llmkt_ray.embeddings.limits import cut_notes
 from llmkt_ray.embeddings.vectors import KIND, Embeddings, check_finite, text_hash
 from llmkt_ray.embeddings.weights import find_weights
 from llmkt_ray.errors import ArtifactError
@@ -113,6 +114,7 @@ def embed(
             "device": device_of(resources),
             "workers": workers,
             "source": source_of(config),
+            **({} if runs_once(config) else cut_notes(config, texts)),
         },
         versions=identity["versions"],
         wall_s=time.monotonic() - started,

@@ -14,6 +14,7 @@ from llmkt_ray.data.history import Entry, Item, item_facts
 from llmkt_ray.data.prepared import PreparedData, Rows
 from llmkt_ray.embeddings.encode import device_of, embed, source_of
 from llmkt_ray.embeddings.encoders import encoder_identity
+from llmkt_ray.embeddings.limits import NOTES
 from llmkt_ray.embeddings.vectors import KIND, Embeddings, text_hash
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.profiles.prompts import line_of
@@ -77,6 +78,7 @@ def encode_item_means(
         )
     ids, texts = data.item_tokens[known].tolist(), [text for text in texts if text]
     embedded = embed(config, ids, texts, store, workers=workers, resources=resources, items_of_split=data.key)
+    of_texts = store.manifest(KIND, embedded.key).notes
     of_items = np.zeros((data.n_items, embedded.vectors.shape[1]))
     of_items[known] = embedded.vectors
     means, users = user_means(of_items, known, data.train_full if full_history else data.train, data.n_users)
@@ -95,6 +97,7 @@ def encode_item_means(
             "device": device_of(resources),
             "workers": workers,
             "source": source_of(config),
+            **{name: of_texts[name] for name in NOTES if name in of_texts},
         },
         versions=identity["versions"],
         wall_s=time.monotonic() - started,

@@ -160,6 +160,7 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
             where = finding.cell.title if kind == "below EASE" else finding.cell.label
             flags.append((kind, f"{where}: {rest}") if colon else ("note", f"{where}: {words}"))
     flags += [("not converged", words) for words in _waiting_unconverged(results, findings)]
+    flags += [("cut texts", f"{sentence}.") for sentence in run_facts.cut_texts(results)]
     for entry in results.card.get("datasets", []):
         flags += [("data", f"{entry.get('name')}: {warning}") for warning in (entry.get("notes") or {}).get("warnings", [])]
     return list(dict.fromkeys(flags))

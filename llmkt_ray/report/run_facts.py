@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from llmkt_ray.embeddings.limits import cut_sentence
 from llmkt_ray.report.cells import Cell
 from llmkt_ray.report.findings import certificate
 from llmkt_ray.report.load import Results
@@ -101,23 +102,44 @@ def _profiles(results: Results) -> Table:
     return Table("Profiles", columns, (False, False, False, True, False, False), tuple(rows))
 
 
+def cut_texts(results: Results) -> list[str]:
+    """Returns what encoders do not read of texts, a sentence for every set of texts and encoder."""
+    entries = [(entry, entry.get("notes") or {}) for entry in results.card.get("embeddings", [])]
+    sentences = (
+        cut_sentence(notes, f"{_text(entry.get('llm'))} ({_text(entry.get('dataset'))})", _text(entry.get("encoder")))
+        for entry, notes in entries
+    )
+    return list(dict.fromkeys(sentence for sentence in sentences if sentence))
+
+
 def _targets(results: Results) -> Table:
+    embedded = {
+        (entry.get("split_key"), entry.get("llm"), entry.get("encoder")): entry.get("notes") or {}
+        for entry in results.card.get("embeddings", [])
+    }
     rows = []
     for entry in results.card.get("targets", []):
         notes = entry.get("notes") or {}
         kept = [plain(notes[n], 3) if isinstance(notes.get(n), float | int) else "\u2013" for n in ("trustworthiness", "knn_overlap")]
+        texts = embedded.get((entry.get("split_key"), entry.get("llm"), entry.get("encoder")), {})
+        unread = [f"{texts[n]:.1%}" if isinstance(texts.get(n), float | int) else "\u2013" for n in ("texts_cut", "tokens_cut")]
         rows.append(
             (
                 _text(entry.get("dataset")),
                 _text(entry.get("llm")),
                 _text(entry.get("encoder")),
+                *unread,
                 _text(entry.get("reduction")),
                 str(entry.get("dims")),
                 *kept,
             )
         )
-    columns = ("dataset", "profiles", "encoder", "reducer", "dims", "trustworthiness (0 to 1)", "kNN overlap (0 to 1)")
-    return Table("Embeddings and targets", columns, (False, False, False, False, True, True, True), tuple(dict.fromkeys(rows)))
+    columns = (
+        "dataset", "profiles", "encoder", "texts cut by it", "tokens not read", "reducer", "dims", "trustworthiness (0 to 1)",
+        "kNN overlap (0 to 1)",
+    )  # fmt: skip
+    numeric = (False, False, False, True, True, False, True, True, True)
+    return Table("Embeddings and targets", columns, numeric, tuple(dict.fromkeys(rows)))
 
 
 def _models(results: Results) -> Table:

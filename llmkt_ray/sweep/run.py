@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.embeddings.limits import cut_sentence
 from llmkt_ray.errors import BudgetSpent, ResourceError, SweepError
 from llmkt_ray.results.card import finish_card, write_card
 from llmkt_ray.results.folder import artifacts_folder, claim, locked, study_folder
@@ -190,6 +191,7 @@ class _Work:
         given: keys of the trials given out so far.
         stopped: what is used up, in words; None while the budget holds.
         repeated: suggested trials that were known already: of a small space, or a baseline's default.
+        warned: what has been said about texts that encoders cut.
     """
 
     study: StudyConfig
@@ -203,6 +205,7 @@ class _Work:
     given: set[str] = field(default_factory=set)
     stopped: str | None = None
     repeated: int = 0
+    warned: set[str] = field(default_factory=set)
 
     @property
     def ran(self) -> int:
@@ -283,7 +286,12 @@ class _Work:
         return len(self._planned()) + self.plan.searched_trials - self.repeated
 
     def _write_card(self) -> None:
-        write_card(self.place.folder, self.study, card_facts(self.plan, self.store) | {"planned_trials": self.planned})
+        facts = card_facts(self.plan, self.store)
+        write_card(self.place.folder, self.study, facts | {"planned_trials": self.planned})
+        cut = (cut_sentence(entry["notes"], f"{entry['llm']} ({entry['dataset']})", entry["encoder"]) for entry in facts["embeddings"])
+        for sentence in dict.fromkeys(sentence for sentence in cut if sentence and sentence not in self.warned):
+            self.warned.add(sentence)
+            self.progress.warn(sentence)
 
     def _tuning(self) -> list[TrialSpec]:
         """Returns the trials that choose the base hyper-parameters of every dataset and model."""

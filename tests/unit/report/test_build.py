@@ -240,6 +240,22 @@ def test_a_card_with_unknown_facts_still_makes_a_page(tmp_path):
     assert build(tmp_path).exists()
 
 
+def test_what_an_encoder_does_not_read_stands_among_the_flags_beside_the_targets_and_beside_profile_quality(tmp_path):
+    write_artifacts(tmp_path / "artifacts", SMALL, lambda item: f"Film {item}", lambda user: f"Likes drama and {user} films.")
+    folder = write(tmp_path / "study", SMALL)
+    card = json.loads((folder / CARD).read_text())
+    notes = {"tokens_read": 256, "tokens_possible": 512, "texts_cut": 0.995, "tokens_cut": 0.433}
+    card["embeddings"] = [{**entry, "notes": notes} for entry in card["embeddings"]]
+    (folder / CARD).write_text(json.dumps(card))
+    page = html.unescape(build(folder).read_text())
+    said = "99.5% of the texts of gpt-4o-mini (ml-1m) are longer than the 256 tokens that all-MiniLM-L6-v2 reads"
+    assert said in page[: page.index("What was run")]
+    assert said in re.search(r'<section id="quality".*?</section>', page, re.S)[0]
+    row = re.search(r"texts cut by it.*?</tbody>", page, re.S)[0]
+    assert "99.5%" in row
+    assert "43.3%" in row
+
+
 def test_a_flag_that_holds_everywhere_is_said_once():
     flags = [("one split", "a"), ("not converged", "x: baseline"), ("not converged", "y: baseline"), ("not converged", "z: alpha0")]
     assert brief_flags(flags) == [("one split", "a"), ("not converged", "x: baseline; and 2 more of this kind, in the table below")]

@@ -54,6 +54,16 @@ def finished(tmp_path_factory):
     return study, root / "results" / "tiny"
 
 
+def test_a_run_says_once_what_the_encoder_does_not_read_of_the_texts(tmp_path):
+    study = tiny_study(tmp_path, embedding={"max_tokens": 16})
+    for already_made in (False, True):
+        said = Console(file=io.StringIO())
+        run_study(study, executor="loop", console=said, limit=2 if already_made else 1)
+        text = said.file.getvalue()
+        assert text.count("of the texts of template (toy) are longer than the 16 tokens that") == 1
+        assert "set embedding.max_tokens: 512" in text
+
+
 def test_every_trained_trial_has_tensorboard_files_with_the_numbers_of_the_ledger(finished):
     study, folder = finished
     plan = make_plan(study, store_of(study))
