@@ -23,6 +23,7 @@ from llmkt_ray.study import EmbeddingConfig, TaskResources
 
 ITEM_MEAN_VERSION = 1
 """Part of every key; rises when a change of ours alters vectors."""
+BLOCK_ROWS = 8_192
 
 
 def item_mean_key(split_key: str, identity: dict[str, Any], *, full_history: bool) -> str:
@@ -105,7 +106,9 @@ def encode_item_means(
     return Embeddings.load(store, key)
 
 
-def user_means(vectors: np.ndarray, known: np.ndarray, rows: Rows, n_users: int) -> tuple[np.ndarray, np.ndarray]:
+def user_means(
+    vectors: np.ndarray, known: np.ndarray, rows: Rows, n_users: int, block_rows: int = BLOCK_ROWS
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns each user's mean over the positive items of the history; over all of them where none is positive.
 
     Args:
@@ -113,6 +116,7 @@ def user_means(vectors: np.ndarray, known: np.ndarray, rows: Rows, n_users: int)
         known: bool `(n_items,)`: who has a vector; the others are left out.
         rows: the histories.
         n_users: number of users.
+        block_rows: rows whose vectors are in memory at once, more where one user has more; it changes no float.
 
     Returns:
         float32 `(n, dim)` and the indices `(n,)` of the users that have such an item.
@@ -124,7 +128,14 @@ def user_means(vectors: np.ndarray, known: np.ndarray, rows: Rows, n_users: int)
     users = np.flatnonzero(counts)
     if not len(users):
         return vectors[:0].astype(np.float32), users
-    # Rows are sorted by user: one sum a user, in the order of the rows.
-    starts = np.concatenate([[0], np.cumsum(counts[users])[:-1]])
-    sums = np.add.reduceat(vectors[usable.item], starts, axis=0)
-    return (sums / counts[users][:, None]).astype(np.float32), users
+    # Rows are sorted by user: one sum a user, in the order of the rows. Of all rows at once the vectors can be larger than memory.
+    starts = np.concatenate([[0], np.cumsum(counts[users])])
+    means = np.empty((len(users), vectors.shape[1]), np.float32)
+    first = 0
+    while first < len(users):
+        end = max(first + 1, int(np.searchsorted(starts, starts[first] + block_rows, side="right")) - 1)
+        rows_of_block = usable.item[starts[first] : starts[end]]
+        sums = np.add.reduceat(vectors[rows_of_block], starts[first:end] - starts[first], axis=0)
+        means[first:end] = sums / counts[users[first:end]][:, None]
+        first = end
+    return means, users
