@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from scipy.sparse import coo_array, csr_array
 
 from llmkt_ray.data.history import item_facts, kinds_of
 from llmkt_ray.data.prepared import PreparedData
@@ -38,15 +39,17 @@ def item_popularity(data: PreparedData) -> np.ndarray:
     return np.bincount(positives.item, minlength=data.n_items) / max(len(np.unique(positives.user)), 1)
 
 
-def item_kinds(data: PreparedData) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns which kinds (genres, else categories, else creator) each item is of, bool `(n_items, kinds)`, and their names."""
-    kinds = [kinds_of(item) for item in item_facts(data.items)]
+def item_kinds(data: PreparedData) -> tuple[csr_array, tuple[str, ...]]:
+    """Returns which kinds (genres, else categories, else creator) each item is of, sparse 0 or 1 `(n_items, kinds)`, and their names.
+
+    Sparse, for creators can be a hundred thousand.
+    """
+    kinds = [sorted(set(kinds_of(item))) for item in item_facts(data.items)]
     names = tuple(sorted({kind for of_item in kinds for kind in of_item}))
     place = {name: at for at, name in enumerate(names)}
-    table = np.zeros((data.n_items, len(names)), dtype=bool)
-    for item, of_item in enumerate(kinds):
-        table[item, [place[kind] for kind in of_item]] = True
-    return table, names
+    at = np.array([place[kind] for of_item in kinds for kind in of_item], dtype=np.int64)
+    ends = np.cumsum([0, *(len(of_item) for of_item in kinds)])
+    return csr_array((np.ones(len(at)), at, ends), shape=(data.n_items, len(names))), names
 
 
 def user_types(data: PreparedData) -> tuple[UserType, ...]:
@@ -117,16 +120,16 @@ def _affinity(data: PreparedData) -> np.ndarray:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def _entropy(data: PreparedData, kinds: np.ndarray) -> np.ndarray:
+def _entropy(data: PreparedData, kinds: csr_array) -> np.ndarray:
     """Returns the Shannon entropy of the kinds of each user's train rows, bits."""
-    counts = np.stack(
-        [np.bincount(data.train.user, weights=kinds[data.train.item, kind], minlength=data.n_users) for kind in range(kinds.shape[1])],
-        axis=1,
-    )
-    total = counts.sum(axis=1, keepdims=True)
-    share = counts / np.maximum(total, 1)
-    entropy = -(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1)
-    return np.where(total[:, 0] > 0, entropy, np.nan)
+    train = data.train
+    taken = coo_array((np.ones(len(train)), (train.user, train.item)), shape=(data.n_users, data.n_items)).tocsr()
+    counts = taken @ kinds
+    counts.sort_indices()
+    total = counts.sum(axis=1)
+    share = counts.data / np.repeat(total, np.diff(counts.indptr))
+    entropy = np.bincount(counts.nonzero()[0], weights=-share * np.log2(share), minlength=data.n_users)
+    return np.where(total > 0, entropy, np.nan)
 
 
 def _numbers(values: np.ndarray) -> np.ndarray | None:

@@ -14,6 +14,7 @@ import numpy as np
 from llmkt_ray.data.history import Entry, Histories, histories, kinds_of
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.data.user_types import THIRDS, item_kinds, thirds, user_types
+from llmkt_ray.profiles.kinds import KindIndex
 from llmkt_ray.profiles.text_measures import TextMeasure, text_measures
 from llmkt_ray.profiles.titles import TitleIndex
 
@@ -97,7 +98,7 @@ def _grams(text: str) -> list[tuple[str, ...]]:
 
 def _against_history(texts: Sequence[str | None], past: Histories) -> list[TextMeasure]:
     found = np.full((len(texts), 2), np.nan)
-    known = {kind.casefold(): kind for item in past.items for kind in kinds_of(item)}
+    known = KindIndex(kind for item in past.items for kind in kinds_of(item))
     for user, text in enumerate(texts):
         if text:
             history = past.of(user)
@@ -108,7 +109,7 @@ def _against_history(texts: Sequence[str | None], past: Histories) -> list[TextM
     ]
 
 
-def polarity(text: str, history: Sequence[Entry], known: dict[str, str]) -> float:
+def polarity(text: str, history: Sequence[Entry], known: KindIndex) -> float:
     """Returns how many of the kinds that a text names it puts on the right side, in [0, 1]; NaN where ratings or kinds do not tell.
 
     A kind is named with dislike where its sentence has words of dislike; it is disliked where its mean train rating is below the user's.
@@ -116,7 +117,7 @@ def polarity(text: str, history: Sequence[Entry], known: dict[str, str]) -> floa
     Args:
         text: the profile.
         history: the user's train rows.
-        known: case-folded kind to kind, of the whole catalogue.
+        known: the kinds of the whole catalogue.
     """
     ratings: dict[str, list[float]] = {}
     for entry in history:
@@ -127,8 +128,8 @@ def polarity(text: str, history: Sequence[Entry], known: dict[str, str]) -> floa
     right = [
         (float(np.mean(ratings[kind])) < mean) == bool(_AGAINST.search(sentence))
         for sentence in _SENTENCE.split(text)
-        for fold, kind in known.items()
-        if kind in ratings and float(np.mean(ratings[kind])) != mean and re.search(rf"(?<!\w){re.escape(fold)}(?!\w)", sentence.casefold())
+        for kind in known.named(sentence)
+        if kind in ratings and float(np.mean(ratings[kind])) != mean
     ]
     return float(np.mean(right)) if right else float("nan")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmkt_ray.data.history import Entry, Histories, kinds_of
+from llmkt_ray.profiles.kinds import KindIndex
 
 _WORD = re.compile(r"[\w']+")
 _TOP_KINDS = 5
@@ -47,7 +48,7 @@ def text_measures(texts: Sequence[str | None], past: Histories, kinds: Sequence[
         own[has] = distinctiveness([str(texts[user]) for user in has])
         measures.append(TextMeasure("distinctiveness", "1 - cosine with the mean TF-IDF vector of all profiles, 0 to 1", own))
     if len(kinds) > 1:
-        known = {kind.casefold(): kind for kind in kinds}
+        known = KindIndex(kinds)
         found = np.full((len(texts), 2), np.nan)
         for user in has:
             agreement = kind_agreement(str(texts[user]), past.of(user), known)
@@ -59,7 +60,7 @@ def text_measures(texts: Sequence[str | None], past: Histories, kinds: Sequence[
     return measures
 
 
-def kind_agreement(text: str, history: Sequence[Entry], known: dict[str, str]) -> tuple[float, float] | None:
+def kind_agreement(text: str, history: Sequence[Entry], known: KindIndex) -> tuple[float, float] | None:
     """Returns (precision, recall), each in [0, 1], of the kinds that a text names against the user's kinds.
 
     Precision: share of the named kinds that are in the history at all. Recall: share of the five most frequent kinds of the
@@ -68,13 +69,12 @@ def kind_agreement(text: str, history: Sequence[Entry], known: dict[str, str]) -
     Args:
         text: the profile.
         history: the user's train rows.
-        known: case-folded kind to kind, of the whole catalogue.
+        known: the kinds of the whole catalogue.
     """
     counts = Counter(kind for entry in history for kind in kinds_of(entry.item))
     if not counts:
         return None
-    folded = text.casefold()
-    named = {kind for fold, kind in known.items() if re.search(rf"(?<!\w){re.escape(fold)}(?!\w)", folded)}
+    named = known.named(text)
     top = [kind for kind, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:_TOP_KINDS]]
     precision = len(named & set(counts)) / len(named) if named else 0.0
     return precision, len(named & set(top)) / len(top)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
@@ -38,7 +39,7 @@ class Split:
         return item_popularity(self.data)
 
     @cached_property
-    def kinds(self) -> tuple[np.ndarray, tuple[str, ...]]:
+    def kinds(self) -> tuple[csr_array, tuple[str, ...]]:
         """See `item_kinds`."""
         return item_kinds(self.data)
 

@@ -5,6 +5,7 @@ Lists are int `(users, k)`, item indices, best first. Popularity is the share of
 """
 
 import numpy as np
+from scipy.sparse import coo_array, csr_array, diags_array
 
 HEAD = 0.2
 """Share of the items, the most popular ones, that is the head; the rest is the long tail."""
@@ -42,25 +43,25 @@ def popularity_lift(lists: np.ndarray, popularity: np.ndarray, liked: np.ndarray
     return np.asarray(list_popularity(lists, popularity) / np.nanmean(liked) - 1)
 
 
-def diversity(lists: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+def diversity(lists: np.ndarray, kinds: csr_array) -> np.ndarray:
     """Returns the intra-list diversity, `(users,)`, in [0, 1]: mean of 1 - cosine of the kinds of two items of a list.
 
     Items without a kind are left out; NaN where fewer than two have one. Ziegler et al. (2005), WWW.
 
     Args:
         lists: int `(users, k)`.
-        kinds: bool `(n_items, kinds)`.
+        kinds: sparse 0 or 1 `(n_items, kinds)`.
     """
-    norms = np.sqrt(kinds.sum(axis=1, keepdims=True, dtype=np.float32))
-    unit = np.asarray(kinds / np.maximum(norms, 1), dtype=np.float32)
-    has = norms[:, 0] > 0
+    norms = np.sqrt(kinds.sum(axis=1))
+    unit = diags_array(1 / np.maximum(norms, 1)) @ kinds
+    has = norms > 0
     known = has[lists].sum(axis=1)
+    users, k = lists.shape
+    of_lists = coo_array((np.ones(users * k), (np.repeat(np.arange(users), k), lists.ravel())), shape=(users, kinds.shape[0])).tocsr()
     # |sum of unit vectors|^2 holds every pair's cosine twice, and 1 an item: no pair is looked at.
-    total = np.zeros((len(lists), kinds.shape[1]), dtype=np.float32)
-    for rank in range(lists.shape[1]):
-        total += unit[lists[:, rank]]
+    squares = (of_lists @ unit).power(2).sum(axis=1)
     pairs = known * (known - 1)
-    cosine = ((total * total).sum(axis=1, dtype=np.float64) - known) / np.maximum(pairs, 1)
+    cosine = (squares - known) / np.maximum(pairs, 1)
     return np.asarray(np.where(pairs > 0, 1 - cosine, np.nan))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.history import histories
-from llmkt_ray.data.user_types import OTHERS, demographics, item_popularity, thirds, user_types
+from llmkt_ray.data.user_types import OTHERS, demographics, item_kinds, item_popularity, thirds, user_types
 from tests.films import film_split
 
 
@@ -29,6 +29,18 @@ def test_types_are_what_their_definitions_say(data):
         _, counts = np.unique([genre for entry in entries for genre in entry.item.genres], return_counts=True)
         share = counts / counts.sum()
         assert found["genre entropy"][user] == pytest.approx(-(share * np.log2(share)).sum())
+
+
+def test_creators_stand_for_kinds_where_there_is_nothing_else_and_a_catalogue_may_have_many(data):
+    names = pa.array([f"Maker {item}" for item in range(data.n_items)])
+    made = replace(data, items=data.items.select(["item_id"]).append_column("creator", names))
+    kinds, found = item_kinds(made)
+    assert kinds.shape == (data.n_items, data.n_items)
+    assert kinds.nnz == data.n_items, "what is not there takes no memory"
+    assert [found[at] for at in kinds.indices[:3]] == ["Maker 0", "Maker 1", "Maker 2"]
+    entropy = {kind.name: kind.values for kind in user_types(made)}["genre entropy"]
+    rows = np.bincount(data.train.user, minlength=data.n_users)
+    np.testing.assert_allclose(entropy[rows > 0], np.log2(rows[rows > 0]), atol=1e-9)
 
 
 def test_what_the_dataset_does_not_know_is_left_out(data):

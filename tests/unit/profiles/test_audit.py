@@ -8,6 +8,7 @@ from llmkt_ray.data.history import Entry, Item, histories
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.profiles.audit import decades, held_out_titles, measures_of, own_user_retrieval, polarity
 from llmkt_ray.profiles.generate import generate
+from llmkt_ray.profiles.kinds import KindIndex
 from llmkt_ray.profiles.titles import TitleIndex
 from llmkt_ray.study import ProfileConfig
 
@@ -27,7 +28,7 @@ def test_titles_are_found_by_their_words_and_the_longest_counts() -> None:
 
 def test_polarity_and_decades_by_hand() -> None:
     history = [Entry(0, _item("a", "1971", "Drama"), 5.0, None), Entry(1, _item("b", "1985", "Horror"), 1.0, None)]
-    known = {"drama": "Drama", "horror": "Horror"}
+    known = KindIndex(["Drama", "Horror"])
     assert polarity("Loves drama. Dislikes horror.", history, known) == 1
     assert polarity("Loves horror. Has little interest in drama.", history, known) == 0
     assert polarity("Loves drama and horror.", history, known) == 0.5

@@ -9,6 +9,7 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.file import FileManifest, write_folder
 from llmkt_ray.profiles.generate import generate
+from llmkt_ray.profiles.kinds import KindIndex
 from llmkt_ray.profiles.quality import distinct, flags, near_duplicates, quality
 from llmkt_ray.profiles.table import ProfileRow, as_table
 from llmkt_ray.profiles.text_measures import kind_agreement
@@ -72,7 +73,7 @@ def test_duplicates_and_diversity_by_hand() -> None:
 
 def test_kinds_named_against_kinds_chosen(data: PreparedData) -> None:
     history = histories(data).of(0)
-    known = {genre.casefold(): genre for genre in GENRES}
+    known = KindIndex(GENRES)
     chosen = [genre for genre in GENRES if any(genre in entry.item.genres for entry in history)]
     precision, recall = kind_agreement(f"likes {chosen[0]} and {chosen[1].upper()}", history, known) or (0, 0)
     assert (precision, recall) == (1.0, pytest.approx(2 / min(5, len(chosen))))

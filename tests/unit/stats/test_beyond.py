@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from llmkt_ray.stats import beyond
 
@@ -27,13 +28,19 @@ def test_diversity_is_the_mean_over_pairs():
     kinds = rng.random((30, 7)) < 0.3
     kinds[4] = False
     lists = np.stack([rng.permutation(30)[:6] for _ in range(20)] + [np.asarray([4, 4, 4, 4, 4, 1])])
-    found = beyond.diversity(lists, kinds)
+    found = beyond.diversity(lists, csr_array(kinds.astype(float)))
     for row, value in zip(lists, found, strict=True):
         known = [kinds[i].astype(float) for i in row if kinds[i].any()]
         pairs = [1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in combinations(known, 2)]
         assert value == pytest.approx(np.mean(pairs), abs=1e-5) if pairs else np.isnan(value)
-    same = beyond.diversity(np.asarray([[0, 1, 2]]), np.ones((3, 2), dtype=bool))
+    same = beyond.diversity(np.asarray([[0, 1, 2]]), csr_array(np.ones((3, 2))))
     assert same[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_diversity_of_a_catalogue_with_as_many_creators_as_items():
+    n = 100_000
+    kinds = csr_array((np.ones(n), np.arange(n), np.arange(n + 1)), shape=(n, n))
+    assert beyond.diversity(np.arange(50).reshape(5, 10), kinds).tolist() == [1.0] * 5
 
 
 def test_the_tail_is_all_but_the_most_popular_fifth():
