@@ -7,9 +7,11 @@ from importlib.metadata import packages_distributions, version
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from safetensors import SafetensorError
 from threadpoolctl import threadpool_limits
 
-from llmkt_ray.embeddings.weights import find_weights, output_width
+from llmkt_ray.embeddings.limits import most_tokens, read_json
+from llmkt_ray.embeddings.weights import Weights, find_weights, output_width
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.study import EmbeddingConfig
 
@@ -35,7 +37,7 @@ class SentenceTransformerEncoder:
         device: "cpu" or "cuda".
 
     Raises:
-        EmbeddingError: the weights are not to be had.
+        EmbeddingError: the weights are not to be had, or sentence-transformers cannot load them.
     """
 
     def __init__(self, config: EmbeddingConfig, device: str = "cpu") -> None:
@@ -48,9 +50,15 @@ class SentenceTransformerEncoder:
         self._threads = torch.set_num_threads, torch.get_num_threads
         # Its bar for loading weights would break into the study's own progress.
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        self._model = SentenceTransformer(
-            str(weights.folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
-        )
+        try:
+            self._model = SentenceTransformer(
+                str(weights.folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            )
+        except (ValueError, RuntimeError, OSError, LookupError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+            raise EmbeddingError(
+                f"sentence-transformers does not load encoder {config.encoder!r} from {weights.folder} "
+                f"({' '.join(str(error).split())[:300]}); check the folder's files and the memory of the device, or use another encoder"
+            ) from error
         if config.max_tokens is not None:
             self._model.max_seq_length = config.max_tokens
 
@@ -195,8 +203,30 @@ def _endpoint_identity(config: EmbeddingConfig) -> dict[str, Any]:
     return {"encoder": config.encoder, "base_url": config.base_url.rstrip("/"), "prefix": config.prefix, "versions": {}}
 
 
-def _sentence_transformer_identity(config: EmbeddingConfig) -> dict[str, Any]:
+def _read_weights(config: EmbeddingConfig) -> Weights:
+    """Returns the files of an encoder that runs here, its settings checked against them.
+
+    Raises:
+        EmbeddingError: they are not to be had, want code of their own to run, or have fewer positions than `max_tokens`.
+    """
     weights = find_weights(config.encoder, config.revision)
+    # vLLM has its own classes for some of these models, and says itself where it has not.
+    if config.via == "local" and "auto_map" in read_json(weights.folder / "config.json"):
+        raise EmbeddingError(
+            f"encoder {config.encoder!r} brings code of its own (`auto_map` in {weights.folder / 'config.json'}), and no code of a model is "
+            "run here; use an encoder whose architecture transformers has, or run it behind an endpoint with via: openai"
+        )
+    most = most_tokens(weights.folder)
+    if config.max_tokens is not None and most is not None and config.max_tokens > most:
+        raise EmbeddingError(
+            f"embedding.max_tokens is {config.max_tokens:,}, but {config.encoder!r} has positions for {most:,} tokens; set it to at most "
+            f"{most}, or leave it out for the model's own limit"
+        )
+    return weights
+
+
+def _sentence_transformer_identity(config: EmbeddingConfig) -> dict[str, Any]:
+    weights = _read_weights(config)
     return {
         "encoder": config.encoder,
         "weights_sha256": weights.sha256,
@@ -209,7 +239,7 @@ def _sentence_transformer_identity(config: EmbeddingConfig) -> dict[str, Any]:
 
 
 def _vllm_identity(config: EmbeddingConfig) -> dict[str, Any]:
-    weights = find_weights(config.encoder, config.revision)
+    weights = _read_weights(config)
     return {
         "encoder": config.encoder,
         "via": "vllm",

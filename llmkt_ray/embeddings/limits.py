@@ -24,7 +24,7 @@ _AT_ONCE = 1_000
 
 def most_tokens(folder: Path) -> int | None:
     """Returns how many tokens the model in `folder` has positions for, None where its configuration sets no end."""
-    settings = _json(folder / "config.json")
+    settings = read_json(folder / "config.json")
     positions = settings.get("max_position_embeddings")
     if not isinstance(positions, int) or positions < 1:
         return None
@@ -80,12 +80,13 @@ def cut_sentence(notes: Mapping[str, Any], source: str, encoder: str) -> str | N
 
 def _limit(config: EmbeddingConfig, folder: Path, of_tokenizer: int, most: int | None) -> int:
     """Returns where texts are cut: as the study says, else as sentence-transformers and vLLM read it from the model's files."""
-    own = _json(folder / _OWN_LIMIT).get("max_seq_length")
+    own = read_json(folder / _OWN_LIMIT).get("max_seq_length")
     limits = [config.max_tokens, config.engine.get("max_model_len")]
     if limits == [None, None]:
         limits = [own] if own else [of_tokenizer, most]
     return min(int(limit) for limit in limits if limit is not None)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a file of a model's folder, empty where there is none."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

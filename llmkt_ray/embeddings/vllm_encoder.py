@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmkt_ray.embeddings.weights import find_weights
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.profiles.engines.vllm_common import environment, require_vllm
 from llmkt_ray.study import EmbeddingConfig, TaskResources
@@ -22,7 +23,7 @@ class VllmEncoder:
 
     Raises:
         ResourceError: vLLM is not installed.
-        EmbeddingError: the engine does not start with this model.
+        EmbeddingError: the weights are not to be had, or the engine does not start with this model.
     """
 
     def __init__(self, config: EmbeddingConfig, device: str = "cpu") -> None:
@@ -32,14 +33,16 @@ class VllmEncoder:
         os.environ.update(variables | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
         import vllm
 
-        settings = {"runner": "pooling", "convert": "embed", "seed": 0, "revision": config.revision, **config.engine}
+        # The files that the key is made of: vLLM by itself would look for another name, and never in the offline extra.
+        folder = find_weights(config.encoder, config.revision).folder
+        settings = {"runner": "pooling", "convert": "embed", "seed": 0, **config.engine}
         if device == "cpu":
             settings.setdefault("kv_cache_memory_bytes", _CPU_KV_CACHE_BYTES)
         self._prefix = config.prefix
         # Longer texts are cut, as the other encoders do; vLLM itself refuses them.
         self._cut = {"truncation": True, "max_length": config.max_tokens} if config.max_tokens is not None else {"truncation": True}
         try:
-            self._llm = vllm.LLM(model=config.encoder, disable_log_stats=True, trust_remote_code=False, **settings)
+            self._llm = vllm.LLM(model=str(folder), disable_log_stats=True, trust_remote_code=False, **settings)
         except (ValueError, RuntimeError, OSError, AssertionError) as error:
             raise EmbeddingError(
                 f"vLLM does not start with encoder {config.encoder!r} ({' '.join(str(error).split())[:300]}); check the model and the "

@@ -1,10 +1,15 @@
+import json
+import os
 import shutil
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from llmkt_ray.embeddings import weights
-from llmkt_ray.embeddings.encoders import encoder_identity
+from llmkt_ray.embeddings.encoders import encoder_identity, encoder_of
 from llmkt_ray.embeddings.weights import MINILM, MINILM_SHA256, find_weights
 from llmkt_ray.errors import EmbeddingError
 from llmkt_ray.study import EmbeddingConfig
@@ -82,3 +87,54 @@ def test_pickled_weights_are_never_read(tmp_path: Path, package_folder: Path) ->
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     with pytest.raises(EmbeddingError, match=r"no \.safetensors weights"):
         find_weights(str(tmp_path))
+
+
+def configured(folder: Path, **settings: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+
+
+@pytest.fixture
+def copied(tmp_path: Path, package_folder: Path) -> Path:
+    shutil.copytree(package_folder, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_model_with_code_of_its_own_is_refused_before_profiles_are_paid_for(copied: Path) -> None:
+    configured(copied, model_type="own_bert", auto_map={"AutoConfig": "own.Config", "AutoModel": "own.Model"})
+    with pytest.raises(EmbeddingError, match=r"brings code of its own \(`auto_map`.*via: openai"):
+        encoder_identity(EmbeddingConfig(encoder=str(copied)))
+
+
+def test_a_model_that_sentence_transformers_cannot_load_is_told_without_a_traceback(copied: Path) -> None:
+    configured(copied, model_type="own_bert")
+    with pytest.raises(EmbeddingError, match=r"does not load encoder '.*model' from .*own_bert"):
+        encoder_of(EmbeddingConfig(encoder=str(copied)))
+    configured(copied, model_type="bert")
+    (copied / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(EmbeddingError, match="does not load encoder"):
+        encoder_of(EmbeddingConfig(encoder=str(copied)))
+
+
+@pytest.mark.parametrize("via", ["local", "vllm"])
+def test_more_tokens_than_a_model_has_positions_for_are_refused(via: str) -> None:
+    config = EmbeddingConfig.model_validate({"max_tokens": 1024, "via": via})
+    with pytest.raises(EmbeddingError, match=r"max_tokens is 1,024, but .*L6-v2' has positions for 512 tokens; set it to at most 512"):
+        encoder_identity(config)
+    longest = EmbeddingConfig(max_tokens=512)
+    assert encoder_identity(longest)["max_tokens"] == 512
+    assert encoder_of(longest).encode(["drama " * 2_000]).shape == (1, 384)
+
+
+@pytest.mark.parametrize("encoder", [MINILM, "all-MiniLM-L6-v2", "~/model"])
+def test_vllm_is_given_the_files_that_the_key_is_made_of(
+    encoder: str, copied: Path, package_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, object]] = []
+    stub = ModuleType("vllm")
+    stub.__spec__ = ModuleSpec("vllm", None)
+    stub.LLM = lambda **settings: given.append(settings)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", stub)
+    monkeypatch.setattr(os, "environ", {**os.environ, "HOME": str(copied.parent)})
+    encoder_of(EmbeddingConfig(encoder=encoder, via="vllm"))
+    assert given[0]["model"] == str(copied if encoder == "~/model" else package_folder)
