@@ -180,7 +180,7 @@ class EmbeddingConfig(Section):
     prefix: str = ""
     """Put before every text: the instruction that some encoders need ("passage: ")."""
     max_tokens: int | None = Field(None, ge=8)
-    """Where texts are cut; None: the model's own limit."""
+    """Where texts are cut; None: the model's own limit. Not for `tfidf_svd` and endpoints, which leave `revision` unread too."""
 
     @model_validator(mode="after")
     def _engine(self) -> Self:
@@ -188,6 +188,13 @@ class EmbeddingConfig(Section):
             raise ValueError(f"embedding.engine holds settings of vLLM, but via is {self.via!r}; set via: vllm, or leave engine out")
         if self.encoder == "tfidf_svd" and self.via != "local":
             raise ValueError(f"encoder 'tfidf_svd' has no weights that {self.via!r} could run; leave `via` out")
+        if self.encoder == "tfidf_svd" or self.via == "openai":
+            # A setting that changes nothing would still name a level, and two equal levels would be compared.
+            who = "'tfidf_svd', which reads whole texts and has no weights" if self.via == "local" else "an endpoint, which has its own"
+            given = {"max_tokens": self.max_tokens, "revision": self.revision}
+            unread = [f"{name} {value!r}" for name, value in given.items() if value is not None]
+            if unread:
+                raise ValueError(f"embedding.{' and '.join(unread)} would change nothing for {who}; leave it out")
         return self
 
     @property

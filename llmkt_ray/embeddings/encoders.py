@@ -213,7 +213,7 @@ def _read_weights(config: EmbeddingConfig) -> Weights:
     # vLLM has its own classes for some of these models, and says itself where it has not.
     if config.via == "local" and "auto_map" in read_json(weights.folder / "config.json"):
         raise EmbeddingError(
-            f"encoder {config.encoder!r} brings code of its own (`auto_map` in {weights.folder / 'config.json'}), and no code of a model is "
+            f"encoder {config.encoder!r} brings code of its own (`auto_map` in {weights.folder / 'config.json'}), and no model's code is "
             "run here; use an encoder whose architecture transformers has, or run it behind an endpoint with via: openai"
         )
     most = most_tokens(weights.folder)

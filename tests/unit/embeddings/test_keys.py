@@ -94,6 +94,10 @@ def test_a_model_that_does_not_tell_its_width_is_refused(model: Path) -> None:
     [
         ({"engine": {"dtype": "float32"}}, "settings of vLLM, but via is 'local'"),
         ({"encoder": "tfidf_svd", "via": "vllm"}, "has no weights"),
+        ({"encoder": "tfidf_svd", "max_tokens": 128}, r"embedding\.max_tokens 128 would change nothing for 'tfidf_svd'"),
+        ({"encoder": "tfidf_svd", "revision": "v2"}, r"embedding\.revision 'v2' would change nothing for 'tfidf_svd'"),
+        ({"encoder": "ada", "via": "openai", "max_tokens": 128}, r"embedding\.max_tokens 128 would change nothing for an endpoint"),
+        ({"encoder": "ada", "via": "openai", "revision": "v2", "max_tokens": 9}, r"max_tokens 9 and revision 'v2' would change nothing"),
     ],
 )
 def test_settings_of_another_way_to_run_an_encoder_are_refused(settings: dict[str, object], message: str) -> None:
