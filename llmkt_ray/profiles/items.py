@@ -237,7 +237,7 @@ def _described(data: PreparedData) -> list[ProfileRow]:
 
 
 def _of_file(config: ProfileConfig, data: PreparedData) -> list[ProfileRow]:
-    path = Path(config.path or "")
+    path = Path(config.path or "").expanduser()
     try:
         table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -267,7 +267,7 @@ def _of_file(config: ProfileConfig, data: PreparedData) -> list[ProfileRow]:
 
 def _digest(config: ProfileConfig) -> str:
     try:
-        with open(config.path or "", "rb") as stream:
+        with open(Path(config.path or "").expanduser(), "rb") as stream:
             return file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ProfileError(

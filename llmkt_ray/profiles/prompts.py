@@ -103,7 +103,7 @@ class PromptTemplate:
     def __init__(self, domain: str, path: str | None = None) -> None:
         name = path or f"{domain}.j2"
         try:
-            source = Path(path).read_text(encoding="utf-8") if path else _built_in(name)
+            source = Path(path).expanduser().read_text(encoding="utf-8") if path else _built_in(name)
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileError(
                 f"prompt template {name!r} cannot be read: {error}; give a UTF-8 file with blocks system and user"

@@ -1,5 +1,6 @@
 """A model's own tokenizer, from a folder or the hub, for token budgets and costs."""
 
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -27,9 +28,10 @@ class ModelTokens:
         # Imported here: studies without a language model must not wait for it.
         from transformers import AutoTokenizer
 
+        source = os.path.expanduser(model)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                model, revision=revision, trust_remote_code=False, local_files_only=not Path(model).is_dir() and not hub_answers()
+                source, revision=revision, trust_remote_code=False, local_files_only=not Path(source).is_dir() and not hub_answers()
             )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ProfileError(

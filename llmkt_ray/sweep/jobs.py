@@ -232,7 +232,7 @@ def _refuse_what_stays_here(study: StudyConfig, file: Path) -> None:
     texts = _texts_of(study)
     data = [("dataset", d.name, d.path) for d in study.datasets] + [("profiles", entry.label, entry.path) for entry in texts]
     weights = [("profiles", entry.label, entry.model) for entry in texts] + [("embedding", e.label, e.encoder) for e in study.embedding]
-    named = [*data, *((kind, name, path) for kind, name, path in weights if path is not None and Path(path).is_dir())]
+    named = [*data, *((kind, name, path) for kind, name, path in weights if path is not None and Path(path).expanduser().is_dir())]
     problems = [
         f"{kind} {name!r} has the relative path {path!r}, which the cluster would not find; give an absolute path that every node sees"
         for kind, name, path in named

@@ -237,6 +237,7 @@ def test_what_the_cluster_would_not_find_is_refused(tmp_path, monkeypatch):
     from llmkt_ray.sweep.jobs import _refuse_what_stays_here
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "models" / "llama").mkdir(parents=True)
     path = tmp_path / "study.yaml"
     path.write_text("""
@@ -246,6 +247,7 @@ models: [{name: Mine, class_path: "my.models:Mine"}]
 profiles:
   - {llm: file, path: texts.parquet}
   - {llm: vllm, name: here, model: models/llama, prompt: ../outside.j2}
+  - {llm: vllm, name: home, model: ~/models/llama}
   - {llm: vllm, name: hub, model: meta-llama/Llama-3.2-3B-Instruct, prompt: gone.j2}
 controls: [baseline, kar]
 kar: {items: {llm: file, path: items.parquet}}
@@ -257,6 +259,7 @@ kar: {items: {llm: file, path: items.parquet}}
         "profiles 'file' has the relative path 'texts.parquet'",
         "profiles 'file' has the relative path 'items.parquet'",
         "profiles 'here' has the relative path 'models/llama'",
+        "profiles 'home' has the relative path '~/models/llama'",
         "profiles 'here' has the prompt '../outside.j2'",
         "profiles 'hub' has the prompt 'gone.j2'",
         "model 'Mine' is a class of your own (my.models:Mine)",

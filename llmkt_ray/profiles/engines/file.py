@@ -60,7 +60,7 @@ class FileEngine:
     def __init__(self, path: str, declared: str | None) -> None:
         self._path = path
         self._declared = declared
-        self._source = _locate(Path(path))
+        self._source = _locate(Path(path).expanduser())
         self._manifest = self._read_manifest()
         self.is_llm = self._manifest.is_llm
 

@@ -4,6 +4,7 @@ A row that fails becomes an answer with an error. A row that kills the engine en
 then run in halves, until the block that holds the row is alone.
 """
 
+import os
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -108,7 +109,7 @@ class VllmDataBackend:
         bundle = None if resources.gpus == 1 else {"bundle_per_worker": _bundle(resources)}
         built = build_processor(
             vLLMEngineProcessorConfig(
-                model_source=str(config.model),
+                model_source=os.path.expanduser(str(config.model)),
                 engine_kwargs=settings,
                 concurrency=workers,
                 batch_size=config.block_size,

@@ -3,6 +3,7 @@
 The engine runs in the actor's own process, so that an actor that dies leaves nothing behind.
 """
 
+import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
@@ -122,7 +123,7 @@ class VllmSyncBackend:
         number, asked = ranks(self._config), self._resources
         options = {"num_cpus": number * asked.cpus, "num_gpus": number * asked.gpus, "runtime_env": {"env_vars": variables}}
         settings = engine_settings(self._config, self._resources) | {"seed": seed, "revision": self._config.revision}
-        return ray.remote(**options)(Engine).remote(str(self._config.model), settings, sampling(self._config))
+        return ray.remote(**options)(Engine).remote(os.path.expanduser(str(self._config.model)), settings, sampling(self._config))
 
     def _another(self, seed: int) -> Any:
         actor = self._start(seed)
