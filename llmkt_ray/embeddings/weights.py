@@ -8,10 +8,9 @@ import importlib.util
 import json
 import os
 from dataclasses import dataclass
-from functools import cache
-from hashlib import file_digest, sha256
 from pathlib import Path
 
+from llmkt_ray.digests import digest_of
 from llmkt_ray.errors import EmbeddingError, unknown_name
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -127,19 +126,6 @@ def output_width(folder: Path) -> int:
     return width
 
 
-@cache
-def _digests(folder: str, files: tuple[tuple[str, int, int], ...]) -> str:
-    """Returns one digest of files of a folder, given as (name in it, size, mtime): remembered as long as these do not change."""
-    whole = sha256()
-    for name, _, _ in files:
-        with open(Path(folder) / name, "rb") as stream:
-            single = file_digest(stream, "sha256").hexdigest()
-        if len(files) == 1:
-            return single
-        whole.update(f"{name}\0{single}\n".encode())
-    return whole.hexdigest()
-
-
 def _weights(folder: Path, source: str) -> Weights:
     weights = sorted(folder.rglob("*.safetensors"))
     if not any(path.parent == folder for path in weights):
@@ -147,8 +133,4 @@ def _weights(folder: Path, source: str) -> Weights:
             f"{folder} holds no .safetensors weights; only these are read (a pickle can run code): save the model with save_pretrained(...)"
         )
     small = sorted({path for pattern in _SMALL_FILES for path in folder.glob(pattern) if path.name not in _UNRELATED})
-    return Weights(folder, source, _digests(str(folder), _stamps(folder, weights)), _digests(str(folder), _stamps(folder, small)))
-
-
-def _stamps(folder: Path, paths: list[Path]) -> tuple[tuple[str, int, int], ...]:
-    return tuple((path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    return Weights(folder, source, digest_of(folder, weights), digest_of(folder, small))

@@ -1,17 +1,23 @@
 """What both ways of running vLLM share: where the weights are, the engine's settings, the environment of its processes."""
 
 import json
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from llmkt_ray.digests import digest_of
 from llmkt_ray.errors import ProfileError, ResourceError
 from llmkt_ray.profiles.structured import schema
 from llmkt_ray.study import ProfileConfig, TaskResources
 
 _CPU_KV_CACHE_BYTES = 1 << 30
 """On a CPU vLLM would take 92 % of the machine's memory for its cache, and die where that is not free."""
+
+_SMALL_FILES = (".json", ".txt", ".model", ".jinja")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+"""What vLLM can load from the folder itself."""
+_NOT_LOADED = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+"""What a trainer leaves beside its weights; vLLM passes over the same."""
 
 
 def engine_settings(config: ProfileConfig, resources: TaskResources) -> dict[str, Any]:
@@ -53,7 +59,7 @@ def require_vllm() -> None:
 
 
 def model_identity(config: ProfileConfig) -> dict[str, Any]:
-    """Returns what identifies the model: a hub name and revision, or a digest of a folder's small files and the sizes of its weights.
+    """Returns what identifies the model: a hub name and revision, or a digest of a folder's files, weights included, wherever it lies.
 
     Raises:
         ProfileError: a path that is not the folder of a model.
@@ -66,15 +72,10 @@ def model_identity(config: ProfileConfig) -> dict[str, Any]:
         return {"model": model, "revision": config.revision}
     if not (folder / "config.json").is_file():
         raise ProfileError(f"{model!r} holds no config.json, so it is not a model in Hugging Face format")
-    digest = sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".json", ".txt", ".model", ".jinja"):
-            digest.update(f"{path.name}\0".encode() + path.read_bytes())
-        elif path.suffix == ".safetensors":
-            # Weights can be tens of gigabytes: name, size and the first megabyte (header and first tensors) tell models apart.
-            with open(path, "rb") as stream:
-                digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + stream.read(1 << 20))
-    return {"model": folder.name, "digest": digest.hexdigest()}
+    small = (path for path in folder.rglob("*") if path.suffix in _SMALL_FILES)
+    # The whole of them: a merged adapter leaves names, sizes and the first tensors as they are.
+    weights = (path for path in folder.glob("*") if path.suffix in _WEIGHTS and path.name not in _NOT_LOADED)
+    return {"digest": digest_of(folder, sorted(path for path in (*small, *weights) if path.is_file()))}
 
 
 def sampling(config: ProfileConfig) -> dict[str, Any]:
