@@ -3,9 +3,42 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llmkt_ray.section import Section, as_tuple, told_apart
+
+_RUNS_CODE = (
+    "trust_remote_code", "worker_cls", "worker_extension_cls", "scheduler_cls", "logits_processors", "reasoning_parser_plugin",
+    "tool_parser_plugin",
+)  # fmt: skip
+"""Settings of vLLM that import what they name, or what comes with a model."""
+_EXECUTORS = ("ray", "mp", "uni", "external_launcher")
+_SET_ELSEWHERE = {
+    "model": "it is the key `model` (of embedding: `encoder`)",
+    "revision": "it is a key of its own, beside `engine`",
+    "seed": "it is derived from the study's seed",
+    **dict.fromkeys(("runner", "convert", "task"), "it follows from what the engine is for: profiles or embedding"),
+    "disable_log_stats": "the engines log none",
+}
+
+
+def _harmless(engine: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+    """Refuses what would run code that the study brings, and what is set elsewhere."""
+    for name, value in engine.items():
+        if name in _RUNS_CODE:
+            raise ValueError(
+                f"{name} lets vLLM run code that comes with a model or lies on this machine, and a study file never does that; leave it "
+                "out (llm: openai asks a `vllm serve` that you started with it yourself)"
+            )
+        # Any other text is the path of a class, which vLLM imports.
+        if name == "distributed_executor_backend" and value not in _EXECUTORS:
+            raise ValueError(f"{name} must be one of {', '.join(_EXECUTORS)}, but got {value!r}: a class is code, and none is imported")
+        if name in _SET_ELSEWHERE:
+            raise ValueError(f"{name} cannot be set here: {_SET_ELSEWHERE[name]}; leave it out of `engine`")
+    return engine
+
+
+EngineSettings = Annotated[dict[str, str | int | float | bool], AfterValidator(_harmless)]
 
 
 class PositiveRule(Section):
@@ -112,7 +145,7 @@ class ProfileConfig(Section):
     """Prompts handed to an engine at once; a part file appears as a block finishes."""
     workers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(as_tuple)] = (1,)
     """Engine actors: a number, or [min, max] for a pool that grows (`vllm`)."""
-    engine: dict[str, str | int | float | bool] = {}
+    engine: EngineSettings = {}
     """vLLM's own engine settings by name: tensor_parallel_size, max_model_len, gpu_memory_utilization..."""
     base_url: str = "https://api.openai.com/v1"
     """`openai`: any endpoint that speaks OpenAI's chat completions."""
@@ -163,7 +196,7 @@ class EmbeddingConfig(Section):
     """A sentence-transformers name or path, `tfidf_svd` (scikit-learn, no weights), or, with `via: openai`, a name the endpoint knows."""
     via: Literal["local", "vllm", "openai"] = "local"
     """What runs it: sentence-transformers, vLLM's embed task, or any OpenAI-compatible /embeddings endpoint (text-embedding-ada-002)."""
-    engine: dict[str, str | int | float | bool] = {}
+    engine: EngineSettings = {}
     """`via: vllm`: vLLM's own engine settings by name: max_model_len, gpu_memory_utilization, dtype..."""
     base_url: str = "https://api.openai.com/v1"
     """`via: openai`: the endpoint."""

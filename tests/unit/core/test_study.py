@@ -178,6 +178,34 @@ def test_a_path_belongs_to_profiles_from_a_file(profile: dict, message: str) -> 
     assert message in problems_of(profiles=[profile])[0]
 
 
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"trust_remote_code": True}, "trust_remote_code lets vLLM run code"),
+        ({"worker_cls": "evil.Worker"}, "worker_cls lets vLLM run code"),
+        ({"scheduler_cls": "evil.Scheduler"}, "scheduler_cls lets vLLM run code"),
+        ({"reasoning_parser_plugin": "/tmp/evil.py"}, "reasoning_parser_plugin lets vLLM run code"),
+        ({"distributed_executor_backend": "evil.Executor"}, "must be one of ray, mp, uni, external_launcher, but got 'evil.Executor'"),
+        ({"model": "another"}, "model cannot be set here: it is the key `model`"),
+        ({"seed": 3}, "seed cannot be set here: it is derived from the study's seed"),
+        ({"revision": "main"}, "revision cannot be set here"),
+        ({"runner": "generate"}, "runner cannot be set here"),
+    ],
+)
+def test_an_engine_takes_no_code_and_nothing_that_is_set_elsewhere(engine: dict, message: str) -> None:
+    [problem] = problems_of(profiles=[{"llm": "vllm", "model": "m", "engine": engine}])
+    assert problem.startswith("profiles.0.engine: ")
+    assert message in problem
+    [problem] = problems_of(embedding={"via": "vllm", "engine": engine})
+    assert message in problem
+
+
+def test_an_engine_takes_vllm_s_own_settings() -> None:
+    engine = {"tensor_parallel_size": 2, "dtype": "bfloat16", "enforce_eager": True, "distributed_executor_backend": "ray"}
+    text = yaml.safe_dump(MINIMAL | {"profiles": [{"llm": "vllm", "model": "m", "engine": engine}]})
+    assert parse_study(text).profiles[0].engine == engine
+
+
 def test_the_selection_metric_must_be_measured() -> None:
     assert "select_on 'NDCG@20' must be one of the metrics" in problems_of(evaluation={"select_on": "NDCG@20"})[0]
 
