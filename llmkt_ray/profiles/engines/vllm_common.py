@@ -32,6 +32,29 @@ def engine_settings(config: ProfileConfig, resources: TaskResources) -> dict[str
     return settings
 
 
+def check_length(config: ProfileConfig) -> None:
+    """Checks that the engine's context holds the longest prompt and its answer: vLLM would refuse every prompt that is longer.
+
+    Raises:
+        ProfileError: `engine.max_model_len` is less than that, or no whole number.
+    """
+    given, least = config.engine.get("max_model_len"), config.prompt_budget + config.max_tokens
+    if given is not None and (type(given) is not int or given < least):
+        raise ProfileError(
+            f"engine.max_model_len of {config.label!r} is {given!r}, but must be a whole number of at least {least:,}: prompt_budget "
+            f"{config.prompt_budget:,} and max_tokens {config.max_tokens:,}; leave it out (it is then {least:,}), or lower prompt_budget"
+        )
+
+
+def what_to_check(config: ProfileConfig) -> str:
+    """Returns what may be wrong where an engine does not start or answers nothing."""
+    return (
+        "check the model's folder or name, its longest context (max_model_len, which is prompt_budget + max_tokens or more: here "
+        f"{config.prompt_budget + config.max_tokens:,}; lower prompt_budget to need less), and the memory that `engine` asks for "
+        "(gpu_memory_utilization, kv_cache_memory_bytes)"
+    )
+
+
 def ranks(config: ProfileConfig) -> int:
     """Returns how many workers one engine is made of, each of which asks for `resources.profiles`: tensor times pipeline parallelism."""
     return int(config.engine.get("tensor_parallel_size", 1)) * int(config.engine.get("pipeline_parallel_size", 1))

@@ -12,7 +12,16 @@ from typing import Any
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.backend import Answer, Outcome
 from llmkt_ray.profiles.engines.own_ray import connected_ray, ray
-from llmkt_ray.profiles.engines.vllm_common import engine_settings, environment, failure, model_identity, require_vllm, sampling
+from llmkt_ray.profiles.engines.vllm_common import (
+    check_length,
+    engine_settings,
+    environment,
+    failure,
+    model_identity,
+    require_vllm,
+    sampling,
+    what_to_check,
+)
 from llmkt_ray.profiles.prompts import Prompt
 from llmkt_ray.profiles.quiet import quiet_ray_data
 from llmkt_ray.study import ProfileConfig, TaskResources
@@ -28,9 +37,13 @@ class VllmDataBackend:
     Args:
         config: the model, its sampling, engine settings and pool size.
         resources: what one engine worker asks of Ray; `gpus: 0` runs the same code on CPUs.
+
+    Raises:
+        ProfileError: the engine's context is too short for prompts and answers.
     """
 
     def __init__(self, config: ProfileConfig, resources: TaskResources) -> None:
+        check_length(config)
         self._config = config
         self._resources = resources
         self._fruitless = 0
@@ -67,10 +80,7 @@ class VllmDataBackend:
             death = death or "the pipeline ended without an answer to every prompt"
             self._fruitless += len(unanswered) == len(numbers)
             if self._fruitless >= _DEATHS_WITHOUT_AN_ANSWER and len(blocks) > 1:
-                raise ProfileError(
-                    f"vLLM does not answer with model {self._config.model!r}: {death}; check the model's folder or name, and the memory "
-                    "that `engine` asks for (kv_cache_memory_bytes, gpu_memory_utilization, max_model_len)"
-                )
+                raise ProfileError(f"vLLM does not answer with model {self._config.model!r}: {death}; {what_to_check(self._config)}")
             left = sorted(unanswered)
             if len(left) == 1:
                 yield left[0], death

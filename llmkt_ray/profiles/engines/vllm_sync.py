@@ -12,7 +12,17 @@ from typing import Any
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines.backend import Answer, Outcome
 from llmkt_ray.profiles.engines.own_ray import connected_ray, ray
-from llmkt_ray.profiles.engines.vllm_common import engine_settings, environment, failure, model_identity, ranks, require_vllm, sampling
+from llmkt_ray.profiles.engines.vllm_common import (
+    check_length,
+    engine_settings,
+    environment,
+    failure,
+    model_identity,
+    ranks,
+    require_vllm,
+    sampling,
+    what_to_check,
+)
 from llmkt_ray.profiles.prompts import Prompt
 from llmkt_ray.study import ProfileConfig, TaskResources
 
@@ -61,9 +71,13 @@ class VllmSyncBackend:
     Args:
         config: the model, its sampling and engine settings.
         resources: what one actor asks of Ray; a GPU or a part of one is this alone.
+
+    Raises:
+        ProfileError: the engine's context is too short for prompts and answers.
     """
 
     def __init__(self, config: ProfileConfig, resources: TaskResources) -> None:
+        check_length(config)
         self._config = config
         self._resources = resources
         self._actors: list[Any] = []
@@ -136,6 +150,5 @@ class VllmSyncBackend:
             ray.get(actor.ready.remote())
         except ray.exceptions.RayError as error:
             raise ProfileError(
-                f"vLLM does not start with model {self._config.model!r}: {failure(error)}; check the model's folder or name, and the "
-                "memory that `engine` asks for (kv_cache_memory_bytes, gpu_memory_utilization, max_model_len)"
+                f"vLLM does not start with model {self._config.model!r}: {failure(error)}; {what_to_check(self._config)}"
             ) from error

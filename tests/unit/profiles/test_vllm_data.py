@@ -9,6 +9,7 @@ import pytest
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
+from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.engines import llm, vllm_sync
 from llmkt_ray.profiles.engines.vllm_data import VllmDataBackend, answer_of
 from llmkt_ray.profiles.generate import profiles_key
@@ -83,6 +84,17 @@ def test_a_part_of_a_gpu_and_no_gpu_are_one_setting(monkeypatch: pytest.MonkeyPa
     assert none["placement_group_config"] == {"bundle_per_worker": {"CPU": 3}}
     assert none["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "3"
     assert none["engine_kwargs"]["kv_cache_memory_bytes"] == 1 << 30
+
+
+@pytest.mark.parametrize("llm_name", ["vllm", "vllm-sync"])
+@pytest.mark.parametrize("length", [799, 700, "8k", -1, True])
+def test_a_context_shorter_than_prompt_and_answer_is_told_before_anything_starts(llm_name: str, length: object) -> None:
+    short = _config(llm=llm_name, engine={"max_model_len": length})
+    with pytest.raises(
+        ProfileError, match=r"at least 800: prompt_budget 700 and max_tokens 100; leave it out \(it is then 800\), or lower"
+    ):
+        profiles_key(short, "check", 1)
+    assert profiles_key(_config(llm=llm_name, engine={"max_model_len": 800}), "check", 1)
 
 
 class _NoRay:
