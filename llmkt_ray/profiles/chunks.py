@@ -11,7 +11,7 @@ from itertools import groupby
 
 import numpy as np
 
-from llmkt_ray.profiles.prompts import Prompt, PromptTemplate, Tokens, nouns_of
+from llmkt_ray.profiles.prompts import Prompt, PromptTemplate, Tokens, conversation, nouns_of
 from llmkt_ray.profiles.table import ProfileRow
 from llmkt_ray.seeds import canonical_json
 
@@ -56,8 +56,9 @@ class Merger:
     def _prompt(self, asked: Sequence[Prompt], lines: list[str], part: tuple[int, int]) -> Prompt:
         items = tuple(item for prompt in asked for item in prompt.items)
         values = {**nouns_of(self.domain), "parts": lines, "total": len(items)}
-        messages = (asked[0].messages[0], {"role": "user", "content": self.template.render("merge", values)})
-        return Prompt(asked[0].user_id, messages, self.tokens.count_chat(messages), asked[0].history_size, items, part)
+        system = asked[0].system
+        messages = conversation(system, self.template.render("merge", values), self.tokens)
+        return Prompt(asked[0].user_id, messages, self.tokens.count_chat(messages), asked[0].history_size, items, part, system)
 
 
 def in_rounds(prompts: list[Prompt], ask: Ask, merger: Merger) -> dict[str, ProfileRow]:

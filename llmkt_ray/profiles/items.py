@@ -25,7 +25,7 @@ from llmkt_ray.profiles.engines.base import Job, Progress, silent
 from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
-from llmkt_ray.profiles.prompts import Prompt, PromptTemplate, Tokens, line_of, one_line
+from llmkt_ray.profiles.prompts import Prompt, PromptTemplate, Tokens, conversation, line_of, one_line
 from llmkt_ray.profiles.structured import instruction
 from llmkt_ray.profiles.table import MAKERS, ProfileRow, as_table
 from llmkt_ray.seeds import content_key, derive_seed
@@ -207,11 +207,11 @@ def item_prompts(config: ProfileConfig, tokens: Tokens, data: PreparedData) -> t
         if not item_sentence(item, one):
             continue
         asked = template.render("user", common | {"line": line_of(Entry(index, item, None, None), rated=False)})
-        messages = ({"role": "system", "content": system}, {"role": "user", "content": asked})
+        messages = conversation(system, asked, tokens)
         count = tokens.count_chat(messages)
         if count > config.prompt_budget:
             raise ProfileError(f"the prompt of one item has {count} tokens, but prompt_budget is {config.prompt_budget}; raise it")
-        prompts.append(Prompt(item.item_id, messages, count, 0, (index,)))
+        prompts.append(Prompt(item.item_id, messages, count, 0, (index,), system=system))
     return prompts, template.version
 
 

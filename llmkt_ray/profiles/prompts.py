@@ -36,6 +36,8 @@ class Tokens(Protocol):
 
     exact: bool
     """False where the count is an estimate, because the model's tokenizer is not at hand."""
+    takes_system: bool
+    """False where the model's chat template has no place for a system message."""
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Returns the number of tokens of each text."""
@@ -48,6 +50,7 @@ class EstimatedTokens:
     """Four characters a token: for hosted models whose tokenizer is not published as a file."""
 
     exact = False
+    takes_system = True
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Returns a quarter of each text's length, at least 1."""
@@ -64,11 +67,12 @@ class Prompt:
 
     Attributes:
         user_id: raw id; it is not in the messages.
-        messages: role and content, the constant system message first.
+        messages: role and content, as the model is asked: see `conversation`.
         tokens: tokens of the whole prompt.
         history_size: train rows that the user has.
         items: indices of the items that entered the prompt.
         part: (index, number) of the parts that the history was dealt out to; (0, 1): the answer is the profile itself.
+        system: the constant text in the messages.
     """
 
     user_id: str
@@ -77,6 +81,7 @@ class Prompt:
     history_size: int
     items: tuple[int, ...]
     part: tuple[int, int] = (0, 1)
+    system: str = ""
 
     @property
     def is_last(self) -> bool:
@@ -219,9 +224,9 @@ class PromptBuilder:
                 "total": len(history),
                 "history": [{**_facts(entry), "line": lines[entry.index, entry.rating][0] + often(entry.count)} for entry in rows],
             }
-            messages = ({"role": "system", "content": system}, {"role": "user", "content": self.template.render("user", values)})
+            messages = conversation(system, self.template.render("user", values), self.tokens)
             items = tuple(entry.index for entry in rows)
-            return Prompt(user_id, messages, self.tokens.count_chat(messages), len(history), items, part)
+            return Prompt(user_id, messages, self.tokens.count_chat(messages), len(history), items, part, system)
 
         empty = prompt([]).tokens
         # Two tokens a line for the dash and the line break, and those of the longest count; the exact counts below have the last word.
@@ -259,6 +264,13 @@ class PromptBuilder:
         return ProfileError(
             f"a prompt with one item has {asked.tokens} tokens, but prompt_budget is {self.budget}; raise it, or shorten the template"
         )
+
+
+def conversation(system: str, user: str, tokens: Tokens) -> tuple[dict[str, str], ...]:
+    """Returns the messages that a model is asked: the constant text as its system message, or in front of the user's where it has none."""
+    if not tokens.takes_system:
+        return ({"role": "user", "content": f"{system}\n\n{user}"},)
+    return ({"role": "system", "content": system}, {"role": "user", "content": user})
 
 
 def nouns_of(domain: str) -> dict[str, str]:

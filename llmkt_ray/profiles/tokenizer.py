@@ -8,7 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from llmkt_ray.errors import ProfileError
+
+_PROBE = "Describe this taste."
 
 
 class ModelTokens:
@@ -18,8 +22,11 @@ class ModelTokens:
         model: a folder or a hub name.
         revision: of a hub model.
 
+    Attributes:
+        takes_system: False where the chat template refuses a system message, as Gemma 2's does, or leaves it out.
+
     Raises:
-        ProfileError: there is no tokenizer, or it has no chat template.
+        ProfileError: there is no tokenizer, or it has no chat template that takes a user's message.
     """
 
     exact = True
@@ -40,6 +47,14 @@ class ModelTokens:
             ) from error
         if not self._tokenizer.chat_template:
             raise ProfileError(f"model {model!r} has no chat template, so it cannot be asked anything; use an instruction-tuned model")
+        user = {"role": "user", "content": _PROBE}
+        refused = self._refusal([user])
+        if refused is not None:
+            raise ProfileError(
+                f"the chat template of model {model!r} cannot be asked with one user message ({refused}); use an instruction-tuned model, "
+                "or mend the template"
+            )
+        self.takes_system = self._refusal([{"role": "system", "content": _PROBE}, user | {"content": "."}]) is None
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Returns the number of tokens of each text, without markers."""
@@ -47,8 +62,18 @@ class ModelTokens:
 
     def count_chat(self, messages: Sequence[dict[str, str]]) -> int:
         """Returns the number of tokens of a conversation as the model is given it."""
-        text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self._tokenizer(self._chat(messages), add_special_tokens=False)["input_ids"])
+
+    def _chat(self, messages: Sequence[dict[str, str]]) -> str:
+        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+    def _refusal(self, messages: Sequence[dict[str, str]]) -> str | None:
+        """Returns why the chat template does not take these messages, one of which is the probe; None where it does."""
+        try:
+            text = self._chat(messages)
+        except (TemplateError, TypeError, ValueError, LookupError) as error:
+            return " ".join(str(error).split())[:200]
+        return None if _PROBE in text else "it leaves the text out"
 
 
 @cache

@@ -116,8 +116,7 @@ def test_text_about_a_part_is_never_a_template_nor_several_notes(data: PreparedD
 def test_more_texts_than_one_prompt_holds_are_merged_in_groups() -> None:
     tokens = EstimatedTokens()
     template = PromptTemplate("movies")
-    system = {"role": "system", "content": "s"}
-    asked = [Prompt("u", (system,), 1, 9, (part,), (part, 9)) for part in range(9)]
+    asked = [Prompt("u", (), 1, 9, (part,), (part, 9), "s") for part in range(9)]
     groups = Merger(template, tokens, 400, "movies").merge(asked, ["x" * 400] * 9)
     assert [prompt.part for prompt in groups] == [(0, 3), (1, 3), (2, 3)]
     assert [prompt.items for prompt in groups] == [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
@@ -195,7 +194,7 @@ def test_own_merge_block(tmp_path: Path) -> None:
         "{% block system %}s{% endblock %}{% block user %}u{% endblock %}"
         "{% block merge %}Join {{ parts | join(' + ') }} of {{ nouns }}.{% endblock %}"
     )
-    asked = [Prompt("u", ({"role": "system", "content": "s"},), 1, 9, (part,), (part, 2)) for part in range(2)]
+    asked = [Prompt("u", (), 1, 9, (part,), (part, 2), "s") for part in range(2)]
     merged = Merger(PromptTemplate("movies", str(own)), EstimatedTokens(), 400, "movies").merge(asked, ["a", "b"])
     assert merged[0].messages[1]["content"] == "Join a + b of films."
     assert merged[0].is_last

@@ -17,6 +17,7 @@ class Words:
     """One token a word, exactly."""
 
     exact = True
+    takes_system = True
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [len(text.split()) for text in texts]
