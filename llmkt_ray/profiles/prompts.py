@@ -20,7 +20,7 @@ from llmkt_ray.data.fields import ITEM_NOUNS, TAKEN
 from llmkt_ray.data.history import Entry, about_users, histories
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
-from llmkt_ray.profiles.engines.template import Population
+from llmkt_ray.profiles.engines.template import Population, refuse_without_facts
 from llmkt_ray.profiles.structured import instruction
 from llmkt_ray.seeds import canonical_json
 
@@ -177,9 +177,11 @@ class PromptBuilder:
             only: which users to build for.
 
         Raises:
-            ProfileError: not even one item fits into the budget, or the template fails.
+            ProfileError: nothing is known of the items, not even one of them fits into the budget, or the template fails.
         """
         past = histories(data, full=self.full_history)
+        # A model would write something all the same, and be paid for it.
+        refuse_without_facts(past.items, data.name)
         population = Population.of(past)
         about = about_users(data) if self.demographics else [None] * data.n_users
         common = self._common(data, population)

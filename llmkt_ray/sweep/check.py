@@ -13,10 +13,13 @@ import torch
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.check import dataset_problems
+from llmkt_ray.data.history import item_facts
 from llmkt_ray.data.known import KNOWN
+from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.embeddings.encoders import encoder_identity, encoder_width
 from llmkt_ray.embeddings.reducers import REDUCERS, reduction_problem
 from llmkt_ray.errors import LlmktError, ProfileError, StudyError, unknown_name
+from llmkt_ray.profiles.engines.template import refuse_without_facts
 from llmkt_ray.profiles.generate import check_stored, profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
 from llmkt_ray.study import TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
@@ -56,9 +59,8 @@ def check_study(study: StudyConfig, store: ArtifactStore, *, allow_code: bool = 
 
 
 def refuse_impossible_targets(plan: Plan, store: ArtifactStore) -> None:
-    """Returns if every target can be made of the users that its split really has, and texts that are there are as asked for.
-
-    Called when the splits are there.
+    """Returns if every text and target can be made of the users and items that its split really has, and texts that are there are as
+    asked for; called when the splits are there.
 
     Raises:
         StudyError: with every one that cannot.
@@ -76,6 +78,9 @@ def refuse_impossible_targets(plan: Plan, store: ArtifactStore) -> None:
         problem = None if width is None else reduction_problem(target.config, target.dims, users, width)
         if problem:
             problems[f"{problem} (targets of {target.label})"] = None
+    for key in sorted({profiles.split.key for profiles in plan.profiles if profiles.config.llm != "file"}):
+        data = PreparedData.load(store, key)
+        problems |= dict.fromkeys(_raised(partial(refuse_without_facts, item_facts(data.items), data.name)))
     for node in plan.embeddings:
         if isinstance(node, ItemMeanNode) and not store.manifest("split", node.split.key).notes["item_fields"]:
             problems[

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmkt_ray.data.fields import ITEM_NOUNS
-from llmkt_ray.data.history import Entry, Histories, about_users, histories, kinds_of
+from llmkt_ray.data.history import Entry, Histories, Item, about_users, histories, kinds_of
 from llmkt_ray.data.leaks import verify
 from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import ProfileError
@@ -67,6 +67,23 @@ class Population:
             sums = np.bincount(past.item_index, weights=past.rating, minlength=n_items)
             item_rating = np.where(counts > 0, sums / np.maximum(counts, 1), mean)
         return Population(low, high, item_rating, mean, {kind: n / rows for kind, n in kinds.items()}, np.sort(past.sizes()))
+
+
+def refuse_without_facts(items: Iterable[Item], name: str) -> None:
+    """Checks that something is known of the items: of a history of ids no text can be written, by nobody.
+
+    Args:
+        items: those of a dataset.
+        name: the dataset's.
+
+    Raises:
+        ProfileError: no item has a field that a text can be made of.
+    """
+    if not any(item.title or kinds_of(item) or item.description for item in items):
+        raise ProfileError(
+            f"the items of {name!r} have no title, genres, category, creator or description, so no text can be made of a history; "
+            "give the dataset an items table with one of these columns, or bring profiles of your own (llm: file)"
+        )
 
 
 def describe(history: Sequence[Entry], population: Population, domain: str) -> str:
@@ -189,11 +206,7 @@ class TemplateEngine:
             ProfileError: the items have no field that a text can be made of.
         """
         past = histories(data, full=self._full)
-        if not any(item.title or kinds_of(item) or item.description for item in past.items):
-            raise ProfileError(
-                f"the items of {data.name!r} have no title, genres, category, creator or description, so no text can be made of a history; "
-                "give the dataset an items table with one of these columns, or bring profiles of your own (llm: file)"
-            )
+        refuse_without_facts(past.items, data.name)
         population = Population.of(past)
         about = about_users(data) if self._demographics else [None] * data.n_users
         rows = []

@@ -175,3 +175,9 @@ def test_estimate_is_four_characters_a_token() -> None:
     tokens = EstimatedTokens()
     assert tokens.count(["", "abcd", "abcde"]) == [1, 1, 2]
     assert not tokens.exact
+
+
+def test_items_of_which_nothing_is_known_make_no_prompt(data: PreparedData) -> None:
+    bare = dataclasses.replace(data, items=pa.table({"item_id": data.items.column("item_id")}))
+    with pytest.raises(ProfileError, match=r"the items of 'films' have no title, genres.*so no text can be made of a history"):
+        _prompts(bare)

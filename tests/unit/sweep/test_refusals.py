@@ -53,6 +53,14 @@ def test_an_endpoint_of_unknown_width_does_not_stop_a_run_before_it_has_answered
     refuse_impossible_targets(make_plan(study, store), store)
 
 
+@pytest.mark.parametrize("writer", [{"llm": "openai", "model": "gpt-x"}, {"llm": "template"}])
+def test_nobody_is_asked_to_write_about_items_of_which_nothing_is_known(tmp_path, writer):
+    study = tiny_study(tmp_path, profiles=[writer])
+    (tmp_path / "toy" / "items.parquet").unlink()
+    with pytest.raises(StudyError, match=r"the items of 'toy' have no title, genres.*bring profiles of your own \(llm: file\)"):
+        run(study)
+
+
 def test_arms_of_one_study_are_not_mixed_over_kinds_of_device(tmp_path):
     study = tiny_study(tmp_path)
     run(study, limit=2)
