@@ -47,17 +47,23 @@ class Endpoint:
         timeout_s: seconds to wait for one answer.
 
     Raises:
-        ResourceError: the variable is not set.
+        ResourceError: the variable is not set, or holds what cannot be sent.
     """
 
     def __init__(self, base_url: str, api_key_env: str, *, requests_per_minute: float, concurrency: int, timeout_s: float) -> None:
         self.base_url = base_url.rstrip("/")
         self._key_name = api_key_env
-        self._key = os.environ.get(api_key_env, "")
+        # A key that was read from a file ends with a line break.
+        self._key = os.environ.get(api_key_env, "").strip()
         if not self._key:
             raise ResourceError(
                 f"the environment variable {api_key_env} is not set, so {self.base_url} cannot be asked; "
                 "export the key in this shell (never write it into a study), or name another variable with api_key_env"
+            )
+        if not self._key.isprintable():
+            raise ResourceError(
+                f"the key in the environment variable {api_key_env} has a line break or another control character inside, so it cannot be "
+                f"sent to {self.base_url}; export the key alone, on one line"
             )
         self._interval_s = 60.0 / requests_per_minute
         self._gate = asyncio.Semaphore(concurrency)

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.data.prepared import PreparedData
-from llmkt_ray.errors import LlmktError, ProfileError
+from llmkt_ray.errors import LlmktError, ProfileError, ResourceError
 from llmkt_ray.profiles import endpoint
 from llmkt_ray.profiles.cost import Accounts
 from llmkt_ray.profiles.generate import generate, profiles_key
@@ -287,6 +287,25 @@ def test_no_key(server: Server, data: PreparedData, store: ArtifactStore, monkey
     assert profiles_key(_config(server), data.key, 1)
     with pytest.raises(LlmktError, match="environment variable OPENAI_API_KEY is not set"):
         _run(server, data, store)
+
+
+def test_a_key_from_a_file_ends_with_a_line_break(
+    server: Server, data: PreparedData, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\r\n")
+    assert _run(server, data, store).coverage == 1
+    assert server.authorizations == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize("inside", ["\n", "\r\n", "\t", "\x07"])
+def test_a_key_with_a_control_character_inside_is_refused_and_not_shown(
+    inside: str, server: Server, data: PreparedData, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}{inside}export")
+    with pytest.raises(ResourceError, match="key in the environment variable OPENAI_API_KEY has a line break") as caught:
+        _run(server, data, store)
+    assert KEY not in str(caught.value)
+    assert not server.requests
 
 
 def test_unreachable_endpoint(server: Server, data: PreparedData, store: ArtifactStore) -> None:
