@@ -14,7 +14,16 @@ from llmkt_ray.compat import as_upstream
 from llmkt_ray.errors import unknown_name
 from llmkt_ray.section import Section, as_named, as_tuple
 from llmkt_ray.seeds import content_key
-from llmkt_ray.study_inputs import DatasetConfig, EmbeddingConfig, FilterRule, PositiveRule, ProfileConfig, ReductionConfig, SplitRule
+from llmkt_ray.study_inputs import (
+    LANGUAGE_MODELS,
+    DatasetConfig,
+    EmbeddingConfig,
+    FilterRule,
+    PositiveRule,
+    ProfileConfig,
+    ReductionConfig,
+    SplitRule,
+)
 from llmkt_ray.study_work import (
     ARMS,
     INPUT_ARMS,
@@ -42,8 +51,8 @@ from llmkt_ray.study_work import (
 )
 
 __all__ = [
-    "ARMS", "INPUT_ARMS", "KAR_ARMS", "NOT_IN_KEY", "OWN_TARGET_ARMS", "PLAIN_ARMS",
-    "TABLE_ARMS", "AdaptorConfig", "Arm", "BudgetConfig", "DatasetConfig", "EarlyStoppingConfig",
+    "ARMS", "INPUT_ARMS", "KAR_ARMS", "LANGUAGE_MODELS", "NOT_IN_KEY", "OWN_TARGET_ARMS",
+    "PLAIN_ARMS", "TABLE_ARMS", "AdaptorConfig", "Arm", "BudgetConfig", "DatasetConfig", "EarlyStoppingConfig",
     "EmbeddingConfig", "EvaluationConfig", "FilterRule", "KarConfig", "LlmPrice", "ModelConfig", "PositiveRule",
     "ProfileConfig", "ReductionConfig", "ResourcesConfig", "ScheduleConfig", "SearchConfig", "SpaceConfig",
     "SplitRule", "StudyConfig", "TaskResources", "TrackingConfig", "TrainingConfig", "TransferConfig",

@@ -102,6 +102,10 @@ class DatasetConfig(Section):
         return self
 
 
+LANGUAGE_MODELS = ("vllm", "vllm-sync", "openai")
+"""Values of `llm` that ask a language model."""
+
+
 class ProfileConfig(Section):
     """One choice of who writes the profiles."""
 
@@ -138,7 +142,7 @@ class ProfileConfig(Section):
     top_p: float | None = Field(1.0, gt=0, le=1)
     """None: not said to the model; endpoints that take temperature or top_p, never both (Claude since Opus 4.1), need that."""
     generation: int = Field(0, ge=0)
-    """Index of the generation: another one gives other texts of the same model and prompt, as a factor."""
+    """Index of the generation: another one gives other texts of the same model and prompt, as a factor, at a temperature above 0."""
     attempts: int = Field(2, ge=1, le=10)
     """How often a user's profile is tried before the row keeps its error."""
     block_size: int = Field(32, ge=1)
@@ -160,7 +164,7 @@ class ProfileConfig(Section):
 
     @model_validator(mode="after")
     def _model(self) -> Self:
-        language = self.llm in ("vllm", "vllm-sync", "openai")
+        language = self.llm in LANGUAGE_MODELS
         if language and not self.model:
             raise ValueError(f"profiles with llm {self.llm!r} need a `model`")
         if not language and self.model:

@@ -22,7 +22,7 @@ from llmkt_ray.errors import LlmktError, ProfileError, StudyError, unknown_name
 from llmkt_ray.profiles.engines.template import refuse_without_facts
 from llmkt_ray.profiles.generate import check_stored, profiles_key
 from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
-from llmkt_ray.study import TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
+from llmkt_ray.study import LANGUAGE_MODELS, TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
 from llmkt_ray.study_work import OWN_SETTINGS, TuningConfig, tried_of
 from llmkt_ray.sweep.arms import input_problems, kar_problems, known_class, labelled_problems, source_problems
 from llmkt_ray.sweep.needs import need_problems
@@ -198,9 +198,16 @@ def _source_problems(study: StudyConfig) -> Iterator[str]:
         if key in labels:
             yield (
                 f"profiles {labels[key]!r} and {profiles.label!r} are the same texts under two names, and would share their trials; "
-                "leave one out, or give the other one another file, model, prompt or `generation`"
+                "leave one out, or give the other one another file, model or prompt (or `generation`, with a temperature above 0)"
             )
         labels.setdefault(key, profiles.label)
+    for profiles in (*study.profiles, study.kar.items):
+        if profiles.llm in LANGUAGE_MODELS and profiles.generation and not profiles.temperature:
+            yield (
+                f"profiles {profiles.label!r} are generation {profiles.generation} at temperature 0, where the seed changes nothing: "
+                "the same texts as generation 0, paid for again; set a temperature above 0 (0.7) for all generations of "
+                "the model, or leave `generation` out"
+            )
     for embedding in study.embedding:
         yield from _raised(partial(encoder_identity, embedding))
 

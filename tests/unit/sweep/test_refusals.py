@@ -40,6 +40,16 @@ def test_the_same_texts_under_two_names_are_refused(tmp_path):
         check_study(study, store_of(study))
 
 
+def test_another_generation_at_temperature_0_would_be_the_same_texts(tmp_path):
+    writer = {"llm": "openai", "model": "gpt-x", "temperature": 0.0}
+    study = tiny_study(tmp_path, profiles=[writer, writer | {"name": "draw 1", "generation": 1}])
+    with pytest.raises(StudyError, match=r"profiles 'draw 1' are generation 1 at temperature 0.*set a temperature above 0") as caught:
+        check_study(study, store_of(study))
+    assert len(caught.value.problems) == 1
+    warm = tiny_study(tmp_path, profiles=[writer | {"temperature": 0.7, "name": name, "generation": at} for at, name in enumerate("ab")])
+    check_study(warm, store_of(warm))
+
+
 def test_a_prefix_for_an_encoder_that_reads_none_is_told_by_check(tmp_path):
     study = tiny_study(tmp_path, embedding={"encoder": "tfidf_svd", "dims": 20, "prefix": "query: "})
     with pytest.raises(StudyError, match=r"embedding\.prefix 'query: ' means nothing to tfidf_svd"):
