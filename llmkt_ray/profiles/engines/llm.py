@@ -18,6 +18,7 @@ from llmkt_ray.profiles.engines.backend import Answer, Backend, Outcome
 from llmkt_ray.profiles.engines.base import Job, Written
 from llmkt_ray.profiles.prompts import PROMPT_VERSION, Prompt, PromptBuilder, PromptTemplate, Tokens
 from llmkt_ray.profiles.table import ProfileRow, as_table
+from llmkt_ray.seeds import derive_seed
 from llmkt_ray.study import ProfileConfig
 
 _UNWANTED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffd]")
@@ -210,31 +211,33 @@ class LlmEngine:
         attempts = {key: row.attempts for key, row in rows.items()}
         finished = {key for key, row in rows.items() if row.profile is not None or row.attempts >= self._config.attempts}
         todo = [prompt for prompt in prompts if (prompt.user_id, prompt.hash) not in finished]
-        size = self._config.block_size
-        blocks = [todo[start : start + size] for start in range(0, len(todo), size)]
+        blocks = _blocks(todo, attempts, self._config.block_size)
         while blocks:
             again: list[list[Prompt]] = []
             retry: list[Prompt] = []
-            with closing(self._backend.run(blocks, job.seed)) as outcomes:
-                for number, outcome in outcomes:
-                    block = blocks[number]
-                    if isinstance(outcome, str) and len(block) > 1:
-                        # One of these killed the engine. Alone each shows itself; the innocent lose no attempt.
-                        half = 1 if len(block) <= _SINGLES else -(-len(block) // 2)
-                        again += [block[start : start + half] for start in range(0, len(block), half)]
-                        continue
-                    ended = []
-                    for prompt, answer in zip(block, _answers(outcome), strict=True):
-                        key = (prompt.user_id, prompt.hash)
-                        attempts[key] = attempts.get(key, 0) + 1
-                        ended.append(self._row(prompt, answer, attempts[key], version))
-                        if ended[-1].profile is None and answer.retry and attempts[key] < self._config.attempts:
-                            retry.append(prompt)
-                    job.parts.append(ended)
-                    yield from ended
-                    job.charge(ended)
-            # Those that failed go on alone too: what fails twice must not take others with it.
-            blocks = again + [[prompt] for prompt in retry]
+            for tried, equal in _by_attempt(blocks, attempts).items():
+                with closing(self._backend.run(equal, _seed(job.seed, tried))) as outcomes:
+                    for number, outcome in outcomes:
+                        block = equal[number]
+                        if isinstance(outcome, str) and len(block) > 1:
+                            # One of these killed the engine. Alone each shows itself; the innocent lose no attempt.
+                            half = 1 if len(block) <= _SINGLES else -(-len(block) // 2)
+                            again += [block[start : start + half] for start in range(0, len(block), half)]
+                            continue
+                        ended = []
+                        for prompt, answer in zip(block, _answers(outcome), strict=True):
+                            key = (prompt.user_id, prompt.hash)
+                            attempts[key] = attempts.get(key, 0) + 1
+                            ended.append(self._row(prompt, answer, attempts[key], version))
+                            if ended[-1].profile is None and answer.retry and attempts[key] < self._config.attempts:
+                                if isinstance(outcome, str):
+                                    again.append([prompt])  # what killed an engine must not take others with it
+                                else:
+                                    retry.append(prompt)
+                        job.parts.append(ended)
+                        yield from ended
+                        job.charge(ended)
+            blocks = again + _blocks(retry, attempts, self._config.block_size)
 
     def _row(self, prompt: Prompt, answer: Answer, attempts: int, version: str) -> ProfileRow:
         text = clean(answer.text) if answer.text is not None else None
@@ -257,6 +260,25 @@ class LlmEngine:
             error=error,
             latency_s=answer.latency_s,
         )
+
+
+def _by_attempt(blocks: list[list[Prompt]], attempts: Mapping[_Key, int]) -> dict[int, list[list[Prompt]]]:
+    """Returns blocks by how often their prompts were tried; all prompts of a block equally often."""
+    found: dict[int, list[list[Prompt]]] = {}
+    for block in blocks:
+        found.setdefault(attempts.get((block[0].user_id, block[0].hash), 0), []).append(block)
+    return found
+
+
+def _blocks(prompts: list[Prompt], attempts: Mapping[_Key, int], size: int) -> list[list[Prompt]]:
+    """Returns prompts in blocks of at most `size`, those that were tried equally often together."""
+    equal = _by_attempt([[prompt] for prompt in prompts], attempts).values()
+    return [[prompt for [prompt] in group[start : start + size]] for group in equal for start in range(0, len(group), size)]
+
+
+def _seed(seed: int, tried: int) -> int:
+    """Returns the seed of another attempt: with the same one the same answer would come, empty or malformed once more."""
+    return derive_seed(seed, "attempt", tried) if tried else seed
 
 
 def clean(text: str) -> str:

@@ -42,21 +42,26 @@ class OpenAIBackend:
             concurrency=config.concurrency,
             timeout_s=config.timeout_s,
         )
-        # Enough blocks at once to keep all connections busy, and no more: the prompts of a large job stay out of memory.
-        window = 1 + -(-config.concurrency // config.block_size)
+        # Enough prompts at once to keep all connections busy while a block ends, however small the blocks are; no more: each is a request.
+        enough = config.concurrency + config.block_size
         waiting = iter(enumerate(blocks))
+        in_flight = 0
         running: set[asyncio.Task[tuple[int, Outcome]]] = set()
         loop = asyncio.new_event_loop()
         session = loop.run_until_complete(endpoint.open())
         try:
             while True:
-                for _, (number, block) in zip(range(window - len(running)), waiting, strict=False):
+                while in_flight < enough and (following := next(waiting, None)) is not None:
+                    number, block = following
+                    in_flight += len(block)
                     running.add(loop.create_task(self._block(endpoint, session, number, block, seed)))
                 if not running:
                     return
                 done, running = loop.run_until_complete(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
                 for task in done:
-                    yield task.result()
+                    number, outcome = task.result()
+                    in_flight -= len(blocks[number])
+                    yield number, outcome
         finally:
             # All of them: when one request of a block fails for good, its neighbours still run.
             loop.run_until_complete(end(asyncio.all_tasks(loop), session))

@@ -17,10 +17,12 @@ from llmkt_ray.data.prepared import PreparedData
 from llmkt_ray.errors import LlmktError, ProfileError, ResourceError
 from llmkt_ray.profiles import endpoint
 from llmkt_ray.profiles.cost import Accounts
+from llmkt_ray.profiles.engines.openai import OpenAIBackend
 from llmkt_ray.profiles.generate import generate, profiles_key
 from llmkt_ray.profiles.parts import Parts
 from llmkt_ray.profiles.preview import preview
-from llmkt_ray.profiles.table import Profiles
+from llmkt_ray.profiles.table import KIND, Profiles
+from llmkt_ray.seeds import derive_seed
 from llmkt_ray.study import BudgetConfig, ProfileConfig, ResourcesConfig
 
 KEY = "sk-test-1234567890"
@@ -36,6 +38,7 @@ class Server:
         self.authorizations: set[str] = set()
         self.times: list[float] = []
         self.in_flight = self.most_in_flight = 0
+        self.answers_after_s = 0.005
         self.port = 0
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -46,7 +49,7 @@ class Server:
         body = await request.json()
         self.requests.append(body)
         number = len(self.requests)
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(self.answers_after_s)
         self.in_flight -= 1
         return self.reply(body, number)
 
@@ -128,7 +131,8 @@ def test_every_answer_is_paid_for_and_no_refused_request(server: Server, data: P
         if poison in text:
             return web.Response(status=400, text="content filter")
         first[:] = first or [text]
-        return completion("") if text == first[0] and server.requests.count(request) == 1 else good(request, number)
+        times = [earlier["messages"] for earlier in server.requests].count(request["messages"])
+        return completion("") if text == first[0] and times == 1 else good(request, number)
 
     server.reply = reply
     config = _config(server, attempts=2)
@@ -244,6 +248,29 @@ def test_errors_are_tried_a_bounded_number_of_times(server: Server, data: Prepar
     assert bad["error"] == "empty: the model gave no text"
     assert bad["attempts"] == 3
     assert len(server.requests) == 42
+
+
+def test_another_attempt_has_another_seed_and_the_first_one_always_the_same(
+    server: Server, data: PreparedData, store: ArtifactStore
+) -> None:
+    good = server.reply
+    server.reply = lambda request, number: completion("") if number <= 80 else good(request, number)
+    with pytest.raises(ProfileError, match=r"0\.0% of the 40 users"):
+        _run(server, data, store, attempts=2)
+    assert _run(server, data, store, attempts=3).coverage == 1  # the third attempt of all, in another run
+    seeds = [request["seed"] for request in server.requests]
+    first, second, third = seeds[0], seeds[40], seeds[80]
+    assert seeds == [first] * 40 + [second] * 40 + [third] * 40
+    assert len({first, second, third}) == 3
+    assert first == derive_seed(1, KIND, profiles_key(_config(server), data.key, 1))
+
+
+def test_blocks_of_one_prompt_are_asked_all_at_once_too(server: Server, data: PreparedData) -> None:
+    server.answers_after_s = 0.1
+    backend = OpenAIBackend(config := _config(server, concurrency=8, block_size=32))
+    outcomes = dict(backend.run([[prompt] for prompt in preview(config, data, 40)], 1))
+    assert sorted(outcomes) == list(range(40))
+    assert server.most_in_flight == 8
 
 
 @pytest.mark.parametrize(
