@@ -19,6 +19,9 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 _NOT_LOADED = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 """What a trainer leaves beside its weights; vLLM passes over the same."""
 
+_MEMORY = ("gpu_memory_utilization", "kv_cache_memory_bytes")
+"""Settings that say how much memory there is: a run that goes on with less must find the texts that it has paid for."""
+
 
 def engine_settings(config: ProfileConfig, resources: TaskResources) -> dict[str, Any]:
     """Returns the keyword arguments of a vLLM engine: the study's, with prefix caching on and a cache that fits a CPU."""
@@ -79,6 +82,16 @@ def require_vllm() -> None:
             "vLLM is not installed in this environment; on a GPU machine: pip install 'llmkt_ray[vllm]'; on a CPU: see docs/profiles.md "
             "(an environment of its own); or use llm: openai with the base_url of a `vllm serve`"
         )
+
+
+def identity_of(config: ProfileConfig) -> dict[str, Any]:
+    """Returns model and engine settings that can change a text; the same for both ways of running vLLM.
+
+    Raises:
+        ProfileError: see `model_identity`.
+    """
+    settings = {name: value for name, value in config.engine.items() if name not in _MEMORY}
+    return {"backend": "vllm", **model_identity(config), "settings": settings}
 
 
 def model_identity(config: ProfileConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from llmkt_ray.profiles.engines.vllm_common import (
     engine_settings,
     environment,
     failure,
-    model_identity,
+    identity_of,
     require_vllm,
     sampling,
     what_to_check,
@@ -51,7 +51,7 @@ class VllmDataBackend:
 
     def identity(self) -> dict[str, Any]:
         """Returns model and engine settings that can change a text; the same for both ways of running vLLM."""
-        return {"backend": "vllm", **model_identity(self._config), "settings": dict(self._config.engine)}
+        return identity_of(self._config)
 
     def run(self, blocks: list[list[Prompt]], seed: int) -> Generator[tuple[int, Outcome]]:
         """Yields (index of a block, its answers or why its engine died) as blocks finish.

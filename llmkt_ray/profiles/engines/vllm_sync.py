@@ -17,7 +17,7 @@ from llmkt_ray.profiles.engines.vllm_common import (
     engine_settings,
     environment,
     failure,
-    model_identity,
+    identity_of,
     ranks,
     require_vllm,
     sampling,
@@ -85,7 +85,7 @@ class VllmSyncBackend:
 
     def identity(self) -> dict[str, Any]:
         """Returns model and engine settings that can change a text."""
-        return {"backend": "vllm", **model_identity(self._config), "settings": dict(self._config.engine)}
+        return identity_of(self._config)
 
     def run(self, blocks: list[list[Prompt]], seed: int) -> Generator[tuple[int, Outcome]]:
         """Yields (index of a block, its answers or why its engine died) as blocks finish.

@@ -121,12 +121,13 @@ def test_the_key_is_of_model_and_revision_prompt_sampling_generation_seed_and_hi
     own = tmp_path / "own.j2"
     own.write_text("{% block system %}s{% endblock %}{% block user %}u{% endblock %}")
     settings: list[dict[str, Any]] = [{}, {"model": "other/model"}, {"revision": "abc"}, {"prompt": str(own)}, {"generation": 1}]
-    settings += [{"top_p": 0.9}, {"temperature": 0.7}, {"max_tokens": 99}, {"full_history": True}]
+    settings += [{"engine": {"dtype": "float16"}}, {"top_p": 0.9}, {"temperature": 0.7}, {"max_tokens": 99}, {"full_history": True}]
     keys = [profiles_key(_config(**changes), data.key, 1) for changes in settings]
     keys += [profiles_key(_config(), data.key, 2), profiles_key(_config(), film_split(tmp_path / "films", store, seed=2).key, 1)]
     own.write_text("{% block system %}S{% endblock %}{% block user %}u{% endblock %}")
     keys.append(profiles_key(_config(prompt=str(own)), data.key, 1))
     same: list[dict[str, Any]] = [{"llm": "vllm-sync"}, {"name": "label"}, {"workers": (1, 4)}, {"block_size": 3}, {"attempts": 5}]
+    same += [{"engine": {"gpu_memory_utilization": 0.5}}, {"engine": {"kv_cache_memory_bytes": 1 << 28}}]
     assert {profiles_key(_config(**changes), data.key, 1) for changes in same} == {keys[0]}
     monkeypatch.setattr(llm, "PROMPT_VERSION", "another")
     keys.append(profiles_key(_config(), data.key, 1))
