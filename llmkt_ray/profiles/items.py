@@ -4,7 +4,6 @@ They are made from the items table alone, never from interactions: nothing held 
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -12,16 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from llmkt_ray.artifacts import ArtifactStore, installed_versions
 from llmkt_ray.data.fields import ITEM_NOUNS
 from llmkt_ray.data.history import Entry, Item, item_facts, kinds_of
 from llmkt_ray.data.prepared import PreparedData
-from llmkt_ray.data.raw import id_column, shown
+from llmkt_ray.data.raw import shown
 from llmkt_ray.errors import ProfileError
 from llmkt_ray.profiles.cost import Account, Accounts, LlmCost, Prices, counter_of, plan_cost, planned
 from llmkt_ray.profiles.engines.base import Job, Progress, silent
+from llmkt_ray.profiles.engines.file import read_texts
 from llmkt_ray.profiles.engines.llm import LlmEngine
 from llmkt_ray.profiles.engines.registry import engine_of
 from llmkt_ray.profiles.parts import Parts
@@ -237,19 +236,7 @@ def _described(data: PreparedData) -> list[ProfileRow]:
 
 
 def _of_file(config: ProfileConfig, data: PreparedData) -> list[ProfileRow]:
-    path = Path(config.path or "").expanduser()
-    try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ProfileError(f"item texts {str(path)!r} is not Parquet: {shown([error])}; give columns item_id and text") from error
-    ids = id_column(table.column("item_id")) if "item_id" in table.column_names else None
-    if ids is None or "text" not in table.column_names or not pa.types.is_string(table.schema.field("text").type):
-        raise ProfileError(f"item texts {str(path)!r} have columns {shown(table.column_names)}; they need `item_id` and `text`, strings")
-    listed = ids.to_pylist()
-    twice = sorted({token for token in listed if listed.count(token) > 1}) if len(set(listed)) < len(listed) else []
-    if twice:
-        raise ProfileError(f"item texts {str(path)!r} name {len(twice):,} items more than once ({shown(twice, 5)}); keep one row an item")
-    texts: Mapping[str, str | None] = dict(zip(listed, table.column("text").to_pylist(), strict=True))
+    texts = read_texts(Path(config.path or "").expanduser(), "item_id", "text")
     return [
         ProfileRow(
             str(token),

@@ -83,7 +83,7 @@ class FileEngine:
             ProfileError: the profiles are declared for another split, the file cannot be read, or a user has several.
         """
         certificate = declare(data, self._manifest.split)
-        texts = self._texts()
+        texts = read_texts(self._source.table, "user_id", "profile")
         users = [str(token) for token in data.user_tokens]
         absent = [user for user in users if user not in texts]
         empty = [user for user in users if user in texts and texts[user] is None]
@@ -116,41 +116,6 @@ class FileEngine:
         job.progress(len(users), len(users))
         return Written(as_table(rows), certificate, {"warnings": warnings, "file": self._manifest.notes})
 
-    def _texts(self) -> dict[str, str | None]:
-        """Returns raw id to text; None where the text is null or nothing but white space.
-
-        Raises:
-            ProfileError: a column is absent or of the wrong type, or an id is null or appears twice.
-        """
-        path = self._source.table
-        try:
-            table = pq.ParquetFile(path).read()
-        except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ProfileError(
-                f"{path} cannot be read as Parquet: {shown([error])}; write it anew with columns user_id and profile"
-            ) from error
-        absent = [name for name in ("user_id", "profile") if name not in table.column_names]
-        if absent:
-            raise ProfileError(
-                f"{path} has no column {shown(absent)}; its columns are {shown(table.column_names)}; it needs `user_id` and `profile`"
-            )
-        ids, texts = id_column(table.column("user_id")), table.column("profile")
-        if ids is None or not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-            raise ProfileError(
-                f"{path} holds {table.schema.field('user_id').type} ids and {texts.type} profiles, but ids must be strings or whole "
-                "numbers and profiles strings"
-            )
-        if ids.null_count:
-            raise ProfileError(f"{path} has {ids.null_count:,} rows without a user_id; delete them or fill them in")
-        counts = pc.value_counts(ids)
-        twice = sorted(entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1)
-        if twice:
-            raise ProfileError(f"{path} has more than one profile for {len(twice):,} users ({shown(twice, 5)}); keep one row a user")
-        trimmed = pc.utf8_trim_whitespace(texts)
-        return {
-            user: text if bare else None for user, text, bare in zip(ids.to_pylist(), texts.to_pylist(), trimmed.to_pylist(), strict=True)
-        }
-
     def _read_manifest(self) -> FileManifest:
         path = self._source.manifest
         if path is None:
@@ -170,6 +135,52 @@ class FileEngine:
                 "remove one of the two"
             )
         return manifest.model_copy(update={"split": manifest.split or self._declared})
+
+
+def read_texts(path: Path, id_name: str, text_name: str) -> dict[str, str | None]:
+    """Returns raw id to text of a Parquet file; None where the text is null or nothing but white space.
+
+    Args:
+        path: the file.
+        id_name: its column of ids, strings or whole numbers.
+        text_name: its column of texts, strings of any kind.
+
+    Raises:
+        ProfileError: the file cannot be read, a column is absent or of the wrong type, or an id is null or appears twice.
+    """
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ProfileError(
+            f"{path} cannot be read as Parquet: {shown([error])}; write it anew with columns {id_name} and {text_name}"
+        ) from error
+    absent = [name for name in (id_name, text_name) if name not in table.column_names]
+    if absent:
+        raise ProfileError(
+            f"{path} has no column {shown(absent)}; its columns are {shown(table.column_names)}; it needs `{id_name}` and `{text_name}`"
+        )
+    ids, texts = id_column(table.column(id_name)), _text_column(table.column(text_name))
+    if ids is None or texts is None:
+        raise ProfileError(
+            f"{path} holds {table.schema.field(id_name).type} in `{id_name}` and {table.schema.field(text_name).type} in `{text_name}`; "
+            "ids must be strings or whole numbers, and texts strings"
+        )
+    if ids.null_count:
+        raise ProfileError(f"{path} has {ids.null_count:,} rows without a value in `{id_name}`; delete them or fill them in")
+    counts = pc.value_counts(ids)
+    twice = sorted(entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1)
+    if twice:
+        raise ProfileError(f"{path} has more than one row for {len(twice):,} values of `{id_name}` ({shown(twice, 5)}); keep one row each")
+    trimmed = pc.utf8_trim_whitespace(texts)
+    return {key: text if bare else None for key, text, bare in zip(ids.to_pylist(), texts.to_pylist(), trimmed.to_pylist(), strict=True)}
+
+
+def _text_column(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Returns texts as large strings, whatever kind of strings they are (a pandas category is a dictionary); None: they are not strings."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not any(fits(kind) for fits in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+        return None
+    return pc.cast(pc.cast(column, kind), pa.large_string())
 
 
 def write_folder(folder: Path, table: pa.Table, manifest: FileManifest) -> None:

@@ -80,8 +80,21 @@ def test_manifest_and_study_must_agree(folder: Path, data: PreparedData, store: 
 def test_a_duplicate_user_is_refused(tmp_path: Path, data: PreparedData, store: ArtifactStore) -> None:
     table = _table(data)
     pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), tmp_path / "p.parquet")
-    with pytest.raises(ProfileError, match=r"more than one profile for 1 users \('u03'\)"):
+    with pytest.raises(ProfileError, match=r"more than one row for 1 values of `user_id` \('u03'\)"):
         _read(tmp_path / "p.parquet", data, store)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_string(), pa.string_view(), pa.dictionary(pa.int16(), pa.string())],
+    ids=str,
+)
+def test_texts_are_strings_of_any_kind(kind: pa.DataType, tmp_path: Path, data: PreparedData, store: ArtifactStore) -> None:
+    table = _table(data)
+    pq.write_table(table.set_column(1, "profile", table.column("profile").cast(kind)), tmp_path / "p.parquet")
+    assert pq.read_schema(tmp_path / "p.parquet").field("profile").type == kind
+    profiles = _read(tmp_path / "p.parquet", data, store)
+    assert profiles.table.column("profile").to_pylist() == table.column("profile").to_pylist()
 
 
 def test_missing_and_empty_users_are_masked_up_to_the_threshold(tmp_path: Path, data: PreparedData, store: ArtifactStore) -> None:
@@ -115,9 +128,9 @@ def test_ids_of_another_numbering_are_refused(tmp_path: Path, data: PreparedData
     [
         ({"user": ["u00"], "profile": ["a"]}, "has no column 'user_id'"),
         ({"user_id": ["u00"], "text": ["a"]}, "has no column 'profile'"),
-        ({"user_id": [0.5], "profile": ["a"]}, "double ids"),
-        ({"user_id": ["u00"], "profile": [1]}, "int64 profiles"),
-        ({"user_id": ["u00", None], "profile": ["a", "b"]}, "1 rows without a user_id"),
+        ({"user_id": [0.5], "profile": ["a"]}, r"double in `user_id` and string in `profile`; ids must be strings"),
+        ({"user_id": ["u00"], "profile": [1]}, r"int64 in `profile`"),
+        ({"user_id": ["u00", None], "profile": ["a", "b"]}, r"1 rows without a value in `user_id`"),
     ],
 )
 def test_wrong_columns(columns: dict[str, list[Any]], message: str, tmp_path: Path, data: PreparedData, store: ArtifactStore) -> None:

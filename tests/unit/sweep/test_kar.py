@@ -92,9 +92,18 @@ def test_item_texts_of_a_file_are_read_and_bad_ones_refused(tmp_path):
     node.items.compute(store)
     texts = dict(zip(*ItemTexts.load(store, node.items.key).texts(), strict=True))
     assert texts == {str(token): f"about {token}" for token in data.item_tokens}
+    frame = pq.read_table(path)
+    pq.write_table(frame.set_column(1, "text", frame.column("text").cast(pa.large_string())), path)  # as pandas 3 writes strings
+    (node,) = make_plan(study, store).knowledge
+    node.items.compute(store)
+    assert dict(zip(*ItemTexts.load(store, node.items.key).texts(), strict=True)) == texts
     for table, message in (
-        (pa.table({"item": ids}), "they need `item_id` and `text`"),
-        (pa.table({"item_id": [*ids, ids[0]], "text": ["x"] * (ITEMS + 1)}), "name 1 items more than once"),
+        (pa.table({"item": ids}), "it needs `item_id` and `text`"),
+        (pa.table({"item_id": [*ids, ids[0]], "text": ["x"] * (ITEMS + 1)}), "more than one row for 1 values of `item_id`"),
+        # Of many ids each twice, and one of them null: an error in words, and soon.
+        (pa.table({"item_id": [*range(100_000), *range(99_999), None], "text": ["x"] * 200_000}), "1 rows without a value in `item_id`"),
+        (pa.table({"item_id": [*range(100_000), *range(100_000)], "text": ["x"] * 200_000}), "more than one row for 100,000 values"),
+        (pa.table({"item_id": ids, "text": range(ITEMS)}), "int64 in `text`; ids must be"),
         (pa.table({"item_id": ids[:3], "text": ["a", " ", None]}), r"a text for 2\.5% of the 40 items"),
     ):
         pq.write_table(table, path)
