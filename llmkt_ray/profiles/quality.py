@@ -72,7 +72,10 @@ def near_duplicates(texts: Sequence[str]) -> np.ndarray:
 
     if len(texts) < 2:
         return np.zeros(len(texts), np.bool_)
-    vectors = TfidfVectorizer(token_pattern=_WORD.pattern).fit_transform(texts)
+    try:
+        vectors = TfidfVectorizer(token_pattern=_WORD.pattern).fit_transform(texts)
+    except ValueError:  # no text has a word, so there is nothing to compare
+        return np.zeros(len(texts), np.bool_)
     cosines = (vectors @ vectors.T).tolil()
     cosines.setdiag(0)
     return np.asarray(cosines.tocsr().max(axis=1).toarray()[:, 0] > _NEAR)

@@ -108,3 +108,9 @@ def test_too_many_flags_stop_the_study(tmp_path: Any, data: PreparedData, store:
 
 def test_nothing_but_errors(data: PreparedData) -> None:
     assert quality(as_table([_row(None, error="timeout: 60 s")]), data) == {"texts": 0, "errors": {"timeout": 1}}
+
+
+def test_texts_without_one_word_are_a_figure_and_no_error(data: PreparedData) -> None:
+    rows = [ProfileRow(str(user), "***", "x", "v", 1) for user in data.user_tokens]
+    found = quality(as_table(rows), data)
+    assert (found["texts"], found["near_duplicates"], found["flags"]["too_short"]) == (data.n_users, 0.0, 1.0)
