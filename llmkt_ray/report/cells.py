@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from llmkt_ray.report.load import Results, UserValues
-from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
+from llmkt_ray.stats.contrast import Contrast, contrast, on_shared_seeds, over_splits
 from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS, TABLE_ARMS
 
 TRAINING = ["dataset", "train_share", "model", "hyperparameters", "epochs", "batch_size", "learning_rate", "weight_decay"]
@@ -179,27 +179,35 @@ class Paired(NamedTuple):
     """The values of two arms on one split, where both share a seed.
 
     Attributes:
+        seeds: indices of the seeds, the same in all splits.
         users: the evaluated users, `(users,)`.
         one, other: tables `(seeds, users)`, rows and columns in the same order.
     """
 
+    seeds: tuple[int, ...]
     users: np.ndarray
     one: np.ndarray
     other: np.ndarray
 
 
 def paired_tables(results: Results, one: Runs, other: Runs, metric: str) -> dict[int, Paired]:
-    """Returns split repetition to the values of both arms, where they share a seed."""
-    values = results.user_values(metric)
-    keys = results.keys
+    """Returns split repetition to the values of both arms, on the seeds that all splits share."""
+    values, keys = results.user_values(metric), results.keys
+    pairs = {at: (values.get(keys[one.rows[at]]), values.get(keys[other.rows[at]])) for at in one.rows.keys() & other.rows.keys()}
+    found = {at: (a, b) for at, (a, b) in pairs.items() if a is not None and b is not None}
     tables = {}
-    for repetition in sorted({r for r, _ in one.rows} & {r for r, _ in other.rows}):
-        seeds = sorted({s for r, s in one.rows if r == repetition} & {s for r, s in other.rows if r == repetition})
-        pairs = [(values.get(keys[one.rows[repetition, s]]), values.get(keys[other.rows[repetition, s]])) for s in seeds]
-        found = [(a, b) for a, b in pairs if a is not None and b is not None]
-        if found:
-            tables[repetition] = Paired(found[0][0][0], _stack(a for a, _ in found), _stack(b for _, b in found))
+    for repetition, seeds in on_shared_seeds(seeds_by_split(found)).items():
+        both = [found[repetition, seed] for seed in seeds]
+        tables[repetition] = Paired(tuple(seeds), both[0][0][0], _stack(a for a, _ in both), _stack(b for _, b in both))
     return tables
+
+
+def seeds_by_split(at: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
+    """Returns split repetition to seed indices, of pairs of both."""
+    found: dict[int, set[int]] = {}
+    for repetition, seed in at:
+        found.setdefault(repetition, set()).add(seed)
+    return found
 
 
 def _compare(results: Results, one: Runs | None, other: Runs | None, metric: str) -> Contrast | None:
@@ -207,7 +215,7 @@ def _compare(results: Results, one: Runs | None, other: Runs | None, metric: str
         return None
     pairs = [p for p in paired_tables(results, one, other, metric).values() if p.one.shape == p.other.shape and p.one.shape[1] >= 2]
     less = results.sign(metric) < 0
-    return over_splits([contrast(p.one, p.other, users=p.users, lower_is_better=less) for p in pairs]) if pairs else None
+    return over_splits([contrast(p.one, p.other, users=p.users, seeds=p.seeds, lower_is_better=less) for p in pairs]) if pairs else None
 
 
 def _stack(values: Iterable[UserValues]) -> np.ndarray:

@@ -41,7 +41,7 @@ def default_of(results: Results, findings: Sequence[Finding]) -> tuple[Default, 
         config=[names[one] for one in at],
     )
     means = rows.groupby(["dataset", "model", "config"], as_index=False)[["valid", "test"]].mean()
-    found = recommended_default(means)
+    found = recommended_default(means, results.sign(results.metric))
     if found is None:
         return None
     return found, next(settings[one] for one in at if names[one] == found.config)

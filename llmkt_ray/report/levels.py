@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmkt_ray.report.cells import CELL, SHOWN, Cell, Runs
+from llmkt_ray.report.cells import CELL, SHOWN, Cell, Runs, seeds_by_split
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.text import count, listed, plain
-from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
+from llmkt_ray.stats.contrast import Contrast, contrast, on_shared_seeds, over_splits
 from llmkt_ray.stats.corrections import benjamini_hochberg
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -113,25 +113,19 @@ def averaged(results: Results, pairs: Sequence[tuple[Runs, Runs]], metric: str) 
     if not pairs:
         return None
     values, keys = results.user_values(metric), results.keys
-    shared = sorted(set.intersection(*(set(a.rows) & set(b.rows) for a, b in pairs)))
+    means: dict[tuple[int, int], np.ndarray] = {}  # of both sides, (2, users)
+    users: dict[int, np.ndarray] = {}
+    for at in sorted(set.intersection(*(set(a.rows) & set(b.rows) for a, b in pairs))):
+        sides = [[values.get(str(keys[pair[side].rows[at]])) for pair in pairs] for side in (0, 1)]
+        found = [v for side in sides for v in side if v is not None]
+        if found and len(found) == 2 * len(pairs):
+            evaluated = users.setdefault(at[0], found[0][0])
+            if len(evaluated) >= 2 and all(np.array_equal(v[0], evaluated) for v in found):
+                means[at] = np.stack([v[1] for v in found]).reshape(2, len(pairs), -1).mean(axis=1, dtype=np.float64)
     parts = []
-    for split in sorted({r for r, _ in shared}):
-        rows = [at for at in shared if at[0] == split]
-        sides = []
-        for side in (0, 1):
-            found = [[values.get(str(keys[pair[side].rows[at]])) for pair in pairs] for at in rows]
-            sides.append(found)
-        users = next((v[0] for side in sides for row in side for v in row if v is not None), None)
-        kept = [
-            place for place in range(len(rows))
-            if all(v is not None and users is not None and np.array_equal(v[0], users) for side in sides for v in side[place])
-        ]  # fmt: skip
-        if kept and users is not None and len(users) >= 2:
-            one, other = (
-                np.stack([np.mean([v[1] for v in side[place] if v is not None], axis=0, dtype=np.float64) for place in kept])
-                for side in sides
-            )
-            parts.append(contrast(one, other, users=users, lower_is_better=results.sign(metric) < 0))
+    for split, seeds in on_shared_seeds(seeds_by_split(means)).items():
+        one, other = np.stack([means[split, seed] for seed in seeds], axis=1)
+        parts.append(contrast(one, other, users=users[split], seeds=seeds, lower_is_better=results.sign(metric) < 0))
     return over_splits(parts) if parts else None
 
 

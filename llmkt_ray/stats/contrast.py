@@ -4,7 +4,7 @@ Positive is better throughout: arm minus control, or, for a metric of which less
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -33,6 +33,7 @@ class Contrast:
         by_seed: each seed's mean difference, and its mean relative effect where there is one, `(2, seeds)` or `(1, seeds)`; of one split.
         by_user: the same of each user, `(2, users)` or `(1, users)`; of one split.
         users: the users of `by_user`, `(users,)`.
+        seeds: the seeds of `by_seed`, `(seeds,)`.
     """
 
     difference: Interval
@@ -48,6 +49,7 @@ class Contrast:
     by_seed: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), compare=False, repr=False)
     by_user: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), compare=False, repr=False)
     users: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64), compare=False, repr=False)
+    seeds: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -59,7 +61,13 @@ class Contrast:
 
 
 def contrast(
-    arm: np.ndarray, control: np.ndarray, level: float = 0.95, *, users: np.ndarray | None = None, lower_is_better: bool = False
+    arm: np.ndarray,
+    control: np.ndarray,
+    level: float = 0.95,
+    *,
+    users: np.ndarray | None = None,
+    seeds: Sequence[int] | None = None,
+    lower_is_better: bool = False,
 ) -> Contrast:
     """Returns the paired contrast of two tables `(seeds, users)` with rows and columns in the same order.
 
@@ -71,6 +79,7 @@ def contrast(
         control: values of its control.
         level: of the intervals.
         users: ids of the columns, `(users,)` of unique integers, by which `over_splits` knows a user again; their places if None.
+        seeds: ids of the rows, by which `over_splits` knows a seed again; their places if None.
         lower_is_better: whether less of the metric is better: then a positive contrast is a decrease.
 
     Raises:
@@ -99,6 +108,7 @@ def contrast(
         by_seed=np.stack([table.mean(axis=1) for table in tables]),
         by_user=np.stack([table.mean(axis=0) for table in tables]),
         users=ids,
+        seeds=tuple(range(len(d)) if seeds is None else seeds),
     )
 
 
@@ -119,10 +129,13 @@ def over_splits(contrasts: Sequence[Contrast]) -> Contrast:
     both with the uncertainty of one, conditional on these splits.
 
     Raises:
-        ValueError: nothing is given.
+        ValueError: nothing is given, or the splits have different seeds (see `on_shared_seeds`): a seed that is missing in one of them
+            would leave what seeds do unseen.
     """
     if not contrasts:
         raise ValueError("contrasts of at least one split are needed, but got none")
+    if len({c.seeds for c in contrasts}) > 1:
+        raise ValueError(f"contrasts of several splits need the same seeds in each, but got {[list(c.seeds) for c in contrasts]}")
     if len(contrasts) == 1:
         return replace(contrasts[0], by_user=np.empty((0, 0)), users=np.empty(0, dtype=np.int64))  # what a report keeps thousands of
     relatives = [c.relative for c in contrasts if c.relative is not None]
@@ -163,10 +176,24 @@ def _pooled(intervals: Sequence[Interval], contrasts: Sequence[Contrast], row: i
     return replace(found, n_seeds=n_seeds, n_users=n_users)
 
 
+def on_shared_seeds(seeds: Mapping[int, Collection[int]]) -> dict[int, list[int]]:
+    """Returns which seeds of each split to compare on: those that all splits have, in order.
+
+    A trial that failed, or has not run, takes its seed out of every split: what a seed does in all of them is seen only where all have it.
+    Where splits have no seed in common those with the fewest are left out.
+
+    Args:
+        seeds: split to the seeds that both arms have on it.
+    """
+    kept = {split: set(of_split) for split, of_split in seeds.items() if of_split}
+    while kept and not (shared := set.intersection(*kept.values())):
+        del kept[min(kept, key=lambda split: (len(kept[split]), -split))]
+    return {split: sorted(shared) for split in sorted(kept)}
+
+
 def _crossed(contrasts: Sequence[Contrast]) -> bool:
     """Returns whether seeds and splits make a table that a mixed model takes."""
-    seeds = {c.by_seed.shape[1] for c in contrasts}
-    return len(contrasts) >= SPLITS_FROM and len(seeds) == 1 and min(seeds) >= MIXED_FROM
+    return len(contrasts) >= SPLITS_FROM and len(contrasts[0].seeds) >= MIXED_FROM
 
 
 def _shared_users(contrasts: Sequence[Contrast]) -> list[float]:

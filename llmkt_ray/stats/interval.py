@@ -36,6 +36,10 @@ seeds it misses in 3.6 to 5.4 % of studies, whatever the shares of seeds and use
 At other error rates it goes with their power 2/3: with one bound for all, the small p-values that corrections for many tests live on
 would be several times too small."""
 USERS_ONLY = "conditional on these seeds"
+_MANY_DF = 1e6
+"""Degrees of freedom that make a normal distribution of t; a number, and not infinity, because results are written as JSON."""
+_SEEN = 10
+"""Resamples on the far side of 0 from which on their share is a p-value; with fewer, the tail is that of t."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def mixed_interval(d: np.ndarray, level: float = 0.95, beside: float = 0.0) -> I
 def splits_interval(estimates: np.ndarray, level: float = 0.95, beside: float = 0.0) -> Interval:
     """Returns the t interval over the estimates `(splits,)` of some splits; `beside` as of `mixed_interval`."""
     n = len(estimates)
-    return _guarded(estimates[:, None], float(estimates.var(ddof=1)) / n, beside, n, math.inf, "splits", level)
+    return _guarded(estimates[:, None], float(estimates.var(ddof=1)) / n, beside, n, _MANY_DF, "splits", level)
 
 
 def _guarded(d: np.ndarray, few: float, many: float, n_few: int, most: float, method: str, level: float) -> Interval:
@@ -181,7 +185,11 @@ def _p_value(t: float, df: Callable[[float], float]) -> float:
 
 
 def bootstrap_interval(d: np.ndarray, level: float = 0.95, resamples: int = RESAMPLES) -> Interval:
-    """Returns the expanded percentile interval of the crossed bootstrap; the draws depend on the table's shape alone."""
+    """Returns the expanded percentile interval of the crossed bootstrap; the draws depend on the table's shape alone.
+
+    Its p is the error rate at which the interval reaches 0. Where next to no resample lies beyond 0 that is more than the resamples
+    can tell, and p is that of t with the bootstrap's standard error: corrections for many tests live on such small values.
+    """
     n_seeds, n_users = d.shape
     estimate = float(d.mean())
     seeds, users = _draws(n_seeds, n_users, resamples)
@@ -194,6 +202,8 @@ def bootstrap_interval(d: np.ndarray, level: float = 0.95, resamples: int = RESA
     share = min(below, 1 - below)
     p = float(2 * stats.t.cdf(stats.norm.ppf(share) / widen, n_seeds - 1))
     se = float(means.std(ddof=1)) * widen
+    if share < _SEEN / resamples and se > 0:
+        p = min(p, float(2 * stats.t.sf(abs(estimate) / se, n_seeds - 1)))
     return Interval(estimate, low, high, se, n_seeds - 1, min(p, 1.0), n_seeds, n_users, "bootstrap", level)
 
 

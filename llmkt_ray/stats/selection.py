@@ -125,13 +125,14 @@ class Default:
         return max((*self.by_dataset, *self.by_model), key=lambda one: one.regret, default=None)
 
 
-def recommended_default(rows: pd.DataFrame) -> Default | None:
+def recommended_default(rows: pd.DataFrame, sign: float = 1.0) -> Default | None:
     """Returns one default for all contexts, judged by leaving out a dataset, then a model.
 
     Only configurations that ran in every context can become the default; a context's own choice is among all that it ran.
 
     Args:
         rows: columns dataset, model, config, `valid` and `test`: relative gains, means over seeds.
+        sign: -1 where less of the metric is better, so that a gain is a decrease.
 
     Returns:
         None where there are fewer than 2 contexts, or no configuration that all share.
@@ -151,7 +152,8 @@ def recommended_default(rows: pd.DataFrame) -> Default | None:
             chosen = str(shared.loc[:, groups != what].mean(axis=1).idxmax())
             for context in shared.columns[groups == what]:
                 own = str(valid[context].idxmax())
-                regret = float((test.loc[own, context] - test.loc[chosen, context]) / (1 + test.loc[own, context]))
+                # Gains are of one control: of its value v, that of a choice is v (1 + sign gain).
+                regret = float((test.loc[own, context] - test.loc[chosen, context]) / (1 + sign * test.loc[own, context]))
                 found.append(LeftOut(str(what), str(context[0]), str(context[1]), chosen, own, regret))
         return tuple(found)
 

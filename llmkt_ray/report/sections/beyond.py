@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmkt_ray.report.cells import Runs, claimed_at
+from llmkt_ray.report.cells import Runs, claimed_at, seeds_by_split
 from llmkt_ray.report.context import Context, Split
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut, sample
 from llmkt_ray.report.text import percent_interval, plain, value_interval
 from llmkt_ray.stats import beyond
-from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
+from llmkt_ray.stats.contrast import Contrast, contrast, on_shared_seeds, over_splits
 
 
 @dataclass(frozen=True)
@@ -161,18 +161,15 @@ def _reference_rows(context: Context, findings: Sequence[Finding], values: Mappi
 def _contrast(context: Context, one: Runs, other: Runs, values: Mapping[str, Mapping[str, np.ndarray]], name: str) -> Contrast | None:
     """Returns the paired contrast of a measure over shared splits and seeds; units without a value in any trial are left out."""
     keys, found = context.results.keys, []
-    for repetition in sorted({r for r, _ in one.rows} & {r for r, _ in other.rows}):
-        seeds = sorted({s for r, s in one.rows if r == repetition} & {s for r, s in other.rows if r == repetition})
-        pairs = [(values.get(keys[one.rows[repetition, s]]), values.get(keys[other.rows[repetition, s]])) for s in seeds]
-        both = [(a[name], b[name]) for a, b in pairs if a is not None and b is not None and name in a and name in b]
-        if not both:
-            continue
-        items = name == "catalogue coverage"
-        ids = np.arange(len(both[0][0])) if items else next(a["users"] for a, _ in pairs if a is not None)
-        a, b = np.stack([x for x, _ in both]), np.stack([y for _, y in both])
+    pairs = {at: (values.get(keys[one.rows[at]]), values.get(keys[other.rows[at]])) for at in one.rows.keys() & other.rows.keys()}
+    both = {at: (a, b) for at, (a, b) in pairs.items() if a is not None and b is not None and name in a and name in b}
+    for repetition, seeds in on_shared_seeds(seeds_by_split(both)).items():
+        here = [both[repetition, seed] for seed in seeds]
+        a, b = np.stack([x[name] for x, _ in here]), np.stack([y[name] for _, y in here])
+        ids = np.arange(a.shape[1]) if name == "catalogue coverage" else here[0][0]["users"]
         kept = np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
         if kept.sum() >= 2:
-            found.append(contrast(a[:, kept], b[:, kept], users=ids[kept]))
+            found.append(contrast(a[:, kept], b[:, kept], users=ids[kept], seeds=seeds))
     return over_splits(found) if found else None
 
 

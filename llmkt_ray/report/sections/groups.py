@@ -79,7 +79,7 @@ def _groups(context: Context, findings: Sequence[Finding], divide: Divide) -> li
         if treated is None or alpha0 is None:
             continue
         found: dict[tuple[str, str], list[Contrast]] = {}
-        for repetition, (users, one, other) in paired_tables(context.results, treated, alpha0, context.results.metric).items():
+        for repetition, (seeds, users, one, other) in paired_tables(context.results, treated, alpha0, context.results.metric).items():
             split = context.split_of(treated, repetition)
             if split is None:
                 continue
@@ -87,7 +87,7 @@ def _groups(context: Context, findings: Sequence[Finding], divide: Divide) -> li
                 mask = mask & np.isfinite(one).all(axis=0) & np.isfinite(other).all(axis=0)
                 if mask.sum() >= FEWEST_USERS:
                     less = context.results.sign() < 0
-                    part = contrast(one[:, mask], other[:, mask], users=users[mask], lower_is_better=less)
+                    part = contrast(one[:, mask], other[:, mask], users=users[mask], seeds=seeds, lower_is_better=less)
                     found.setdefault(name, []).append(part)
         made += [Group(finding, kind, name, over_splits(contrasts)) for (kind, name), contrasts in found.items()]
     return made

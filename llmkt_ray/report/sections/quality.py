@@ -32,7 +32,7 @@ def quality_section(context: Context, findings: Sequence[Finding]) -> Section | 
         tables = paired_tables(context.results, treated, other, context.results.metric)
         if not tables:
             continue
-        repetition, (evaluated, one, rest) = next(iter(tables.items()))
+        repetition, (_, evaluated, one, rest) = next(iter(tables.items()))
         split = context.split_of(treated, repetition)
         texts = context.texts(cell, split.data.key) if split is not None else {}
         if split is None or not texts:

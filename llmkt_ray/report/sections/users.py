@@ -47,8 +47,8 @@ def _table(context: Context, finding: Finding) -> Table | None:
     pairs = paired_tables(results, treated, alpha0, results.metric)
     if not pairs:
         return None
-    repetition, (users, one, other) = next(iter(pairs.items()))
-    first = min(at for at in treated.rows.keys() & alpha0.rows.keys() if at[0] == repetition)
+    repetition, (seeds, users, one, other) = next(iter(pairs.items()))
+    first = (repetition, seeds[0])
     split = context.split_of(treated, repetition)
     if split is None:
         return None

@@ -123,6 +123,18 @@ def test_the_bootstrap_is_near_the_mixed_model_and_repeats_itself():
     assert (boot.low, boot.high) == pytest.approx((mixed.low, mixed.high), abs=0.25 * (mixed.high - mixed.low))
 
 
+def test_a_large_effect_stands_after_many_corrections_however_many_seeds():
+    """The share of resamples beyond 0 ends at one in 2,000: as a p of at least .009 nothing would stand among six contrasts."""
+    rng = np.random.default_rng(21)
+
+    def p(effect, seeds=12):
+        return interval(effect + rng.normal(0, 0.02, (seeds, 1)) + rng.normal(0, 0.2, (seeds, 100))).p
+
+    assert 1e-12 < p(0.2) < 0.001
+    assert np.mean([p(0) < 0.01 for _ in range(1000)]) < 0.02, "and next to none where there is no effect"
+    assert np.mean([p(0) < 0.001 for _ in range(1000)]) < 0.005
+
+
 def test_equal_arms_have_no_uncertainty():
     found = interval(np.zeros((3, 10)))
     assert (found.estimate, found.low, found.high, found.p) == (0, 0, 0, 1)

@@ -85,6 +85,13 @@ def test_a_default_is_judged_by_leaving_out_a_dataset_and_then_a_model():
     assert max(one.regret for one in found.by_model) == pytest.approx(0.04 / 1.02)
 
 
+def test_regret_of_a_loss_is_a_share_of_the_own_choices_loss():
+    """Gains of .2 and .1 are losses of .8 and .9 of the control's: an eighth more."""
+    gains = {("A", "m"): {"x": 0.2, "y": 0.1}, ("B", "m"): {"x": 0.1, "y": 0.2}}
+    found = recommended_default(_gains(gains), -1.0)
+    assert [one.regret for one in found.by_dataset] == pytest.approx([0.1 / 0.8] * 2)
+
+
 def test_no_default_without_two_contexts_or_a_shared_configuration():
     assert recommended_default(_gains({("A", "m"): GAINS["A", "m"]})) is None
     assert recommended_default(_gains({("A", "m"): {"x": 0.1}, ("B", "m"): {"y": 0.1}})) is None
