@@ -3,7 +3,6 @@
 import io
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,13 +21,14 @@ from llmkt_ray.sweep.autoscaling import can_grow
 from llmkt_ray.sweep.run import run_study
 from tests.clusters import Head, Watch, kill_tree
 from tests.connection import connected
+from tests.faults.paced import paced
 from tests.ray.test_executors import met
 from tests.tiny import tiny_study
 
 pytestmark = pytest.mark.ray
 QUIET = Console(file=io.StringIO())
-EPOCHS = 1000
-"""A trial takes a few seconds: long enough for a node to be taken in the middle of one."""
+EPOCHS = 300
+"""A paced trial takes six seconds or more: the GPU node goes while trials run, and a CPU node is then taken in the middle of one."""
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +61,25 @@ def numbers(study) -> pd.DataFrame:
 
 def far_study(root, **more):
     content = {"models": [{"name": "BPR", "epochs": EPOCHS, "batch_size": 256, "hyperparameters": {"embedding_size": 8}}]}
-    return tiny_study(root, **content, training={"evaluate_every": 500}, seeds=2, **more)
+    return tiny_study(root, **content, training={"evaluate_every": 100}, seeds=2, **more)
 
 
+@pytest.mark.timeout(1200)
 def test_from_nothing_and_back_with_a_node_taken_in_the_middle(grown, tmp_path, monkeypatch):
     plain = far_study(tmp_path / "loop")
     run_study(plain, executor="loop", console=QUIET)
     monkeypatch.setitem(registry.ENGINES, "template", lambda config, resources: OnGpu(resources))
     study = far_study(tmp_path / "ray", resources={"trial": {"cpus": 1}, "profiles": {"cpus": 1, "gpus": 1}})
     taken: list[str] = []
+    over = threading.Event()
 
     def take_a_node() -> None:
         """As a spot node is taken: its processes are gone at once, in the middle of the trial that it runs."""
         ledger = Ledger(study_folder(study))
-        while len(ledger.done()) < 3:
-            time.sleep(0.1)
+        # Once the record holds that there were two CPU nodes alone: they were wanted, and the GPU was let go.
+        while len(ledger.done()) < 3 or not watch.seen or watch.seen[-1][1:] != (2, 0):
+            if over.wait(0.1):
+                return
         working = {n["NodeID"] for n in ray.nodes() if n["Alive"] and "trials" in n["Resources"]}
         for node, raylet in grown.raylets().items():
             if node in working:
@@ -88,9 +92,12 @@ def test_from_nothing_and_back_with_a_node_taken_in_the_middle(grown, tmp_path, 
         assert can_grow()
         thief = threading.Thread(target=take_a_node, daemon=True)
         thief.start()
-        summary = run_study(study, console=QUIET)
-        thief.join()
-        watch.until((0, 0))
+        try:
+            summary = run_study(study, console=QUIET, run_trial=paced)
+        finally:
+            over.set()
+            thief.join()
+        watch.until((0, 0), 300)
     print("nodes over time (s, cpu, gpu):", watch.seen)
     assert (summary.ran, summary.failed) == (11, 0)
     assert taken, "no node was taken"

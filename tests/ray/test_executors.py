@@ -197,10 +197,10 @@ def test_one_worker_and_two_give_the_same_rows_also_in_batches(tmp_path, monkeyp
 
 
 def met(spec: TrialSpec, artifacts: TrialArtifacts, *, checkpoint_dir: Path, **_: object) -> TrialResult:
-    """A trial that ends when four run at once, or fails after a minute."""
+    """A trial that ends when four run at once, or fails after five minutes: workers take long to start on a busy machine."""
     checkpoint_dir.mkdir(parents=True, exist_ok=True)
     (checkpoint_dir / f"{spec.key}.here").touch()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while len(list(checkpoint_dir.glob("*.here"))) < 4:
         if time.monotonic() > until:
             raise TimeoutError("four trials of half a CPU do not run at once on two CPUs")
