@@ -3,8 +3,10 @@
 Everything is ended by the pids that were started here: other Rays on the machine are not touched.
 """
 
+import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -13,22 +15,36 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.waiting import wait_until
+
 HOST = "127.0.0.1"
 FAKE_HEAD_NODE_ID = "f" * 51 + "00000"
 """As in Ray's provider of fake nodes; Ray itself is not imported here: it reads its authentication mode when it is."""
 
+_RAY_START = """
+for attempt in 1 2 3; do
+    "${@:2}" >"$1" 2>&1
+    code=$?
+    grep -q "timed out during startup" "$1" || break
+done
+exit $code
+"""
+"""Ray gives a node a fixed 30 s to come up, which a busy machine may exceed: it is started again then, its log the first argument."""
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Returns a port that nobody listens on, of those that neither the kernel nor Ray's workers take by themselves meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def kill_tree(process: psutil.Process) -> None:
@@ -64,6 +80,7 @@ class Head:
         self.gcs_address = f"{HOST}:{self.port}"
         self.folder = tempfile.mkdtemp(prefix="llmkt-", dir="/tmp")
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self._starts = 0
         options = ["--head", f"--num-cpus={num_cpus}", f"--port={self.port}", f"--node-ip-address={HOST}", f"--temp-dir={self.folder}/ray"]
         options += ["--include-dashboard=true", f"--dashboard-host={HOST}", f"--dashboard-port={self.dashboard_port}"]
         options += ["--dashboard-agent-listen-port=0", f"--ray-client-server-port={free_port()}"]
@@ -86,7 +103,7 @@ class Head:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"  # the job's python is the one of this environment
         kept |= {"OMP_NUM_THREADS": "1", "LLMKT_HOME": str(self.home), "RAY_AUTH_MODE": "token" if token else "disabled"}
-        kept["RAY_USAGE_STATS_ENABLED"] = "0"
+        kept |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300"}
         return kept | ({"RAY_AUTH_TOKEN": token} if token else {})
 
     def add_node(self, num_cpus: int = 2) -> subprocess.Popen[bytes]:
@@ -99,15 +116,16 @@ class Head:
 
     def wait(self) -> "Head":
         """Returns when the dashboard answers."""
-        for _ in range(240):
-            assert self.process.poll() is None, "the head did not start"
-            try:
-                self.get("/api/jobs/")
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-            else:
-                return self
-        raise AssertionError("the dashboard did not answer")
+        wait_until(self._answers, every_s=0.5)
+        return self
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, f"the head did not start: {Path(self.folder, 'start1.log').read_text()[-3000:]}"
+        try:
+            self.get("/api/jobs/")
+        except OSError:
+            return False
+        return True
 
     def get(self, path: str) -> Any:
         """Returns the JSON that the dashboard says at a path."""
@@ -141,10 +159,11 @@ class Head:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _ray_start(self, options: list[str], more: dict[str, str]) -> subprocess.Popen[bytes]:
+        self._starts += 1
         ray = Path(sys.executable).with_name("ray")
-        command = [str(ray), "start", "--block", "--disable-usage-stats", *options]
-        log = open(f"{self.folder}/start.log", "ab")  # noqa: SIM115 - the process keeps it
-        return subprocess.Popen(command, env=self.environment(self.token) | more, stdout=log, stderr=log)
+        command = ["bash", "-c", _RAY_START, "bash", f"{self.folder}/start{self._starts}.log", str(ray), "start", "--block"]
+        command += ["--disable-usage-stats", *options]
+        return subprocess.Popen(command, env=self.environment(self.token) | more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 class Watch:

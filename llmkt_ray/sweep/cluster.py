@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmkt_ray.errors import ResourceError, token_refused
-from llmkt_ray.profiles.engines.own_ray import on_loopback, own_token, ray  # it sets the mode of authentication before Ray is imported
+from llmkt_ray.profiles.engines.own_ray import on_loopback, own_token, ray, start_ray  # sets Ray's authentication before its import
 from llmkt_ray.study import StudyConfig, TaskResources
 
 _TOKEN_FILE = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -74,7 +74,7 @@ def cluster(address: str | None = None, num_cpus: int | None = None, dashboard: 
         if not local:
             _refuse_unusable(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
+            start_ray(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **own)
         except Exception as error:  # where a node does not come up in time, Ray raises a plain one
             raise ResourceError(f"Ray at {address!r} cannot be reached or started: {error}; run: llmkt doctor") from error
         try:

@@ -6,20 +6,26 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 if "ray" not in sys.modules:  # Ray reads the mode once, when it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+import psutil
 import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without stubs
 
-__all__ = ["connected_ray", "on_loopback", "own_token", "ray", "read_credentials"]
+__all__ = ["connected_ray", "on_loopback", "own_token", "ray", "read_credentials", "start_ray"]
 
 _TOKEN = secrets.token_hex(32)
 """The token of this process's own clusters: nobody else on the machine can use them."""
 _LOGICAL_CPUS = 8
 """The least that a Ray of our own claims to have: every stage of `ray.data.llm` is an actor that asks for one, and most of them wait."""
+
+_STARTS = 3
+_TOO_SLOW = "timed out during startup"
+"""What Ray says of a node that did not register within its 30 seconds, which no setting changes and a busy machine can exceed."""
 
 
 def read_credentials() -> None:
@@ -65,6 +71,27 @@ def on_loopback(wanted: bool = True) -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+def start_ray(**settings: Any) -> None:
+    """`ray.init`, tried up to three times where a local node does not come up in Ray's time.
+
+    Args:
+        settings: those of `ray.init`.
+    """
+    others = set(psutil.Process().children())
+    for start in range(1, _STARTS + 1):
+        try:
+            ray.init(**settings)
+        except Exception as error:  # Ray raises a plain one
+            if _TOO_SLOW not in str(error) or start == _STARTS:
+                raise
+            ray.shutdown()
+            for process in set(psutil.Process().children()) - others:  # what Ray leaves of a node that it gave up
+                process.kill()
+                process.wait()
+        else:
+            return
+
+
 @contextmanager
 def connected_ray() -> Iterator[None]:
     """Joins the Ray that this process is connected to; where there is none, starts a local one and ends it with the block."""
@@ -73,7 +100,7 @@ def connected_ray() -> Iterator[None]:
         return
     with own_token(), on_loopback():
         cpus = max(_LOGICAL_CPUS, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        start_ray(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield
         finally:
