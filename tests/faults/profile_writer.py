@@ -21,13 +21,13 @@ from llmkt_ray.study import ProfileConfig
 from tests.films import film_split
 from tests.llm.tiny_llama import build_tiny_llama
 
-USERS = 24
+USERS = 48
 SETTINGS = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "max_model_len": 1024, "max_num_seqs": 4}
 _ENGINES = ("ray::Engine", "ray::_MapWorker", "ray::MapWorker", "VLLM::")
 
 
 class Writing:
-    """The profiles of 24 users by a tiny Llama, below one folder."""
+    """The profiles of 48 users by a tiny Llama, below one folder."""
 
     def __init__(self, folder: Path, llm: str) -> None:
         self.folder, self.llm, model = folder, llm, folder / "llama"
@@ -87,7 +87,7 @@ def engines(processes: list[psutil.Process], names: tuple[str, ...] = _ENGINES) 
     return found
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 500) -> None:
     """Returns when the condition holds.
 
     Raises:

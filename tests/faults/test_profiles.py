@@ -38,6 +38,7 @@ def data(tmp_path: Path, store: ArtifactStore) -> PreparedData:
     return film_split(tmp_path / "films", store)
 
 
+@pytest.mark.timeout(1500)
 def test_the_driver_is_killed(tmp_path: Path) -> None:
     """A new driver goes on with what is missing. (Its engine killed: tests/llm/test_vllm_sync.py.)"""
     writing = Writing(tmp_path, "vllm-sync")
@@ -55,6 +56,7 @@ def test_the_driver_is_killed(tmp_path: Path) -> None:
     assert writing.problems() == []
 
 
+@pytest.mark.timeout(1500)
 def test_the_engine_core_below_ray_data_is_killed(tmp_path: Path) -> None:
     writing = Writing(tmp_path, "vllm")
     driver = writing.start()
@@ -64,7 +66,7 @@ def test_the_engine_core_below_ray_data_is_killed(tmp_path: Path) -> None:
     assert cores
     for core in cores:
         core.kill()
-    assert driver.wait(400) == 0, (tmp_path / "log").read_text(errors="replace")[-3000:]
+    assert driver.wait(500) == 0, (tmp_path / "log").read_text(errors="replace")[-3000:]
     assert not psutil.wait_procs(below, timeout=60)[1]
     assert writing.problems() == []
 
