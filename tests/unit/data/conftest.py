@@ -8,16 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, settings
 
 from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.study import DatasetConfig
 
 Columns = Mapping[str, Sequence[Any]]
 MakeDataset = Callable[..., DatasetConfig]
-# No test asserts a time: a busy machine must not fail one.
-settings.register_profile("no_times", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("no_times")
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
