@@ -56,7 +56,7 @@ def engine_processes() -> set[int]:
     return found
 
 
-def engines_left(patience_s: float = 30) -> set[int]:
+def engines_left(patience_s: float = 120) -> set[int]:
     """Returns the engine processes that are still there after they had time to end."""
     until = time.monotonic() + patience_s
     while (left := engine_processes()) and time.monotonic() < until:
