@@ -17,6 +17,7 @@ _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the log
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it must end the run, not be swallowed with partial results
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # a trial's thread may take longer than Tune's 2 s to end on a busy machine: no worker is lost
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
