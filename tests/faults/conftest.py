@@ -69,7 +69,7 @@ class Study:
 
     def run(self, *options: str) -> int:
         process = self.start(*options)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=450)
         self.said = out + err
         return process.returncode
 
@@ -105,14 +105,14 @@ class Study:
         assert not list((self.folder / "checkpoints").glob("*")), "a checkpoint was left behind"
 
 
-def wait_for(condition: Callable[[], T], process: subprocess.Popen[str], seconds: float = 180) -> T:
+def wait_for(condition: Callable[[], T], process: subprocess.Popen[str], seconds: float = 400) -> T:
     """Returns what the condition says as soon as that is true; fails if the process ends before, or never."""
-    for _ in range(int(seconds / 0.05)):
-        if found := condition():
-            return found
+    end = time.monotonic() + seconds
+    while not (found := condition()):
         assert process.poll() is None, f"the run ended too early: {process.communicate()}"
+        assert time.monotonic() < end, "the moment to strike never came"
         time.sleep(0.05)
-    pytest.fail("the moment to strike never came")
+    return found
 
 
 def trial_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:

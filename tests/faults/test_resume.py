@@ -10,8 +10,8 @@ from llmkt_ray.results.ledger import Ledger
 from tests.faults.conftest import Study, wait_for
 from tests.faults.noting import notes
 
-pytestmark = pytest.mark.ray
-EPOCHS = 30
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+EPOCHS = 60
 
 
 def one_treated_trial(root: Path) -> Study:
@@ -30,14 +30,14 @@ def plain(tmp_path_factory) -> Study:
 def test_no_epoch_is_trained_twice(tmp_path, plain, executor, killed):
     study = one_treated_trial(tmp_path)
     process = study.start_noting(executor)
-    wait_for(lambda: any(epoch >= EPOCHS // 2 for _, _, epoch in notes(study.folder)), process)
+    wait_for(lambda: any(epoch >= 8 for _, _, epoch in notes(study.folder)), process)
     key, victim, _ = notes(study.folder)[-1]
     psutil.Process(victim).kill()
     if killed == "driver":
         assert victim == process.pid
         process.communicate()
         process = study.start_noting(executor)
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=450)
     assert process.returncode == 0, err
 
     of_trial = [(pid, epoch) for noted, pid, epoch in notes(study.folder) if noted == key]

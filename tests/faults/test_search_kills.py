@@ -5,7 +5,7 @@ import pytest
 
 from tests.faults.conftest import Study, wait_for
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc", "tpe"])

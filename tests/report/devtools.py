@@ -48,7 +48,11 @@ class Page:
         self._loop.run_until_complete(self._close())
         self._loop.close()
         self._process.terminate()
-        self._process.wait(20)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:  # the page is closed: how Chromium ends is not what is tested
+            self._process.kill()
+            self._process.wait()
 
     def _port(self) -> int:
         file, until = self._scratch / "DevToolsActivePort", time.monotonic() + 60

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import filelock
 import pytest
@@ -67,8 +68,9 @@ def test_two_processes_cannot_hold_one_folder_and_a_killed_one_leaves_it_free(tm
     assert holder(target) is None
 
 
-def test_who_looks_whether_a_folder_is_held_keeps_nobody_out(tmp_path):
+def test_who_looks_whether_a_folder_is_held_keeps_nobody_out(tmp_path, monkeypatch):
     """`llmkt status` in a loop while a run begins: to look is to hold the lock for a moment."""
+    monkeypatch.setattr(folders, "PROBE_S", 30.0)  # whoever looks is done within it on any machine
     target = str(tmp_path / "one")
     (tmp_path / "one").mkdir()
     looking = filelock.FileLock(tmp_path / "one" / folders.LOCK, thread_local=False)
@@ -97,6 +99,8 @@ def test_on_remote_storage_a_silent_holder_is_taken_over(tmp_path, monkeypatch):
 def test_on_remote_storage_of_two_that_found_nobody_one_is_refused_and_leaves_the_other_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.FileStore, "__init__", _remote(folders.FileStore.__init__))
     monkeypatch.setattr(folders, "holder", lambda folder: None)  # as both of them saw it
+    both = threading.Barrier(2)
+    monkeypatch.setattr(folders, "time", SimpleNamespace(sleep=lambda _: both.wait(30)))  # each settles until the other has written
     target, inside, refused, leave = tmp_path / "one", list[str](), list[str](), threading.Event()
 
     def work(name: str) -> None:
