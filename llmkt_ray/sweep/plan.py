@@ -30,6 +30,7 @@ from llmkt_ray.sweep.pipeline import (
     target_node,
     twin_embedding,
 )
+from llmkt_ray.training.bridge.models import class_digest
 from llmkt_ray.training.bridge.user_tables import UserTable
 from llmkt_ray.training.inputs import probe_tables
 from llmkt_ray.training.layers import probe_layers, resolve_layers
@@ -358,6 +359,7 @@ def base_spec(study: StudyConfig, split: SplitNode, model: ModelConfig, seed: in
         split_key=split.key,
         model=model.name,
         class_path=model.class_path,
+        class_digest=class_digest(model.class_path),
         hyperparameters=model.hyperparameters,
         epochs=model.epochs or training.epochs,
         batch_size=model.batch_size or training.batch_size,

@@ -36,6 +36,7 @@ from llmkt_ray.sweep.plan import Plan, make_plan
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.search import mirror, planned_round, rounds, told
 from llmkt_ray.sweep.space import search_cells
+from llmkt_ray.sweep.stale import refuse_stale_rows
 from llmkt_ray.sweep.tuner import RayExecutor
 from llmkt_ray.sweep.tuning import first_splits, tuned_models, tuning_specs
 from llmkt_ray.training.spec import TrialSpec
@@ -118,7 +119,7 @@ def run_study(
         load: what loads a trial's artifacts; picklable.
 
     Raises:
-        StorageError: the folder is another study's, in use, or cannot be written.
+        StorageError: the folder is another study's, in use, holds trials that were made from other inputs, or cannot be written.
         ResourceError: rows that are there were made on another kind of device.
         SweepError: trials were given out and have no row.
         LlmktError: a stage cannot be computed.
@@ -151,6 +152,7 @@ def run_study(
             make_splits(study, store, worker, progress)
             plan = make_plan(study, store)
             refuse_impossible_targets(plan, store)
+            refuse_stale_rows(plan, ledger)
             if retry_failed:
                 forget_failed(ledger)
             progress.meter = meter_of(study, plan, store, ledger)

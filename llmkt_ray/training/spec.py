@@ -16,7 +16,7 @@ from llmkt_ray.seeds import content_key, training_seed
 from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS, AdaptorConfig, ScheduleConfig
 
 TRIAL_VERSION = 5
-"""Part of every trial's key; rises when a change alters a trial's numbers, so that old and new ones do not stand in one table."""
+"""Part of every trial's key; rises when a change alters a trial's numbers: a folder with rows of an earlier version is not gone on with."""
 
 _OF_THE_TRANSFER = ("alpha", "layer", "targets_key", "twin_key", "loss", "projection", "balance", "weights")
 """Fields that matter in transferring epochs only."""
@@ -30,6 +30,8 @@ class TrialSpec(Section):
     split_key: str
     model: str
     class_path: str | None = None
+    class_digest: str | None = None
+    """Of the source of the module that `class_path` names; None for RecBole's own models."""
     hyperparameters: dict[str, Any] = {}
     epochs: int
     batch_size: int
@@ -94,12 +96,14 @@ class TrialSpec(Section):
         if self.arm in INPUT_ARMS:
             return None
         names = {"split_key", "model", "class_path", "hyperparameters", "batch_size", "learning_rate", "weight_decay"}
-        values = self.model_dump(mode="json", include=names)
+        values = self.model_dump(mode="json", include=names if self.class_digest is None else names | {"class_digest"})
         return content_key({**values, "seed": self.seed, "stages": True, "version": TRIAL_VERSION, "libraries": _libraries()})
 
     def _numbers(self, *without: str) -> dict[str, Any]:
-        """Returns the fields but these; those of KAR and the rungs of a search only where the trial has them."""
-        optional = (("knowledge_key", self.knowledge_key), ("adaptor", self.adaptor), ("rungs", self.rungs or None))
+        """Returns the fields but these; those of KAR, the rungs of a search and a class of the user's own only where the trial has them."""
+        optional = (
+            ("class_digest", self.class_digest), ("knowledge_key", self.knowledge_key), ("adaptor", self.adaptor), ("rungs", self.rungs or None),
+        )  # fmt: skip
         unread = [name for name, value in optional if value is None]
         return self.model_dump(mode="json", exclude={*without, *unread})
 

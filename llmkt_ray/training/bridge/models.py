@@ -1,8 +1,12 @@
 """Building RecBole's models, and what the trial asks of a built one."""
 
 import importlib
+import inspect
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -264,6 +268,24 @@ def load_class(class_path: str) -> type[nn.Module]:
             "SequentialRecommender"
         )
     return loaded
+
+
+@cache
+def class_digest(class_path: str | None) -> str | None:
+    """Returns the SHA-256 of the source of the module that holds a class of the user's own; None where there is no class or no source.
+
+    Taken once a process, which has imported the code once; code that the module imports from elsewhere is not in it.
+
+    Raises:
+        TrainingError: see `class_of`.
+    """
+    if class_path is None:
+        return None
+    own, _ = class_of(class_path, class_path)
+    try:
+        return sha256(inspect.getsource(sys.modules[own.__module__]).encode()).hexdigest()
+    except (OSError, TypeError):  # compiled
+        return None
 
 
 def class_of(model: str, class_path: str | None) -> tuple[Any, ModelEntry]:
