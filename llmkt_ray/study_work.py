@@ -88,7 +88,8 @@ class ModelConfig(Section):
 
     name: str = Field(min_length=1)
     class_path: str | None = None
-    """A class of the user's own, `package.module:Class`: code execution, needs `--allow-code`."""
+    """A class of the user's own, `package.module:Class`: code execution, needs `--allow-code`. The source of its module is part of
+    its trials' keys."""
     layers: Literal["auto", "all"] | tuple[str, ...] | None = None
     """Taps by name; None: `transfer.layers`."""
     epochs: int | None = Field(None, ge=1)

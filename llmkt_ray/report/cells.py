@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from llmkt_ray.report.load import Results, UserValues
+from llmkt_ray.results.once import refuse_two_rows
 from llmkt_ray.stats.contrast import Contrast, contrast, on_shared_seeds, over_splits
 from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS, TABLE_ARMS
 
 TRAINING = ["dataset", "train_share", "model", "hyperparameters", "epochs", "batch_size", "learning_rate", "weight_decay"]
 """What a baseline shares with its cell, beside the window of epochs that the tested model may come from."""
-SCHEDULE = ["schedule", "switch", "handover", "optimizer"]
+SCHEDULE = ["schedule", "switch", "handover", "optimizer", "freeze"]
 """What alpha0 shares with its cell beside `TRAINING`."""
 TRANSFER = ["layer", "llm", "encoder", "reduction", "dims", "loss", "projection", "balance", "alpha_schedule"]
 """What the other twins share beside both; a template made as a cell of its own differs in `llm`."""
@@ -23,8 +24,8 @@ CELL = [*TRAINING, *SCHEDULE, *TRANSFER]
 SHOWN = {
     "train_share": "train share", "layer": "layer", "llm": "profiles", "encoder": "encoder", "reduction": "reducer", "dims": "dims",
     "loss": "loss", "projection": "projection", "balance": "balance", "schedule": "schedule", "switch": "switch", "handover": "hand-over",
-    "optimizer": "optimizer", "alpha_schedule": "alpha schedule", "learning_rate": "learning rate", "hyperparameters": "hyper-parameters",
-    "epochs": "epochs", "batch_size": "batch size", "weight_decay": "weight decay",
+    "optimizer": "optimizer", "freeze": "frozen", "alpha_schedule": "alpha schedule", "learning_rate": "learning rate",
+    "hyperparameters": "hyper-parameters", "epochs": "epochs", "batch_size": "batch size", "weight_decay": "weight decay",
 }  # fmt: skip
 ARM_ORDER = (
     "baseline", "alpha0", "constant", "gaussian", "shuffled", "shuffled_strata", "item_mean", "template", "input_init", "input_concat",
@@ -116,7 +117,11 @@ def _input_columns(arm: str) -> list[str]:
 
 
 def find_cells(results: Results) -> tuple[Cell, ...]:
-    """Returns the cells of a study, in the order of dataset, model and the other factors."""
+    """Returns the cells of a study, in the order of dataset, model and the other factors.
+
+    Raises:
+        StorageError: two trials of one arm and seed were made from different inputs under the same labels.
+    """
     trials = results.trials
     missing = [column for column in [*CELL, "split_repetition", "seed_index", "alpha"] if column not in trials]
     if trials.empty or missing:
@@ -228,8 +233,12 @@ def _stack(values: Iterable[UserValues]) -> np.ndarray:
 
 
 def _runs(arm: str, alpha: float, frame: pd.DataFrame) -> Runs:
-    at = zip(frame["split_repetition"], frame["seed_index"], strict=True)
-    return Runs(arm, alpha, {(int(r), int(s)): int(row) for (r, s), row in zip(at, frame.index, strict=True)})
+    found: dict[tuple[int, int], int] = {}
+    for repetition, seed, row in zip(frame["split_repetition"], frame["seed_index"], frame.index, strict=True):
+        first = found.setdefault((int(repetition), int(seed)), int(row))
+        if first != row:
+            refuse_two_rows(frame.loc[first], frame.loc[row])
+    return Runs(arm, alpha, found)
 
 
 def _window(kind: Any, switch: Any) -> Any:

@@ -1,5 +1,6 @@
 """One recommended default over all datasets and models, its regret, and the study file's words for it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,8 @@ def fragment(results: Results, findings: Sequence[Finding], settings: Mapping[st
         transfer["layers"] = {model: [layer] for (_, model, layer), place in places.items() if place == settings["layer"]}
     schedule = {{"schedule": "kind", "alpha_schedule": "alpha"}.get(n, n): settings[n] for n in FAMILIES["schedule"] if n in settings}
     if schedule:
-        transfer["schedule"] = schedule
+        frozen = {"freeze": json.loads(schedule["freeze"])} if "freeze" in schedule else {}
+        transfer["schedule"] = schedule | frozen
     transfer |= {name: settings[name] for name in FAMILIES["loss"] if name in settings}
     made: dict[str, Any] = {"transfer": transfer}
     reduction = _labelled(ReductionConfig, results.study.get("reduction", []), str(settings.get("reduction", "")))

@@ -21,7 +21,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "reducer": ("reduction",),
     "size": ("dims",),
     "sparsity": ("train_share",),
-    "schedule": ("schedule", "switch", "handover", "optimizer", "alpha_schedule"),
+    "schedule": ("schedule", "switch", "handover", "optimizer", "freeze", "alpha_schedule"),
     "profiles": ("llm",),
     "encoder": ("encoder",),
     "loss": ("loss", "projection", "balance"),
@@ -167,12 +167,14 @@ def level_name(one: Compared, level: Level) -> str:
 def words_of(values: Mapping[str, object]) -> str:
     """Returns the values of a factor's columns in words."""
     plain_values = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
-    if set(values) <= {"schedule", "switch", "handover", "optimizer", "alpha_schedule"} and "schedule" in values:
+    if set(values) <= set(FAMILIES["schedule"]) and "schedule" in values:
         parts = [plain_values.pop("schedule").replace("_", "-")]
         if "switch" in plain_values and parts != ["joint"]:
             parts.append(f"at {plain_values['switch']}")
         defaults = {"handover": "last", "optimizer": "reset", "alpha_schedule": "constant"}
         parts += [plain_values[name].replace("_", " ") for name in defaults if plain_values.get(name, defaults[name]) != defaults[name]]
+        if plain_values.get("freeze", "-") != "-":
+            parts.append(f"frozen {plain_values['freeze']}")
         return " ".join(parts)
     if len(plain_values) == 1:
         return next(iter(plain_values.values()))

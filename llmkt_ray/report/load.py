@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from llmkt_ray.errors import StorageError
 from llmkt_ray.results.card import read_card
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.once import freezing
 from llmkt_ray.training.metrics import LOWER_IS_BETTER
 
 UserValues = tuple[np.ndarray, np.ndarray]
@@ -122,6 +123,8 @@ def load(folder: Path) -> Results:
         for column in (f"valid_{name}", f"test_{name}"):
             if column not in trials:
                 trials[column] = np.nan
+    if "spec" in trials:
+        trials["freeze"] = trials["spec"].map(freezing)
     return Results(folder, card, trials, _epochs(ledger), metric, metrics, ledger.damaged)
 
 

@@ -4,18 +4,23 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from llmkt_ray.results.once import freezing, refuse_two_rows
 from llmkt_ray.study import INPUT_ARMS, TABLE_ARMS
 from llmkt_ray.training.metrics import LOWER_IS_BETTER
 
-CELL = ["dataset", "train_share", "split_repetition", "model", "layer", "llm", "encoder", "reduction", "dims", "loss", "schedule", "switch"]
+SCHEDULE = ["schedule", "switch", "handover", "optimizer", "freeze"]
+CELL = [
+    "dataset", "train_share", "split_repetition", "model", "layer", "llm", "encoder", "reduction", "dims", "loss", *SCHEDULE,
+    "alpha_schedule",
+]  # fmt: skip
 """Columns that tell cells apart."""
 BASE = ["hyperparameters", "epochs", "batch_size", "learning_rate", "weight_decay"]
 """Settings of the model; trials that tuned them have others than the cells."""
 SHARED_BY = {
     "baseline": [*CELL[:4], *BASE, "window"],
-    "alpha0": [*CELL[:4], *BASE, "schedule", "switch"],
-    **{arm: [*CELL[:4], *BASE, "schedule", "switch", "llm", "encoder", "reduction"] for arm in TABLE_ARMS},
-    **{arm: [*CELL[:4], *BASE, "schedule", "switch", "llm", "encoder"] for arm in INPUT_ARMS if arm not in TABLE_ARMS},
+    "alpha0": [*CELL[:4], *BASE, *SCHEDULE],
+    **{arm: [*CELL[:4], *BASE, *SCHEDULE, "llm", "encoder", "reduction"] for arm in TABLE_ARMS},
+    **{arm: [*CELL[:4], *BASE, *SCHEDULE, "llm", "encoder"] for arm in INPUT_ARMS if arm not in TABLE_ARMS},
 }
 """The columns that a control trial without a transfer depends on: it is shared by all cells that agree in them."""
 
@@ -44,13 +49,17 @@ def summarise(trials: pd.DataFrame, metric: str, claim_alpha: float) -> tuple[tu
         trials: the ledger's trials.
         metric: for example "NDCG@10".
         claim_alpha: the alpha at which gains are stated; 1 in cells whose schedule is `pretrain`.
+
+    Raises:
+        StorageError: two trials of one arm and seed were made from different inputs under the same labels.
     """
     column = f"test_{metric}"
     if column not in trials:
         return (), {}
     done = trials[trials["status"] == "done"]
     # What decides which epochs the tested model may come from: a cell is compared with the baseline that chose among the same.
-    done = done.assign(window=[kind if kind == "joint" else switch for kind, switch in zip(done["schedule"], done["switch"], strict=True)])
+    windows = [kind if kind == "joint" else switch for kind, switch in zip(done["schedule"], done["switch"], strict=True)]
+    done = done.assign(window=windows, freeze=done["spec"].map(freezing))
     references = done[done["arm"] == "reference"].groupby(["dataset", "model"], sort=True)[column].mean()
     by_dataset: dict[str, dict[str, float]] = {}
     for (dataset, model), value in references.items():
@@ -87,4 +96,10 @@ def _equal(frame: pd.DataFrame, cell: dict[str, object], names: list[str]) -> pd
 
 
 def _mean(rows: pd.DataFrame, column: str) -> float:
-    return float(rows[column].mean()) if len(rows) else float("nan")
+    if rows.empty:
+        return float("nan")
+    place = ["split_repetition", "seed_index", *BASE]  # a search may try two settings at one alpha
+    for _, same in rows[rows.duplicated(place, keep=False)].groupby(place, dropna=False):
+        for at in range(1, len(same)):
+            refuse_two_rows(same.iloc[0], same.iloc[at])
+    return float(rows.drop_duplicates(place)[column].mean())

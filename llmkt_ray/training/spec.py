@@ -102,7 +102,8 @@ class TrialSpec(Section):
     def _numbers(self, *without: str) -> dict[str, Any]:
         """Returns the fields but these; those of KAR, the rungs of a search and a class of the user's own only where the trial has them."""
         optional = (
-            ("class_digest", self.class_digest), ("knowledge_key", self.knowledge_key), ("adaptor", self.adaptor), ("rungs", self.rungs or None),
+            ("class_digest", self.class_digest), ("knowledge_key", self.knowledge_key), ("adaptor", self.adaptor),
+            ("rungs", self.rungs or None),
         )  # fmt: skip
         unread = [name for name, value in optional if value is None]
         return self.model_dump(mode="json", exclude={*without, *unread})

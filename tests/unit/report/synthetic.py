@@ -19,6 +19,7 @@ from llmkt_ray.results.ledger import PARTS, ROWS_A_GROUP, Ledger
 from llmkt_ray.results.rows import to_row
 from llmkt_ray.seeds import content_key
 from llmkt_ray.study import ScheduleConfig, StudyConfig
+from llmkt_ray.sweep.plan import selection_window
 from llmkt_ray.training.spec import TrialResult, TrialSpec
 
 PART = 500
@@ -107,7 +108,8 @@ def specs(world: World, study: StudyConfig) -> list[TrialSpec]:
                 base = {**common, "model": model, "epochs": world.epochs, "seed_index": seed, "schedule": schedule}
                 for arm in world.arms:
                     if arm in ("baseline", "alpha0"):
-                        made.append(TrialSpec(**base, arm=arm, factors=split))
+                        window = {"schedule": selection_window(schedule)} if arm == "baseline" else {}
+                        made.append(TrialSpec(**{**base, **window}, arm=arm, factors=split))
                 alphas = (1.0,) if schedule.kind == "pretrain" else world.alphas
                 axes = product(world.llms, world.encoders, world.reductions, world.dims, world.layers, world.losses)
                 for llm, encoder, reduction, dims, layer, loss in axes:

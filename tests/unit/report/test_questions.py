@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from llmkt_ray.errors import StorageError
 from llmkt_ray.report import build
 from llmkt_ray.report.context import Context
-from llmkt_ray.report.default import document
+from llmkt_ray.report.default import document, fragment
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.levels import compared, words_of
 from llmkt_ray.report.load import load
@@ -15,7 +16,8 @@ from llmkt_ray.report.sections.cost import pareto
 from llmkt_ray.report.sections.questions import question_sections
 from llmkt_ray.report.sections.sensitivity import heat_maps
 from llmkt_ray.report.sections.sources import source_parts
-from tests.unit.report.synthetic import World, write
+from llmkt_ray.results.ledger import Ledger
+from tests.unit.report.synthetic import World, result_of, specs, study_of, write
 
 BASE = {"models": {"MultiVAE": 0.2}, "alphas": (0.5,), "seeds": 3, "n_users": 150, "epochs": 4, "seed_sd": 0.0005}
 FLAT = {"treated": lambda model, alpha, layer: 0.05}
@@ -59,6 +61,35 @@ def test_schedule_and_switch_are_one_factor(tmp_path):
     names = {row[1] for row in sections["schedules"].tables[0].rows}
     assert names == {"two-phase at 0.5", "two-phase at 0.25", "joint", "two-phase at 0.5 best valid"}
     assert words_of({"schedule": "pretrain", "switch": 0.5, "alpha_schedule": "constant"}) == "pretrain at 0.5"
+
+
+def test_schedules_that_differ_in_what_they_freeze_are_cells_of_their_own(tmp_path):
+    """They differ in no column of the ledger: without a look at the spec the last of them would stand for all."""
+    world = World(**{**BASE, **FLAT, "schedules": ({}, {"freeze": {"phase2": ["item_*"]}})})
+    results = load(write(tmp_path, world))
+    findings = find(results)
+    frozen = [finding.cell.factors["freeze"] for finding in findings]
+    assert sorted(frozen) == ["-", '{"phase2":["item_*"]}']
+    for finding, freeze in zip(findings, frozen, strict=True):
+        specs = [json.loads(results.trials["spec"][row]) for row in finding.cell.rows]
+        assert {bool(spec["schedule"]["freeze"]) for spec in specs if spec["arm"] != "baseline"} == {freeze != "-"}
+    assert words_of({"schedule": "two_phase", "switch": 0.5, "freeze": "-"}) == "two-phase at 0.5"
+    assert words_of({"schedule": "two_phase", "freeze": frozen[0]}) != words_of({"schedule": "two_phase", "freeze": frozen[1]})
+    wanted = fragment(results, findings, {"alpha": 0.5, "schedule": "two_phase", "freeze": '{"phase2":["item_*"]}'})
+    assert wanted["transfer"]["schedule"] == {"kind": "two_phase", "freeze": {"phase2": ["item_*"]}}
+
+
+def test_two_trials_under_the_same_labels_stop_the_page(tmp_path):
+    """Profiles that were replaced in place: without a word one of the two would win by its key, and which one is chance."""
+    world = World(**{**BASE, **FLAT})
+    folder = write(tmp_path, world, single=True)
+    spec = next(spec for spec in specs(world, study_of(world)) if spec.arm == "treated")
+    rungs = spec.model_copy(update={"rungs": ((1, 0.1),)})
+    Ledger(folder).record(result_of(world, rungs), "k")
+    assert find(load(folder)), "rungs change no number of a trial that has finished"
+    Ledger(folder).record(result_of(world, spec.model_copy(update={"targets_key": "other"})), "k")
+    with pytest.raises(StorageError, match=r"are both 'treated' of MultiVAE on ml-1m at split 0, seed 0, .* differ in targets_key: a file"):
+        find(load(folder))
 
 
 def test_sparsity_is_the_achieved_one_with_the_papers_marked(tmp_path):

@@ -47,7 +47,9 @@ def write_profiles(path, taste: str) -> None:
 
 
 def of_file(root, **changes) -> StudyConfig:
-    return tiny_study(root, **{"profiles": [{"llm": "file", "path": str(root / "profiles.parquet")}], "transfer": {"alphas": [0.5]}, **changes})
+    return tiny_study(
+        root, **{"profiles": [{"llm": "file", "path": str(root / "profiles.parquet")}], "transfer": {"alphas": [0.5]}, **changes}
+    )
 
 
 def test_a_profile_file_replaced_in_place_is_refused_and_its_return_goes_on(tmp_path):
@@ -57,7 +59,7 @@ def test_a_profile_file_replaced_in_place_is_refused_and_its_return_goes_on(tmp_
     first = run(study)
     before = (tmp_path / "profiles.parquet").read_bytes()
     write_profiles(tmp_path / "profiles.parquet", "hates jazz")
-    with pytest.raises(StorageError, match=r"2 of 5 trials in .*tiny were not made from .* reads now: 2 from other profiles .*another `name`"):
+    with pytest.raises(StorageError, match=r"2 of 5 trials in .*tiny were not made .*: 2 from other profiles .*another `name`"):
         run(study)
     (tmp_path / "profiles.parquet").write_bytes(before)
     assert (first.ran, run(study).ran) == (5, 0)
@@ -87,7 +89,7 @@ def test_rows_of_another_version_are_refused(tmp_path, monkeypatch):
     run(study)
     with monkeypatch.context() as later:
         later.setattr(trials, "TRIAL_VERSION", trials.TRIAL_VERSION + 1)
-        with pytest.raises(StorageError, match="6 of 6 trials .*: 6 by another version of llmkt_ray, torch or recbole"):
+        with pytest.raises(StorageError, match=r"6 of 6 trials .*: 6 by another version of llmkt_ray, torch or recbole"):
             run(study)
     folder = tmp_path / "results" / "tiny" / "ledger" / "trials"
     for path in sorted(folder.iterdir())[:2]:
@@ -95,7 +97,7 @@ def test_rows_of_another_version_are_refused(tmp_path, monkeypatch):
         fields = {**json.loads(table.column("spec")[0].as_py()), "of_tomorrow": 1}
         at = table.column_names.index("spec")
         pq.write_table(table.set_column(at, "spec", pa.array([json.dumps(fields)])), path)
-    with pytest.raises(StorageError, match="2 of 6 trials .*: 2 by another version"):
+    with pytest.raises(StorageError, match=r"2 of 6 trials .*: 2 by another version"):
         run(study)
 
 
@@ -123,7 +125,7 @@ def test_a_class_of_ones_own_is_part_of_its_trials_keys(tmp_path, monkeypatch):
     write("margin = 1")
     assert (run(study).ran, run(study).ran) == (6, 0)
     write("margin = 20")
-    with pytest.raises(StorageError, match="5 of 6 trials .*: 5 by other code of a model's own class"):
+    with pytest.raises(StorageError, match=r"5 of 6 trials .*: 5 by other code of a model's own class"):
         run(study)
     write("margin = 1")
     assert run(study).ran == 0
@@ -142,7 +144,12 @@ def test_recboles_own_models_have_the_keys_that_they_had():
 
 CONTEXT = [{"name": "DeepFM", "epochs": 4, "batch_size": 256, "hyperparameters": {"embedding_size": 8}}]
 SEARCH = {"kind": "optuna", "trials": 6, "round_size": 2}
-MIXED = [{"switch": 0.5}, {"kind": "joint"}, {"kind": "pretrain", "alpha": "linear"}, {"kind": "reversed", "freeze": {"phase1": ["item_*"]}}]
+MIXED = [
+    {"switch": 0.5},
+    {"kind": "joint"},
+    {"kind": "pretrain", "alpha": "linear"},
+    {"kind": "reversed", "freeze": {"phase1": ["item_*"]}},
+]
 KINDS = {
     "arms with targets of their own": {
         "controls": ["baseline", "alpha0", "shuffled", "gaussian", "template", "item_mean", "input_init", "input_concat"],
@@ -150,20 +157,22 @@ KINDS = {
     },
     "leaked, refitted for each seed": {"controls": ["alpha0", "leaked"], "reduction": [{"method": "pca", "refit": True}], "seeds": 2},
     "schedules, losses and layers": {
-        "models": [{"name": "NeuMF", "epochs": 4, "hyperparameters": {"mf_embedding_size": 8, "mlp_embedding_size": 8, "mlp_hidden_size": [8]}}],
+        "models": [NEUMF],
         "transfer": {"alphas": [0.5], "schedule": MIXED, "loss": ["mse", "cosine"], "layers": "all"},
     },
     "shares of the data and dims": {
-        "reduction": [{"method": "pca"}, {"method": "pca", "dims": 4}], "transfer": {"alphas": [0.5], "projection": "student"}, "share": True,
+        "reduction": [{"method": "pca"}, {"method": "pca", "dims": 4}], "share": True,
+        "transfer": {"alphas": [0.5], "projection": "student"},
     },
     "KAR": {
-        "models": CONTEXT, "embedding": {"batch_size": 64}, "controls": ["alpha0", "static_profile", "kar", "kar_treated"], "labelled": True,
+        "models": CONTEXT, "embedding": {"batch_size": 64}, "labelled": True,
+        "controls": ["alpha0", "static_profile", "kar", "kar_treated"],
     },
     "tuning that changes the layer's width": {"tuning": {"trials": 4, "choices": {"embedding_size": [4, 16]}}},
     "a search with rungs": {"search": {**SEARCH, "early_stopping": {"grace_epochs": 1, "factor": 2}}},
     "a search of a model's settings": {
         "search": SEARCH, "seeds": 2,
-        "models": [{"name": "BPR", "epochs": 4, "hyperparameters": {"embedding_size": 8}, "search": {"ranges": {"learning_rate": [1e-4, 1e-2]}}}],
+        "models": [{**BPR, "search": {"ranges": {"learning_rate": [1e-4, 1e-2]}}}],
     },
 }  # fmt: skip
 
