@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from llmkt_ray.artifacts import MANIFEST, FileStore
 from llmkt_ray.errors import StorageError
 from llmkt_ray.report.findings import find
-from llmkt_ray.report.load import load, parquet_files
+from llmkt_ray.report.load import load, row_files
 from llmkt_ray.report.text import count, percent_interval
 from llmkt_ray.results.card import CARD, read_card
 from llmkt_ray.results.folder import OWNER, beside
@@ -65,7 +65,7 @@ def diff(a: str | Path, b: str | Path) -> Diff:
     """Returns how two results folders, or URIs of them, differ.
 
     Raises:
-        StorageError: one of them holds no results.
+        StorageError: one of them holds no results, or a file of it is damaged.
     """
     with local_copy(str(a)) as here, local_copy(str(b)) as there:
         return _diff(here, there)
@@ -108,7 +108,7 @@ def merge(sources: Sequence[str | Path], target: str | Path) -> int:
 
     Raises:
         StorageError: the parts belong to different studies, a trial has other numbers in two of them, other texts of one set lie beside
-            two of them, the target is not empty, or a folder holds no results.
+            two of them, the target is not empty, a file of a part is damaged, or a folder holds no results.
     """
     target_files = FileStore(target)
     if target_files.list("", recursive=True):
@@ -139,7 +139,7 @@ def merge(sources: Sequence[str | Path], target: str | Path) -> int:
     _refuse_other_texts(sources, [card or {} for card in cards])
     for key, (_, table) in rows.items():
         sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         target_files.write_bytes(f"{TRIALS}/{key}.parquet", sink.getvalue())
     owner = FileStore(sources[0]).read_bytes(OWNER)
     if owner is not None:
@@ -215,13 +215,24 @@ def _merged_card(cards: Sequence[dict[str, Any]], sources: Sequence[str | Path])
 
 
 def _rows(folder: str | Path) -> Iterator[tuple[str, pa.Table]]:
-    for file in parquet_files(Ledger(folder)):
-        table = file.read()
-        for at, key in enumerate(table.column("trial_key").to_pylist()):
-            row = table.slice(at, 1)
-            # What other trials of the same part have, and this one does not, is no part of it.
-            empty = [name for name in row.column_names if ":" in name and not row.column(name)[0].is_valid]
-            yield str(key), row.drop_columns(empty).replace_schema_metadata(table.schema.metadata)
+    """Yields every trial's key and row.
+
+    Raises:
+        StorageError: a file of the folder is damaged: what it held is not known.
+    """
+    damaged: set[str] = set()
+    for file in row_files(Ledger(folder), damaged):
+        for table in file.read():
+            for at, key in enumerate(table.column("trial_key").to_pylist()):
+                row = table.slice(at, 1)
+                # What other trials of the same part have, and this one does not, is no part of it.
+                empty = [name for name in row.column_names if ":" in name and not row.column(name)[0].is_valid]
+                yield str(key), row.drop_columns(empty).replace_schema_metadata(table.schema.metadata)
+    if damaged:
+        raise StorageError(
+            f"{count(len(damaged), 'file')} of {folder} cannot be read: {', '.join(sorted(damaged)[:5])}; bring the folder here again, or "
+            "delete them and run the study there again: their trials run anew"
+        )
 
 
 def _fingerprints(folder: Path) -> Iterator[tuple[str, str]]:

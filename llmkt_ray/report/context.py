@@ -18,7 +18,7 @@ from llmkt_ray.errors import LlmktError
 from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.report.cells import Cell, Runs
 from llmkt_ray.report.findings import profiles_of
-from llmkt_ray.report.load import Results, groups_with, parquet_files
+from llmkt_ray.report.load import Results, row_files
 from llmkt_ray.results.ledger import Ledger
 
 TITLES = ("title", "movie_title", "name", "item_name", "product_title")
@@ -139,11 +139,10 @@ class Context:
         """Yields (trial key, lists) of the trials that recommended something, as they come; one is in memory at a time."""
         wanted = set(keys)
         columns = ["trial_key", "user:user", "recommended", "recommended_k"]
-        for file in parquet_files(Ledger(self.results.folder)) if wanted else ():
-            if not set(columns) <= set(file.schema_arrow.names):
+        for file in row_files(Ledger(self.results.folder), self.results.damaged) if wanted else ():
+            if not set(columns) <= set(file.columns):
                 continue
-            for group in groups_with(file, wanted):
-                table = file.read_row_group(group, columns=columns)
+            for table in file.read(columns, wanted):
                 for key, users, items, k in zip(*(table.column(name) for name in columns), strict=True):
                     if key.as_py() in wanted and items.is_valid and users.is_valid:
                         wanted.discard(key.as_py())

@@ -1,7 +1,7 @@
 """What a report is made from: the rows, the epochs and per-user values of a study's ledger, and its card."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from llmkt_ray.errors import StorageError
 from llmkt_ray.results.card import read_card
-from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.ledger import DAMAGE, Ledger
 from llmkt_ray.results.once import freezing
 from llmkt_ray.training.metrics import LOWER_IS_BETTER
 
@@ -35,7 +35,7 @@ class Results:
         epochs: one row a trial and epoch.
         metric: the metric that selected, for example "NDCG@10": the report's main one.
         metrics: all of the study, the main one first.
-        damaged: files that could not be read.
+        damaged: files of which something could not be read; grows as more is read.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class Results:
     epochs: pd.DataFrame
     metric: str
     metrics: tuple[str, ...]
-    damaged: tuple[str, ...] = ()
+    damaged: set[str] = field(default_factory=set)
     _users: dict[str, dict[str, UserValues]] = field(default_factory=dict)
 
     @property
@@ -79,7 +79,7 @@ class Results:
     def user_values(self, metric: str) -> dict[str, UserValues]:
         """Returns the per-user test values of every finished trial, by trial key."""
         if metric not in self._users:
-            self._users[metric] = dict(_user_values(Ledger(self.folder), metric, None))
+            self._users[metric] = dict(_user_values(Ledger(self.folder), metric, None, self.damaged))
         return self._users[metric]
 
     @cached_property
@@ -96,7 +96,7 @@ class Results:
         """Makes the values of some trials available for metrics that are not loaded yet: all that a table of a few cells needs."""
         for metric in metrics:
             if metric not in self._users:
-                self._users[metric] = dict(_user_values(Ledger(self.folder), metric, wanted))
+                self._users[metric] = dict(_user_values(Ledger(self.folder), metric, wanted, self.damaged))
 
     @cached_property
     def epochs_by_trial(self) -> dict[str, pd.DataFrame]:
@@ -125,7 +125,8 @@ def load(folder: Path) -> Results:
                 trials[column] = np.nan
     if "spec" in trials:
         trials["freeze"] = trials["spec"].map(freezing)
-    return Results(folder, card, trials, _epochs(ledger), metric, metrics, ledger.damaged)
+    damaged = set(ledger.damaged)
+    return Results(folder, card, trials, _epochs(ledger, damaged), metric, metrics, damaged)
 
 
 def _metrics(trials: pd.DataFrame, card: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -138,55 +139,83 @@ def _metrics(trials: pd.DataFrame, card: dict[str, Any]) -> tuple[str, tuple[str
     return main, (main, *(str(m) for m in evaluation["metrics"] if m != main))
 
 
-def parquet_files(ledger: Ledger) -> Iterator[pq.ParquetFile]:
-    """Yields every readable file of a ledger, each read once, later rows of a trial first; several are fetched at a time."""
+class RowFile:
+    """A file of a ledger that is read in parts, each checked against its checksum.
 
-    def fetch(name: str) -> pq.ParquetFile | None:
+    Attributes:
+        columns: names of its columns.
+    """
+
+    def __init__(self, name: str, file: pq.ParquetFile, damaged: set[str]) -> None:
+        self._name, self._file, self._damaged = name, file, damaged
+        self.columns: list[str] = file.schema_arrow.names
+
+    def read(self, columns: Sequence[str] | None = None, wanted: set[str] | None = None) -> Iterator[pa.Table]:
+        """Yields the row groups with at least one of the wanted trials (None: all); of those that cannot be read the name is noted.
+
+        Args:
+            columns: what is read; None: all.
+            wanted: keys of trials.
+        """
+        for group in range(self._file.num_row_groups):
+            try:
+                if wanted is not None:
+                    keys = self._file.read_row_group(group, columns=["trial_key"]).column("trial_key").to_pylist()
+                    if wanted.isdisjoint(keys):
+                        continue
+                table = self._file.read_row_group(group, columns=columns)
+            except DAMAGE:
+                self._damaged.add(self._name)
+            else:
+                yield table
+
+
+def row_files(ledger: Ledger, damaged: set[str]) -> Iterator[RowFile]:
+    """Yields every file of a ledger, each fetched once, later rows of a trial first; several are fetched at a time.
+
+    Args:
+        ledger: the ledger.
+        damaged: takes the names of files of which something cannot be read, here or later.
+    """
+
+    def fetch(name: str) -> RowFile | None:
         data = ledger.files.read_bytes(name)
         try:
-            return None if data is None else pq.ParquetFile(pa.BufferReader(data))
-        except (pa.ArrowInvalid, OSError):
+            return None if data is None else RowFile(name, pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True), damaged)
+        except DAMAGE:
+            damaged.add(name)
             return None
 
     with ThreadPoolExecutor(4) as pool:
         yield from (file for file in pool.map(fetch, ledger.row_files()) if file is not None)
 
 
-def groups_with(file: pq.ParquetFile, wanted: set[str]) -> list[int]:
-    """Returns the row groups of a file that hold at least one of the wanted trials."""
-    keys = file.read(columns=["trial_key"]).column("trial_key").to_pylist()
-    starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
-    return [group for group in range(file.num_row_groups) if not wanted.isdisjoint(keys[starts[group] : starts[group + 1]])]
-
-
-def _user_values(ledger: Ledger, metric: str, wanted: set[str] | None) -> Iterator[tuple[str, UserValues]]:
+def _user_values(ledger: Ledger, metric: str, wanted: set[str] | None, damaged: set[str]) -> Iterator[tuple[str, UserValues]]:
     """Yields (trial key, values) of the trials in `wanted`, of all where it is None; row groups of others are not read."""
     columns = ["trial_key", "user:user", f"user:{metric}"]
     seen: set[str] = set()
-    for file in parquet_files(ledger):
-        if not set(columns) <= set(file.schema_arrow.names):
+    for file in row_files(ledger, damaged):
+        if not set(columns) <= set(file.columns):
             continue
-        groups = list(range(file.num_row_groups)) if wanted is None else groups_with(file, wanted)
-        if not groups:
-            continue
-        table = file.read_row_groups(groups, columns=columns)
-        for key, users, values in zip(*(table.column(name) for name in columns), strict=True):
-            if users.is_valid and values.is_valid and (wanted is None or key.as_py() in wanted) and key.as_py() not in seen:
-                seen.add(key.as_py())
-                index, found = (column.values.to_numpy(zero_copy_only=False) for column in (users, values))
-                known = np.isfinite(found)  # AUC is not defined for a user with one kind of test rows: the same users in all trials
-                yield key.as_py(), (index[known], found[known].astype(np.float32))
+        for table in file.read(columns, wanted):
+            for key, users, values in zip(*(table.column(name) for name in columns), strict=True):
+                if users.is_valid and values.is_valid and (wanted is None or key.as_py() in wanted) and key.as_py() not in seen:
+                    seen.add(key.as_py())
+                    index, found = (column.values.to_numpy(zero_copy_only=False) for column in (users, values))
+                    known = np.isfinite(found)  # AUC is not defined for a user with one kind of test rows: the same users in all trials
+                    yield key.as_py(), (index[known], found[known].astype(np.float32))
 
 
-def _epochs(ledger: Ledger) -> pd.DataFrame:
+def _epochs(ledger: Ledger, damaged: set[str]) -> pd.DataFrame:
     """Returns one row a trial and epoch; the rows of a trial stand together."""
     frames: list[pd.DataFrame] = []
     seen: set[str] = set()
-    for file in parquet_files(ledger):
-        names = [name for name in file.schema_arrow.names if name.startswith("epoch:")]
-        if "epoch:epoch" not in names:
+    for file in row_files(ledger, damaged):
+        names = [name for name in file.columns if name.startswith("epoch:")]
+        groups = list(file.read(["trial_key", *names])) if "epoch:epoch" in names else []
+        if not groups:
             continue
-        table = file.read(columns=["trial_key", *names]).combine_chunks()
+        table = pa.concat_tables(groups).combine_chunks()
         table = table.filter(pa.array([key not in seen for key in table.column("trial_key").to_pylist()]))
         table = table.filter(pc.is_valid(table.column("epoch:epoch")))
         lengths = pc.list_value_length(table.column("epoch:epoch")).to_numpy()

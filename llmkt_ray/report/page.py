@@ -115,7 +115,12 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
         flags.append(("failures", f"{count(failed, 'trial')} failed and {'is' if failed == 1 else 'are'} left out of every number."))
     if results.damaged:
         flags.append(
-            ("damaged", f"{count(len(results.damaged), 'file')} of the ledger cannot be read; their trials run again with the next run.")
+            (
+                "damaged",
+                f"{count(len(results.damaged), 'file')} of the ledger cannot be read as it was written: "
+                f"{listed(sorted(results.damaged)[:5])}. What is damaged there is left out here; delete such files and run the study "
+                "again, then their trials run anew.",
+            )
         )
     seeds = max((runs.seeds for f in findings for runs in f.cell.treated.values()), default=0)
     if 0 < seeds < MIXED_FROM:

@@ -28,7 +28,7 @@ TRIALS, PARTS = "ledger/trials", "ledger/parts"
 ROWS_A_GROUP = 25
 """Rows of a compacted part that are read together: one alone is slow to scan, all of them slow to pick one trial from."""
 
-_DAMAGE = (pa.ArrowException, OSError, ValueError)
+DAMAGE = (pa.ArrowException, OSError, ValueError)
 """What reading a damaged Parquet file raises."""
 
 
@@ -176,7 +176,7 @@ class Ledger:
             return None
         try:
             version, columns = int((file.schema_arrow.metadata or {}).get(b"llmkt_ledger", b"0")), rows.scalar_columns(file.schema_arrow)
-        except _DAMAGE:
+        except DAMAGE:
             return None
         if version > rows.SCHEMA_VERSION:
             raise StorageError(
@@ -185,14 +185,14 @@ class Ledger:
             )
         try:
             return file.read(columns=columns)
-        except _DAMAGE:
+        except DAMAGE:
             return None
 
     def _open(self, name: str) -> pq.ParquetFile | None:
         data = self.files.read_bytes(name)
         try:
             return None if data is None else pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        except _DAMAGE:
+        except DAMAGE:
             return None
 
     def _read(self, name: str) -> pa.Table:
@@ -205,7 +205,7 @@ class Ledger:
         """Tells of a file whose scalars can be read, but not its epochs or users: it is looked at in parts, as it is large."""
         try:
             yield
-        except _DAMAGE as error:
+        except DAMAGE as error:
             told = f"{self.files.path(name)} is damaged ({str(error).strip()}); delete it and run the study again: its trials run anew"
             raise StorageError(told) from error
 

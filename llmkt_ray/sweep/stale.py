@@ -40,8 +40,8 @@ def refuse_stale_rows(plan: Plan, ledger: Ledger) -> None:
         causes = "; ".join(f"{number} {why}" for why, number in stale.items())
         raise StorageError(
             f"{stale.total()} of {len(rows)} trials in {ledger.files.root} were not made from what this study reads now: {causes}. New "
-            "ones beside them would be taken for the same cells. Give the study another `name`, or move the folder away (`llmkt report FOLDER` "
-            "still reads it); or put back what was there, then this goes on"
+            "ones beside them would be taken for the same cells. Give the study another `name`, or move the folder away "
+            "(`llmkt report FOLDER` still reads it); or put back what was there, then this goes on"
         )
 
 

@@ -323,10 +323,20 @@ def write_artifacts(
         store.save("profiles", f"profiles-{slug(llm)}-0", inputs={}, tables={"profiles": as_table(rows)}, notes=notes)
 
 
+def change_a_bit(path: Path, column: str) -> None:
+    """Changes a bit in what a column of the first row group holds."""
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    chunk = next(chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema.startswith(column))
+    data = bytearray(path.read_bytes())
+    first = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    data[first + chunk.total_compressed_size - 3] ^= 1
+    path.write_bytes(data)
+
+
 def _write_part(path: Path, tables: list[pa.Table]) -> None:
     """Writes rows as `Ledger.compact` does."""
     schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for first in range(0, len(tables), ROWS_A_GROUP):
             group = [schema.empty_table(), *tables[first : first + ROWS_A_GROUP]]
             writer.write_table(pa.concat_tables(group, promote_options="permissive"), row_group_size=ROWS_A_GROUP)

@@ -14,7 +14,7 @@ from llmkt_ray.report.page import brief_flags
 from llmkt_ray.report.run_facts import run_sentences
 from llmkt_ray.results.card import CARD
 from tests.unit.report import synthetic
-from tests.unit.report.synthetic import World, write, write_artifacts
+from tests.unit.report.synthetic import World, change_a_bit, write, write_artifacts
 
 SMALL = World(seeds=3, n_users=60, epochs=8)
 
@@ -198,8 +198,38 @@ def test_without_a_card_nothing_is_claimed(tmp_path):
 
 def test_a_damaged_row_is_reported_and_left_out(tmp_path):
     write(tmp_path, SMALL, single=True)
-    next((tmp_path / "ledger/trials").iterdir()).write_bytes(b"PAR1 half a file")
-    assert "1 file of the ledger cannot be read" in build(tmp_path).read_text()
+    path = next((tmp_path / "ledger/trials").iterdir())
+    path.write_bytes(b"PAR1 half a file")
+    assert f"1 file of the ledger cannot be read as it was written: ledger/trials/{path.name}" in build(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("column", ["user:NDCG@10", "epoch:loss_model", "recommended"])
+def test_a_changed_bit_never_becomes_another_number_on_the_page(tmp_path, column):
+    """Users, epochs and lists are read after the scalars: a page that did not check them drew what a bit had made of them."""
+    write_artifacts(tmp_path / "artifacts", SMALL, lambda item: f"Film {item}", lambda user: f"Likes film number {user}.")
+    folder = write(tmp_path / "study", SMALL, keep=lambda spec: spec.arm != "reference", single=True)
+    (key,) = (spec.key for spec in synthetic.specs(SMALL, synthetic.study_of(SMALL)) if is_first_treated(spec))
+    change_a_bit(folder / f"ledger/trials/{key}.parquet", column)
+    text = build(folder).read_text()
+    assert f"1 file of the ledger cannot be read as it was written: ledger/trials/{key}.parquet" in text
+    results = load(folder)
+    kept = results.user_values("NDCG@10").keys()
+    assert (key in kept) == (column != "user:NDCG@10")
+    assert (key in results.epochs_by_trial) == (column != "epoch:loss_model")
+    assert len(kept) == len(results.trials) - (column == "user:NDCG@10")
+
+
+def is_first_treated(spec):
+    return (spec.arm, spec.alpha, spec.seed_index) == ("treated", 0.5, 0) and spec.model == next(iter(SMALL.models))
+
+
+def test_of_a_part_with_a_changed_bit_the_other_groups_are_read(tmp_path):
+    folder = write(tmp_path, World(seeds=6, n_users=20))
+    (path,) = (folder / "ledger/parts").iterdir()
+    change_a_bit(path, "user:NDCG@10")
+    results = load(folder)
+    assert len(results.user_values("NDCG@10")) == len(results.trials) - synthetic.ROWS_A_GROUP > 0
+    assert results.damaged == {f"ledger/parts/{path.name}"}
 
 
 def test_users_who_moved_are_shown_with_their_text_and_items(tmp_path):

@@ -10,7 +10,7 @@ from llmkt_ray.report import diff, merge
 from llmkt_ray.report.load import load
 from llmkt_ray.results.card import CARD
 from llmkt_ray.results.ledger import Ledger
-from tests.unit.report.synthetic import World, result_of, specs, study_of, write
+from tests.unit.report.synthetic import World, change_a_bit, result_of, specs, study_of, write
 
 WORLD = World(models={"MultiVAE": 0.2}, seeds=2, n_users=20, epochs=4)
 
@@ -48,6 +48,29 @@ def test_conflicts_are_errors_and_nothing_is_written(tmp_path):
     with pytest.raises(StorageError, match="6 trials finished with other numbers in two folders"):
         merge([a, b], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("damage", ["half a file", "user:NDCG@10"])
+@pytest.mark.parametrize("look", [merge, diff])
+def test_a_damaged_row_is_named_and_not_left_out(tmp_path, damage, look):
+    a, b = (write(tmp_path / name, WORLD, keep=lambda s: s.arm == "alpha0", single=True) for name in "ab")
+    path = sorted((b / "ledger/trials").iterdir())[0]
+    if damage == "half a file":
+        path.write_bytes(path.read_bytes()[:3000])
+    else:
+        change_a_bit(path, damage)
+    with pytest.raises(StorageError, match=rf"1 file of .* cannot be read: ledger/trials/{path.name}; bring the folder here again"):
+        merge([a, b], tmp_path / "merged") if look is merge else diff(a, b)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_merged_rows_carry_checksums(tmp_path):
+    a = write(tmp_path / "a", WORLD, keep=lambda s: s.arm == "alpha0")
+    merge([a], tmp_path / "merged")
+    path = next((tmp_path / "merged" / "ledger/trials").iterdir())
+    change_a_bit(path, "user:NDCG@10")
+    with pytest.raises(StorageError, match=f"{path.name} is damaged"):
+        Ledger(tmp_path / "merged").users(path.stem)
 
 
 def test_a_finished_trial_stands_for_a_failed_one(tmp_path):

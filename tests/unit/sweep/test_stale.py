@@ -144,12 +144,9 @@ def test_recboles_own_models_have_the_keys_that_they_had():
 
 CONTEXT = [{"name": "DeepFM", "epochs": 4, "batch_size": 256, "hyperparameters": {"embedding_size": 8}}]
 SEARCH = {"kind": "optuna", "trials": 6, "round_size": 2}
-MIXED = [
-    {"switch": 0.5},
-    {"kind": "joint"},
-    {"kind": "pretrain", "alpha": "linear"},
-    {"kind": "reversed", "freeze": {"phase1": ["item_*"]}},
-]
+MIXED = [{"switch": 0.5}, {"kind": "joint"}, {"kind": "pretrain"}, {"kind": "reversed", "freeze": {"phase1": ["item_*"]}}]
+NEUMF = {"name": "NeuMF", "epochs": 4, "hyperparameters": {"mf_embedding_size": 8, "mlp_embedding_size": 8, "mlp_hidden_size": [8]}}
+BPR = {"name": "BPR", "epochs": 4, "hyperparameters": {"embedding_size": 8}}
 KINDS = {
     "arms with targets of their own": {
         "controls": ["baseline", "alpha0", "shuffled", "gaussian", "template", "item_mean", "input_init", "input_concat"],
