@@ -120,7 +120,7 @@ def status(study: StudyFile, address: Dashboard = None) -> None:
         from llmkt_ray.sweep.jobs import Jobs
 
         client = Jobs(study, address)
-        jobs = client.attempts()
+        jobs = [*client.attempts(smoke=True), *client.attempts()]
         for job in jobs:
             _say(f"{job.id}: {job.status}" + ("" if job.ended else f": {client.last_words(job)}"))
         if not jobs:

@@ -8,11 +8,11 @@ from pathlib import Path
 from llmkt_ray.artifacts import FileStore
 from llmkt_ray.errors import StorageError
 
-_OF_A_RUN = ("checkpoints/", "tune/", "cache/", "run.")
+_OF_A_RUN = ("checkpoints/", "phase1/", "tune/", "cache/", "run.")
 
 
 def result_files(files: FileStore) -> list[str]:
-    """Returns the names of the results in a folder; checkpoints, caches and locks are left out."""
+    """Returns the names of the results in a folder; checkpoints, shared first phases, caches and locks are left out."""
     return [name for name in files.list("", recursive=True) if not name.startswith(_OF_A_RUN)]
 
 

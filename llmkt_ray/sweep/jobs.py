@@ -27,7 +27,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 import llmkt_ray
 from llmkt_ray.artifacts import FileStore
 from llmkt_ray.errors import ResourceError, StorageError, StudyError, token_refused
-from llmkt_ray.results.folder import study_folder
+from llmkt_ray.results.folder import locked, owner_problem, study_folder
 from llmkt_ray.results.transport import copy_results, result_files
 from llmkt_ray.study import ProfileConfig, StudyConfig
 from llmkt_ray.study_file import load_study
@@ -70,16 +70,16 @@ class Jobs:
             self._client = JobSubmissionClient(address)
         self.address = address
 
-    def attempts(self) -> list[Job]:
-        """Returns the study's jobs, first attempt first."""
-        pattern = re.compile(re.escape(f"{self.study.name}-{self.study.key}-") + r"(\d+)")
+    def attempts(self, *, smoke: bool = False) -> list[Job]:
+        """Returns the study's jobs, or those of its smoke runs, first attempt first."""
+        pattern = re.compile(re.escape(self._name(smoke)) + r"(\d+)")
         with _explained(self.address):
             found = [(pattern.fullmatch(job.submission_id or ""), job) for job in self._client.list_jobs()]
         numbered = sorted((int(match[1]), job) for match, job in found if match)
         return [Job(str(job.submission_id), str(job.status.value)) for _, job in numbered]
 
     def submit(self, *options: str) -> tuple[Job, bool]:
-        """Starts the study's next attempt, unless one is running: then that one is returned.
+        """Starts the study's next attempt, unless one is running: then that one is returned. Smoke runs are counted apart.
 
         Args:
             options: of `llmkt run`, for example "--smoke".
@@ -91,17 +91,21 @@ class Jobs:
             StudyError: the study names files or code of this machine, which a cluster would not find.
             ResourceError: the cluster refuses.
         """
-        before = self.attempts()
+        smoke = "--smoke" in options
+        before = self.attempts(smoke=smoke)
         if before and not before[-1].ended:
             return before[-1], False
         _refuse_what_stays_here(self.study, self.file)
-        name = f"{self.study.name}-{self.study.key}-{len(before) + 1}"
+        name = f"{self._name(smoke)}{len(before) + 1}"
         self._start(name, f"python -m sweeps.run study.yaml {' '.join(options)}".strip())
         return Job(name, JobStatus.PENDING.value), True
 
     def stop(self) -> Job | None:
-        """Stops the running attempt and returns it, or None where none runs; finished trials stay."""
-        running = [job for job in self.attempts() if not job.ended]
+        """Stops the running attempt, or where there is none the running smoke run, and returns it; None where none runs.
+
+        Finished trials stay.
+        """
+        running = [job for job in (*self.attempts(smoke=True), *self.attempts()) if not job.ended]
         if not running:
             return None
         with _explained(self.address):
@@ -136,14 +140,16 @@ class Jobs:
     def fetch(self, to: Path) -> Path:
         """Brings the results and the report here and returns their folder, `<to>/<study name>`.
 
-        An object store is read directly; results on the cluster's disk come packed through the job's log.
+        An object store is read directly; results on the cluster's disk come packed through the job's log. Files of an earlier fetch that
+        are no longer there stay: a row counts once.
 
         Raises:
-            StorageError: there are no results, or they arrived damaged.
+            StorageError: there are no results, they arrived damaged, or the folder is another study's or a study is being run in it.
         """
-        target = to / self.study.name
+        _refuse_other_owner(self.study, to)
         if "://" in self.study.storage:
-            copy_results(FileStore(study_folder(self.study)), FileStore(target))
+            with _arriving(self.study, to) as target:
+                copy_results(FileStore(study_folder(self.study)), FileStore(target))
             return target
         name = f"{self.study.name}-{self.study.key}-fetch-{int(time.time())}"
         self._start(name, "python -m llmkt_ray.sweep.jobs study.yaml")
@@ -153,8 +159,13 @@ class Jobs:
             text = self._client.get_job_logs(name)
         if ended.status != JobStatus.SUCCEEDED.value or _BEGIN not in text:
             raise StorageError(f"the cluster has no results of {self.study.name!r}: {text.strip()[-500:] or ended.status}")
-        unpack(text.split(_BEGIN, 1)[1].split(_END, 1)[0], target)
+        with _arriving(self.study, to) as target:
+            unpack(text.split(_BEGIN, 1)[1].split(_END, 1)[0], target)
         return target
+
+    def _name(self, smoke: bool) -> str:
+        """Returns what the submission ids of an attempt begin with: a smoke run is another study, in a folder of its own."""
+        return f"{self.study.name}-{self.study.key}-{'smoke-' if smoke else ''}"
 
     def _start(self, name: str, command: str) -> None:
         with tempfile.TemporaryDirectory(prefix="llmkt-job-") as folder, _explained(self.address):
@@ -167,6 +178,25 @@ class Jobs:
                     if "No available agent" not in str(error) or attempt == NEW_CLUSTER_TRIES - 1:
                         raise
                     time.sleep(POLL_S)
+
+
+@contextmanager
+def _arriving(study: StudyConfig, to: Path) -> Iterator[Path]:
+    """Gives the folder `<to>/<study name>`, which is the study's or nobody's, and in which nobody runs a study meanwhile.
+
+    Raises:
+        StorageError: it is another study's, or a study is being run in it.
+    """
+    target = to / study.name
+    with locked(target):
+        _refuse_other_owner(study, to)
+        yield target
+
+
+def _refuse_other_owner(study: StudyConfig, to: Path) -> None:
+    problem = owner_problem(study.model_copy(update={"storage": str(to)}))
+    if problem:
+        raise StorageError(f"{problem}; or fetch into another folder (--to)")
 
 
 def stored_for_job(study: StudyConfig) -> StudyConfig:

@@ -281,7 +281,7 @@ def test_a_job_carries_the_study_s_own_prompts(tmp_path, monkeypatch):
 
 def test_packed_results_arrive_whole_or_not_at_all(tmp_path):
     source = tmp_path / "source"
-    for name in ("card.json", "ledger/trials/a.parquet", "checkpoints/b.pt", "run.lock"):
+    for name in ("card.json", "ledger/trials/a.parquet", "checkpoints/b.pt", "phase1/c.pt", "run.lock"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(os.urandom(1000))
     text = pack(str(source))
