@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from llmkt_ray.report.load import load, row_files
 from llmkt_ray.report.text import count, percent_interval
 from llmkt_ray.results.card import CARD, read_card
 from llmkt_ray.results.folder import OWNER, beside
-from llmkt_ray.results.ledger import TRIALS, Ledger
+from llmkt_ray.results.ledger import SUGGESTIONS, TRIALS, Ledger
 from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
 from llmkt_ray.results.transport import local_copy
 from llmkt_ray.seeds import content_key
@@ -104,11 +105,12 @@ def merge(sources: Sequence[str | Path], target: str | Path) -> int:
     """Makes one results folder of several parts of one study, folders or URIs, and returns the number of its trials.
 
     A trial that finished in one part, and failed or was ended early in another, counts as finished. Nothing is written if there is a
-    conflict. Splits and profiles that lie beside a part come along.
+    conflict. The rounds of searches, and splits and profiles that lie beside a part, come along.
 
     Raises:
-        StorageError: the parts belong to different studies, a trial has other numbers in two of them, other texts of one set lie beside
-            two of them, the target is not empty, a file of a part is damaged, or a folder holds no results.
+        StorageError: the parts belong to different studies or ran on different kinds of devices, a trial has other numbers, a search other
+            suggestions or a set other texts in two of them, a file of a part is damaged, the target is not empty, or a folder holds no
+            results.
     """
     target_files = FileStore(target)
     if target_files.list("", recursive=True):
@@ -136,11 +138,15 @@ def merge(sources: Sequence[str | Path], target: str | Path) -> int:
             f"{count(len(conflicts), 'trial')} finished with other numbers in two folders: {', '.join(sorted(conflicts)[:5])}; "
             "they ran on different code or versions: run one of the parts again"
         )
+    _refuse_two_devices([table for _, table in rows.values()])
     _refuse_other_texts(sources, [card or {} for card in cards])
+    suggestions = _suggestions(sources)
     for key, (_, table) in rows.items():
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         target_files.write_bytes(f"{TRIALS}/{key}.parquet", sink.getvalue())
+    for name, data in suggestions.items():
+        target_files.write_bytes(name, data)
     owner = FileStore(sources[0]).read_bytes(OWNER)
     if owner is not None:
         target_files.write_bytes(OWNER, owner)
@@ -149,6 +155,44 @@ def merge(sources: Sequence[str | Path], target: str | Path) -> int:
     _bring_artifacts(sources, target, merged)
     Ledger(target).compact()
     return len(rows)
+
+
+def _refuse_two_devices(rows: Sequence[pa.Table]) -> None:
+    """Arms of one study must share the kind of device, and a run refuses a folder in which they do not.
+
+    Raises:
+        StorageError: trials finished on two kinds of devices.
+    """
+    on = Counter(json.loads(row.column("facts")[0].as_py()).get("device_type") for row in rows if _status(row) == "done")
+    kinds = {kind: number for kind, number in on.items() if kind}
+    if len(kinds) > 1:
+        said = ", ".join(f"{count(number, 'trial')} on {kind!r}" for kind, number in sorted(kinds.items()))
+        raise StorageError(
+            f"the parts ran on different kinds of devices ({said}), and arms of one study must share it: numbers differ by the device; "
+            "run one of the parts again with the other's resources.trial.gpus"
+        )
+
+
+def _suggestions(sources: Sequence[str | Path]) -> dict[str, bytes]:
+    """Returns the rounds of all searches, name to content: without them a search that goes on would draw them anew.
+
+    Raises:
+        StorageError: two parts have drawn one round differently.
+    """
+    found: dict[str, tuple[bytes, str | Path]] = {}
+    for source in sources:
+        files = FileStore(source)
+        for name in filter(lambda name: name.endswith(".json"), files.list(SUGGESTIONS)):
+            data = files.read_bytes(name)
+            if data is None:
+                continue
+            before, at = found.setdefault(name, (data, source))
+            if before != data:
+                raise StorageError(
+                    f"{name} is another round of the search in {source} than in {at}: the parts saw other results before it; "
+                    "let one of them go on alone, or run one again"
+                )
+    return {name: data for name, (data, _) in found.items()}
 
 
 def _refuse_other_texts(sources: Sequence[str | Path], cards: Sequence[dict[str, Any]]) -> None:

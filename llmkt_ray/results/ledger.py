@@ -24,7 +24,7 @@ from llmkt_ray.results import rows
 from llmkt_ray.seeds import content_key
 from llmkt_ray.training.spec import TrialResult
 
-TRIALS, PARTS = "ledger/trials", "ledger/parts"
+TRIALS, PARTS, SUGGESTIONS = "ledger/trials", "ledger/parts", "ledger/suggestions"
 ROWS_A_GROUP = 25
 """Rows of a compacted part that are read together: one alone is slow to scan, all of them slow to pick one trial from."""
 

@@ -20,14 +20,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from llmkt_ray.artifacts import FileStore, storage_problem
 from llmkt_ray.errors import SweepError
-from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.ledger import SUGGESTIONS, Ledger
 from llmkt_ray.seeds import derive_seed
 from llmkt_ray.study import SearchConfig, StudyConfig
 from llmkt_ray.sweep.objective import directions, outcome
 from llmkt_ray.sweep.space import Params, Rungs, SearchCell
 from llmkt_ray.training.rungs import best_by
 
-SUGGESTIONS = "ledger/suggestions"
 DIGITS = 4
 """Suggested numbers are rounded to so many digits, so that they read the same everywhere."""
 ParamValue = str | float | int | bool | None

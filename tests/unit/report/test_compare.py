@@ -9,7 +9,7 @@ from llmkt_ray.profiles.table import ProfileRow, as_table
 from llmkt_ray.report import diff, merge
 from llmkt_ray.report.load import load
 from llmkt_ray.results.card import CARD
-from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.results.ledger import SUGGESTIONS, Ledger
 from tests.unit.report.synthetic import World, change_a_bit, result_of, specs, study_of, write
 
 WORLD = World(models={"MultiVAE": 0.2}, seeds=2, n_users=20, epochs=4)
@@ -62,6 +62,35 @@ def test_a_damaged_row_is_named_and_not_left_out(tmp_path, damage, look):
     with pytest.raises(StorageError, match=rf"1 file of .* cannot be read: ledger/trials/{path.name}; bring the folder here again"):
         merge([a, b], tmp_path / "merged") if look is merge else diff(a, b)
     assert not (tmp_path / "merged").exists()
+
+
+def on_device(folder, kind, arm):
+    spec = next(spec for spec in specs(WORLD, study_of(WORLD)) if spec.arm == arm)
+    write(folder, WORLD, keep=lambda s: False)
+    Ledger(folder).record(dataclasses.replace(result_of(WORLD, spec), facts={"device_type": kind}), study_of(WORLD).key)
+    return folder
+
+
+def test_parts_of_two_kinds_of_devices_are_refused(tmp_path):
+    """A run would refuse what came of it."""
+    a, b = on_device(tmp_path / "a", "cpu", "baseline"), on_device(tmp_path / "b", "cuda", "alpha0")
+    with pytest.raises(StorageError, match=r"different kinds of devices \(1 trial on 'cpu', 1 trial on 'cuda'\)"):
+        merge([a, b], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    assert merge([a, on_device(tmp_path / "c", "cpu", "alpha0")], tmp_path / "merged") == 2
+
+
+def test_the_rounds_of_a_search_come_along(tmp_path):
+    """Without them a search that goes on draws its rounds anew, and their trials are not the ones that are there."""
+    parts = [write(tmp_path / name, WORLD, keep=lambda s: s.arm == "alpha0") for name in "ab"]
+    for part, name, text in ((0, "x-00000", "{}"), (1, "x-00000", "{}"), (1, "x-00004", '{"first": 4}')):
+        Ledger(parts[part]).files.write_bytes(f"{SUGGESTIONS}/{name}.json", text.encode())
+    merge(parts, tmp_path / "merged")
+    assert sorted(path.name for path in (tmp_path / "merged" / SUGGESTIONS).iterdir()) == ["x-00000.json", "x-00004.json"]
+    Ledger(parts[0]).files.write_bytes(f"{SUGGESTIONS}/x-00004.json", b'{"first": 5}')
+    with pytest.raises(StorageError, match=r"x-00004.json is another round of the search in .*b than in .*a"):
+        merge(parts, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_merged_rows_carry_checksums(tmp_path):
