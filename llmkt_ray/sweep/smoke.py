@@ -9,6 +9,7 @@ from typing import Any
 
 from llmkt_ray.embeddings.encoders import encoder_identity
 from llmkt_ray.errors import LlmktError
+from llmkt_ray.seeds import content_key
 from llmkt_ray.study import (
     KAR_ARMS,
     Arm,
@@ -29,6 +30,8 @@ from llmkt_ray.study import (
 TRIALS = 4
 """Trials of a smoke run at the most."""
 EPOCHS = 2
+LONGEST_NAME = 80
+"""Letters that a study's name may have."""
 DATASET = "ml-100k"
 ATTRIBUTES = ("genres", "year")
 """Fields of its items that S3Rec can learn from."""
@@ -42,7 +45,7 @@ def smoke_study(study: StudyConfig) -> tuple[StudyConfig, tuple[str, ...]]:
     dataset = _dataset(study, said)
     models = tuple(_model(model, said) for model in study.models)
     update: dict[str, Any] = {
-        "name": f"{study.name}-smoke"[:80],
+        "name": _name(study.name),
         "datasets": (dataset,),
         "profiles": _profiles(study, dataset, said),
         "embedding": _encoders(study, said),
@@ -59,6 +62,12 @@ def smoke_study(study: StudyConfig) -> tuple[StudyConfig, tuple[str, ...]]:
         update["tuning"] = TuningConfig()
     update |= _controls(study, models, said)
     return study.model_copy(update=update), tuple(said)
+
+
+def _name(name: str) -> str:
+    """Returns the name of a study's smoke run; of a long one the beginning, and a digest that keeps it apart from all others."""
+    short = name if len(name) <= LONGEST_NAME - len("-smoke") else f"{name[: LONGEST_NAME - 13]}-{content_key(name, 6)}"
+    return f"{short}-smoke"
 
 
 def _model(model: ModelConfig, said: list[str]) -> ModelConfig:

@@ -1,5 +1,8 @@
 """A smoke run is seconds on ml-100k, and says every replacement that it makes."""
 
+import pytest
+
+from llmkt_ray.study import StudyConfig
 from llmkt_ray.study_file import parse_study
 from llmkt_ray.sweep.check import check_study, not_at_hand
 from llmkt_ray.sweep.run import store_of
@@ -21,6 +24,18 @@ training: {epochs: 10}
 seeds: 9
 resources: {trial: {cpus: 4, gpus: 0.25}, profiles: {gpus: 1}}
 """
+
+
+@pytest.mark.parametrize("name", ["a" * 74, "a" * 75, "a" * 80, "a" * 74 + "-smoke"])
+def test_a_smoke_run_of_a_long_name_is_not_the_study_itself(name):
+    """It would claim the study's own folder."""
+    study = parse_study(FAR.replace("name: far", f"name: {name}"))
+    smoke, _ = smoke_study(study)
+    assert smoke.name != study.name
+    assert smoke.name.endswith("-smoke")
+    assert StudyConfig.model_validate(smoke.model_dump()).name == smoke.name, "a name that no study may have"
+    other, _ = smoke_study(parse_study(FAR.replace("name: far", f"name: {name[:-1]}b")))
+    assert other.name != smoke.name
 
 
 def test_what_is_not_at_hand_is_replaced_and_said(tmp_path):
