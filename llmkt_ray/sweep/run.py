@@ -191,6 +191,7 @@ class _Work:
     Attributes:
         limit: trials that may still be given out; None: all.
         given: keys of the trials given out so far.
+        counted: keys of the trials that the limit has counted, those with a row included.
         stopped: what is used up, in words; None while the budget holds.
         repeated: suggested trials that were known already: of a small space, or a baseline's default.
         warned: what has been said about texts that encoders cut.
@@ -205,6 +206,7 @@ class _Work:
     ledger: Ledger
     limit: int | None
     given: set[str] = field(default_factory=set)
+    counted: set[str] = field(default_factory=set)
     stopped: str | None = None
     repeated: int = 0
     warned: set[str] = field(default_factory=set)
@@ -253,8 +255,7 @@ class _Work:
         if self.limit is not None or self.study.budget.is_set:
             specs = telling_first(specs, self.study.transfer)
         if self.limit is not None:
-            specs = specs[: max(0, self.limit - reserve)]
-            self.limit -= len(specs)
+            specs = self._within_limit(specs, max(0, self.limit - reserve))
         done = self.ledger.done()
         todo = [spec for spec in specs if spec.key not in done]
         if not todo:
@@ -273,6 +274,13 @@ class _Work:
             yield todo
         shutil.rmtree(self.place.phase1, ignore_errors=True)
         self.stopped = self.progress.meter.spent()
+
+    def _within_limit(self, specs: Sequence[TrialSpec], left: int) -> list[TrialSpec]:
+        """Returns the first trials, of which `left` are new to the limit: one of two stages (tuned, and a baseline) counts once."""
+        new = [spec.key for spec in specs if spec.key not in self.counted][:left]
+        self.counted |= set(new)
+        self.limit = None if self.limit is None else self.limit - len(new)
+        return [spec for spec in specs if spec.key in self.counted]
 
     def _all_there(self, keys: Iterable[str]) -> bool:
         """Says whether all these trials have rows. What is chosen from rows waits for all of them: a lost one would change the choice."""

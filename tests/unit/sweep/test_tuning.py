@@ -8,6 +8,7 @@ from rich.console import Console
 from llmkt_ray.errors import SweepError
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.summary import summarise
+from llmkt_ray.study import BudgetConfig
 from llmkt_ray.sweep.pipeline import split_nodes
 from llmkt_ray.sweep.run import run_study
 from llmkt_ray.sweep.tuning import candidates, tuned_models, tuning_specs
@@ -129,3 +130,13 @@ def test_settings_that_no_model_could_have_are_refused_with_the_file(tmp_path, v
 def test_one_setting_is_no_tuning(tmp_path):
     with pytest.raises(ValueError, match=r"tuning\.trials 1 tries the study's own settings only"):
         tiny_study(tmp_path, tuning={"trials": 1})
+
+
+def test_a_trial_that_is_tuned_and_planned_is_one_of_the_budget(tmp_path):
+    """The winner's trials are the baselines of the plan: counted twice, a budget left trials out that it had room for."""
+    changes = {"seeds": 3, "tuning": {"trials": 2, "seeds": 3}, "evaluation": {"metrics": ["NDCG@10"], "references": []}}
+    study = tiny_study(tmp_path, **changes, transfer={"alphas": [0.5]}, budget={"trials": 12})
+    summary = run(study)
+    assert (summary.done, summary.left_out) == (12, 3), "6 of tuning, 3 of them baselines of the plan, and 6 others"
+    again = run(study.model_copy(update={"budget": BudgetConfig(trials=14)}))
+    assert (again.ran, again.left_out) == (2, 1)
