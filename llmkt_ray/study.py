@@ -4,7 +4,7 @@ Reading here is schema only: types, ranges and what contradicts itself inside th
 metrics, encoders) and the data are checked afterwards by the stages that own them; `llmkt check` does all three.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
@@ -61,6 +61,8 @@ __all__ = [
 
 NOT_IN_KEY = ("storage", "resources", "budget", "tracking", "description")
 """Sections of a study that change no number: where, how fast, how far and how watched it runs."""
+PACE = ("requests_per_minute", "concurrency", "timeout_s", "workers", "api_key_env")
+"""Settings of who writes texts and of encoders that change no number either: how fast they are asked, and where the key is found."""
 
 
 class StudyConfig(Section):
@@ -260,8 +262,20 @@ class StudyConfig(Section):
     def key(self) -> str:
         """The content key of what determines results: storage, resources, budget, tracking, description and the study's name do not.
 
-        Nor does `kar` where no arm reads it.
+        Nor does `kar` where no arm reads it, nor `search.storage`, nor what `PACE` names.
         """
         unread = () if any(arm in KAR_ARMS for arm in self.arms) else ("kar",)
-        content = self.model_dump(mode="json", exclude={*NOT_IN_KEY, "name", *unread})
+        update = {
+            "profiles": tuple(_at_default(profiles, PACE) for profiles in self.profiles),
+            "embedding": tuple(_at_default(embedding, PACE) for embedding in self.embedding),
+            "kar": self.kar.model_copy(update={"items": _at_default(self.kar.items, PACE)}),
+            "search": _at_default(self.search, ("storage",)),
+        }
+        content = self.model_copy(update=update).model_dump(mode="json", exclude={*NOT_IN_KEY, "name", *unread})
         return content_key(content)
+
+
+def _at_default(section: Section, names: Iterable[str]) -> Section:
+    """Returns a section with those of the fields that it has at their defaults."""
+    kinds = type(section).model_fields
+    return section.model_copy(update={name: kinds[name].default for name in names if name in kinds})

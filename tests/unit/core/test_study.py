@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llmkt_ray.errors import StudyError
-from llmkt_ray.study import StudyConfig
+from llmkt_ray.study import EmbeddingConfig, KarConfig, ProfileConfig, SearchConfig, StudyConfig
 from llmkt_ray.study_file import load_study, parse_study
 
 MINIMAL = {"name": "small", "datasets": [{"name": "ml-100k"}], "models": ["BPR"]}
@@ -310,6 +310,25 @@ def test_the_key_does_not_depend_on_where_and_on_what_it_runs(changes: dict) -> 
     assert study(**changes).key == study().key
 
 
+LLM = {"llm": "openai", "model": "m"}
+ENDPOINT = {"encoder": "e", "via": "openai"}
+PACED = {"requests_per_minute": 20, "concurrency": 2, "timeout_s": 300, "workers": [1, 2], "api_key_env": "ANOTHER_KEY"}
+
+
+@pytest.mark.parametrize(
+    ("plain", "paced"),
+    [
+        ({"profiles": [LLM]}, {"profiles": [{**LLM, **PACED}]}),
+        ({"embedding": ENDPOINT}, {"embedding": {**ENDPOINT, "requests_per_minute": 20, "api_key_env": "ANOTHER_KEY"}}),
+        ({"controls": ["kar"], "kar": {"items": LLM}}, {"controls": ["kar"], "kar": {"items": {**LLM, **PACED}}}),
+        ({"search": {"kind": "optuna"}}, {"search": {"kind": "optuna", "storage": "sqlite:///copy.db"}}),
+    ],
+)
+def test_the_key_does_not_depend_on_the_pace_and_on_where_a_copy_goes(plain: dict, paced: dict) -> None:
+    """Else a rate limit that was set lower in the middle of a study made its folder another study's."""
+    assert study(**paced).key == study(**plain).key != study().key
+
+
 def test_two_equal_choices_of_an_encoder_or_a_reduction_are_refused() -> None:
     (said,) = problems_of(reduction=[{"method": "pca", "dims": 8}, {"method": "pca", "dims": 8, "n_neighbors": 30}])
     assert said == "study: reductions must have different names, but 'pca to 8' appear more than once"
@@ -358,10 +377,14 @@ def test_the_key_depends_on_everything_else(changes: dict) -> None:
 def test_only_these_fields_of_a_study_are_left_out_of_its_key() -> None:
     """A section added later is part of the key unless somebody decides otherwise here."""
     fields = set(StudyConfig.model_fields)
+    items = ProfileConfig(llm="file", path="texts.parquet")
+    others = {
+        "profiles": (items,), "kar": KarConfig(items=items), "embedding": (EmbeddingConfig(encoder="other"),), "search": SearchConfig(trials=7),
+    }  # fmt: skip
     with_kar = study(controls=["kar"])
     for base, more in ((study(), {"kar"}), (with_kar, set())):
         changed = set()
         for name in fields - {"models"}:
-            changed |= {name} if base.model_copy(update={name: "changed"}).key != base.key else set()
+            changed |= {name} if base.model_copy(update={name: others.get(name, "changed")}).key != base.key else set()
         assert fields - changed - {"models"} == {"storage", "resources", "budget", "tracking", "description", "name"} | more
     assert study(models=["SimpleX"]).key != study().key
