@@ -379,7 +379,8 @@ def test_only_these_fields_of_a_study_are_left_out_of_its_key() -> None:
     fields = set(StudyConfig.model_fields)
     items = ProfileConfig(llm="file", path="texts.parquet")
     others = {
-        "profiles": (items,), "kar": KarConfig(items=items), "embedding": (EmbeddingConfig(encoder="other"),), "search": SearchConfig(trials=7),
+        "profiles": (items,), "kar": KarConfig(items=items), "embedding": (EmbeddingConfig(encoder="other"),),
+        "search": SearchConfig(trials=7),
     }  # fmt: skip
     with_kar = study(controls=["kar"])
     for base, more in ((study(), {"kar"}), (with_kar, set())):
