@@ -70,7 +70,8 @@ def summarise(trials: pd.DataFrame, metric: str, claim_alpha: float) -> tuple[tu
     for key, rows in of_cells.groupby(CELL, sort=True, dropna=False):
         cell = dict(zip(CELL, key, strict=True))
         shared_by = {**cell, **{name: rows[name].iloc[0] for name in (*BASE, "window")}}
-        arms = {arm: _mean(done[(done["arm"] == arm) & _equal(done, shared_by, names)], column) for arm, names in SHARED_BY.items()}
+        shared = {arm: done[(done["arm"] == arm) & _equal(done, shared_by, names)] for arm, names in SHARED_BY.items()}
+        arms = {arm: _mean(_of_width(twins, cell["dims"]) if arm in TABLE_ARMS else twins, column) for arm, twins in shared.items()}
         for alpha, treated in rows[rows["arm"] == "treated"].groupby("alpha", sort=True):
             arms[f"alpha {alpha:g}"] = _mean(treated, column)
         for arm, twins in rows[rows["arm"] != "treated"].groupby("arm", sort=True):
@@ -93,6 +94,12 @@ def _equal(frame: pd.DataFrame, cell: dict[str, object], names: list[str]) -> pd
     for name in names:
         same &= frame[name].isna() if pd.isna(cell[name]) else frame[name] == cell[name]
     return same
+
+
+def _of_width(rows: pd.DataFrame, dims: object) -> pd.DataFrame:
+    """Returns the trials of direct input whose targets are as wide as the cell's, or all where there is one width: the user table's."""
+    same = rows[rows["dims"] == dims]
+    return same if len(same) or rows["dims"].nunique() != 1 else rows
 
 
 def _mean(rows: pd.DataFrame, column: str) -> float:

@@ -51,3 +51,15 @@ def test_schedules_that_differ_in_any_setting_are_cells_of_their_own(other):
     twice = {"alpha0": (None, 0.0, 0.6), "treated": ("l", 0.5, 0.9)}
     lines, _ = summarise(pd.DataFrame([*rows_of(arms, "NDCG@10"), *rows_of(twice, "NDCG@10", **other)]), "NDCG@10", 0.5)
     assert sorted((line.arms["alpha0"], line.arms["alpha 0.5"]) for line in lines) == [(0.5, 0.4), (0.6, 0.9)]
+
+
+def test_direct_input_is_that_of_the_cells_width():
+    """Of one reducer at two widths there are two trials of each seed, and neither is the other's."""
+    rows = []
+    for dims, value in ((4, 0.2), (8, 0.3)):
+        arms = {"input_init": (None, 0.0, value), "treated": ("l", 0.5, value + 0.1)}
+        rows += rows_of(arms, "NDCG@10", dims=dims, spec=spec_of(targets_key=f"of {dims}"))
+    lines, _ = summarise(pd.DataFrame(rows), "NDCG@10", 0.5)
+    assert [(line.cell["dims"], line.arms["input_init"]) for line in lines] == [("4", 0.2), ("8", 0.3)]
+    (line,), _ = summarise(pd.DataFrame([*rows_of({"input_init": (None, 0.0, 0.2)}, "NDCG@10", dims=4), rows[-1]]), "NDCG@10", 0.5)
+    assert line.arms["input_init"] == 0.2, "the only width there is: the user table's, whatever the layer's"
