@@ -127,17 +127,18 @@ class StudyConfig(Section):
                 problems.append(f"{what} must have different names, but {', '.join(map(repr, twice))} appear more than once")
         problems += self._same_reductions()
         for model in self.models:
-            epochs = model.epochs or self.training.epochs
-            for schedule in self.transfer.schedule:
-                first = schedule.phase1_epochs(epochs)
-                if schedule.kind != "joint" and epochs < 2:
-                    problems.append(f"model {model.name!r} has {epochs} epoch, but two phases need at least 2 epochs")
-                elif schedule.kind != "joint" and not 0 < first < epochs:
-                    problems.append(
-                        f"switch {schedule.switch:g} of {epochs} epochs leaves model {model.name!r} without phase {2 if first else 1}; "
-                        f"switch must be at least {schedule.smallest_switch(epochs):g} and below 1 there "
-                        "(for transfer throughout: kind joint)"
-                    )
+            for epochs in self._epochs_of(model):
+                tried = "" if epochs == (model.epochs or self.training.epochs) else " (tried by tuning)"
+                for schedule in self.transfer.schedule:
+                    first = schedule.phase1_epochs(epochs)
+                    if schedule.kind != "joint" and epochs < 2:
+                        problems.append(f"model {model.name!r} has {epochs} epoch{tried}, but two phases need at least 2 epochs")
+                    elif schedule.kind != "joint" and not 0 < first < epochs:
+                        problems.append(
+                            f"switch {schedule.switch:g} of {epochs} epochs{tried} leaves model {model.name!r} without phase "
+                            f"{2 if first else 1}; switch must be at least {schedule.smallest_switch(epochs):g} and below 1 there "
+                            "(for transfer throughout: kind joint)"
+                        )
             if model.search.names and self.search.kind != "optuna":
                 problems.append(f"model {model.name!r} has a `search`, but search.kind is 'grid': set that to 'optuna'")
             problems += [f"model {model.name!r}: {problem}" for problem in (*self._outside(model), *self._tuned_outside(model))]
@@ -164,6 +165,11 @@ class StudyConfig(Section):
         if problems:
             raise ValueError("; ".join(dict.fromkeys(problems)))
         return self
+
+    def _epochs_of(self, model: ModelConfig) -> tuple[int, ...]:
+        """Returns the numbers of epochs that a model may be trained for: its own, and those that tuning tries."""
+        tuned = self.tuning.choices.get("epochs", ()) if self.tuning.trials else ()
+        return tuple(dict.fromkeys((model.epochs or self.training.epochs, *(int(float(str(epochs))) for epochs in tuned))))
 
     def setting(self, model: ModelConfig, name: str) -> JsonValue:
         """Returns a setting of a model by name, its own or RecBole's; None where neither the model nor `training` has it."""
@@ -240,8 +246,7 @@ class StudyConfig(Section):
             )
         if len(switches) > 1 or any(schedule.kind == "joint" for schedule in schedules):
             return
-        for model in self.models:
-            epochs = model.epochs or self.training.epochs
+        for model, epochs in [(each, epochs) for each in self.models for epochs in self._epochs_of(each)]:
             left = epochs - schedules[0].phase1_epochs(epochs)
             if 0 < left <= stopping.grace_epochs:
                 yield (

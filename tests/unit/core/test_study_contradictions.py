@@ -34,6 +34,23 @@ def test_the_switch_that_a_refusal_names_is_one_that_is_taken(epochs):
         PhasePlan(ScheduleConfig(switch=0.001), epochs)
 
 
+def test_the_epochs_that_tuning_tries_have_both_phases():
+    """Tuning itself runs the plain model, to which any number of epochs is fine: all other arms would then have failed."""
+    schedule, choices = {"schedule": {"switch": 0.1}}, {"choices": {"epochs": [20, 5]}}
+    found = refusal(transfer=schedule, tuning={"trials": 4, **choices})
+    assert "switch 0.1 of 5 epochs (tried by tuning) leaves model 'BPR' without phase 1; switch must be at least 0.2 and below 1" in found
+    assert "of 20 epochs" not in found
+    assert "'BPR' has 1 epoch (tried by tuning), but two phases" in refusal(tuning={"trials": 4, "choices": {"epochs": [1]}})
+    study = {"name": "s", "datasets": ["ml-100k"], "models": ["BPR"], "transfer": schedule, "tuning": choices}
+    parse_study(yaml.safe_dump(study))  # nothing is tuned: the choices are not tried
+
+
+def test_the_epochs_that_tuning_tries_have_a_rung():
+    search = {"kind": "optuna", "early_stopping": {"grace_epochs": 4}}
+    found = refusal(seeds=1, search=search, tuning={"trials": 4, "choices": {"epochs": [40, 8]}})
+    assert "grace_epochs 4 leaves nothing to stop: phase 2 of BPR has 4 of 8 epochs; give it less than 4" in found
+
+
 def test_a_switch_is_what_the_user_wrote_and_not_its_rounding():
     text = yaml.safe_dump(
         {
