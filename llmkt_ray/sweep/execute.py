@@ -140,7 +140,7 @@ def execute(spec: TrialSpec, place: Workplace, on_epoch: OnEpoch | None = None, 
         result = failed(spec, type(error).__name__, str(error), traceback.format_exc(), measures)
         logger.exception("trial failed")
     Ledger(place.folder).record(result, place.study_key)
-    spare.delete()
+    spare.delete()  # not earlier: where the row cannot be written, the trial is not lost but goes on from here
     if board is not None:
         board.close(result)
     logger.info("trial ends", extra={"fields": {"status": result.status, "best_epoch": result.best_epoch}})

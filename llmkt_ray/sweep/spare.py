@@ -7,6 +7,7 @@ starts again elsewhere and goes on from the copy: an epoch is lost, not a trial.
 from pathlib import Path
 
 from llmkt_ray.artifacts import FileStore
+from llmkt_ray.training.checkpoint import CheckpointFile
 
 FOLDER = "checkpoints"
 
@@ -60,6 +61,7 @@ class SpareCheckpoint:
         return files.modified_ns(name)
 
     def delete(self) -> None:
-        """Removes the copy: the trial has its row."""
+        """Removes the checkpoint and its copy: the trial has its row."""
+        CheckpointFile(self._local.parent, self._local.stem).delete()
         if self._files is not None:
             self._files.delete(self._name)

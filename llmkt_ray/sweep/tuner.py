@@ -292,10 +292,11 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         Raises:
             StorageError: the row of a trial that is given up cannot be written.
         """
-        ledger = Ledger(self._place.folder)
+        ledger, spare = Ledger(self._place.folder), SpareCheckpoint(self._place.folder, self._place.checkpoints, spec.key)
         if ledger.has(spec.key):
+            spare.delete()
             return {"status": "done"}
-        reached = SpareCheckpoint(self._place.folder, self._place.checkpoints, spec.key).written_ns()
+        reached = spare.written_ns()
         if not error and reached != self._reached.get(spec.key):
             self._reached[spec.key] = reached
             self._lost[spec.key] = 0
@@ -309,6 +310,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
             else f"its worker was lost {times} times before it got any further: killed, or out of memory (see `resources.trial`)"
         )
         ledger.record(failed(spec, kind, told, error.get("traceback", "")), self._place.study_key)
+        spare.delete()
         return {"status": "failed", "error": {"kind": kind, "message": told}}
 
     def save(self, checkpoint_path: str) -> None:

@@ -67,7 +67,8 @@ def run_trial(
         artifacts: the split, and the targets where the arm transfers.
         device: "cpu" or "cuda".
         threads: threads that torch may use.
-        checkpoint_dir: where `<trial key>.pt` is kept while the trial runs; a checkpoint found there is resumed exactly.
+        checkpoint_dir: where `<trial key>.pt` is kept; a checkpoint found there is resumed exactly. It stays when the trial has ended,
+            for whoever keeps the result to delete then: until it is kept, it can be lost.
         checkpoint_interval_s: seconds between checkpoints at the least; 0 saves at every epoch boundary.
         phase1_dir: where `<phase-1 key>.pt` is kept for trials that differ in phase 2 alone; one found there is gone on from, bitwise
             as if phase 1 had been computed here; None: phase 1 is computed and not kept.
@@ -228,8 +229,6 @@ def _run_loop(
     weights = WeightsManager(model.module, plan, make_adam(spec), extra=transfer.parameters, shared=phase1 is not None)
     loop = TrainingLoop(spec, model, batches, plan, transfer, weights, validate, checkpoint, on_epoch, phase1)
     loop.run()
-    if checkpoint is not None:
-        checkpoint.delete()
     facts |= {
         "path": batches.path,
         "batches": batches.kind,
