@@ -262,7 +262,8 @@ class _Work:
             return
         self.ledger.remove_damaged()
         try:
-            make_targets_for(todo, self.plan, self.store, self.worker, self.progress)
+            made = make_targets_for(todo, self.plan, self.store, self.worker, self.progress)
+            self.plan = replace(self.plan, there=self.plan.there | made)  # the rounds to come do not ask for it again
         except BudgetSpent as spent:
             self.stopped = str(spent)
         self._write_card()
@@ -342,8 +343,11 @@ def make_splits(study: StudyConfig, store: ArtifactStore, worker: Executor, prog
             worker.compute(splits, store, progress)
 
 
-def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStore, worker: Executor, progress: Progress) -> None:
+def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStore, worker: Executor, progress: Progress) -> set[str]:
     """Makes the missing targets of these trials, stage by stage, with the profiles and embeddings that they come from.
+
+    Returns:
+        The keys of all that was made.
 
     Raises:
         BudgetSpent: what may be spent on language models ends before all profiles are whole.
@@ -372,6 +376,7 @@ def make_targets_for(specs: Sequence[TrialSpec], plan: Plan, store: ArtifactStor
                     worker.compute(nodes, store, progress)
     finally:
         progress.meter.pay(accounts.money - before if accounts else 0.0)
+    return {node.key for _, nodes in stages for node in nodes}
 
 
 def smallest(*limits: int | None) -> int | None:

@@ -73,6 +73,20 @@ def test_a_round_is_in_the_ledger_before_its_first_trial_starts_and_the_next_one
     assert all(is_there for _, _, is_there in seen)
 
 
+def test_no_round_makes_again_what_an_earlier_one_made(tmp_path, monkeypatch):
+    """They would be found whole, but only after every round has read all of them."""
+    asked, compute = list[str](), LoopExecutor.compute
+
+    def noting(self, nodes, store, progress):
+        asked.extend(node.key for node in nodes)
+        compute(self, nodes, store, progress)
+
+    monkeypatch.setattr(LoopExecutor, "compute", noting)
+    study = searching(tmp_path, {"trials": 6, "round_size": 1})
+    run(study)
+    assert sorted(asked) == sorted(node.key for node in make_plan(study, store_of(study)).artifacts)
+
+
 def test_rows_that_are_lost_end_a_search_before_anything_is_suggested_from_what_is_left(tmp_path, monkeypatch):
     """Told as failed, a suggestion whose rows are lost would change all that are suggested after it."""
 
