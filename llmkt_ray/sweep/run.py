@@ -324,11 +324,12 @@ class _Work:
             yield from self._missing(list(specs.values()), f"search, round {number} of {len(every)}")
             if not self._all_there(specs):
                 return
+            rows = self.ledger.trials().set_index("trial_key")
             for cell in cells:
-                history[cell.key] += told(study, cell, new[cell.key].suggestions, self.ledger, new[cell.key].rungs)
-                problem = mirror(study.search.storage, self.place.folder, study, cell, history[cell.key])
-                if problem:
-                    self.progress.warn(problem)
+                history[cell.key] += told(study, cell, new[cell.key].suggestions, rows, self.ledger, new[cell.key].rungs)
+            problem = mirror(study.search.storage, self.place.folder, study, {cell.name: history[cell.key] for cell in cells})
+            if problem:
+                self.progress.warn(problem)
             if self.limit == 0 or self.stopped:
                 return
         if self.repeated and self.given:

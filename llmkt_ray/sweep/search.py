@@ -8,11 +8,12 @@ What the sampler sees is rebuilt from the ledger; nothing of Optuna's own state 
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import optuna
+import pandas as pd
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import create_engine
@@ -119,17 +120,20 @@ def _rounded(value: ParamValue, space: BaseDistribution) -> ParamValue:
     return float(min(max(float(f"{value:.{DIGITS}g}"), space.low), space.high))
 
 
-def told(study: StudyConfig, cell: SearchCell, made: Sequence[Params], ledger: Ledger, rungs: Rungs = ()) -> list[FrozenTrial]:
+def told(
+    study: StudyConfig, cell: SearchCell, made: Sequence[Params], rows: pd.DataFrame, ledger: Ledger, rungs: Rungs = ()
+) -> list[FrozenTrial]:
     """Returns suggestions with their outcome, as Optuna keeps them; states are true (failed and NaN are FAIL, stopped is PRUNED).
 
     Args:
         study: the study.
         cell: the search.
         made: suggestions in order.
-        ledger: with the rows of their trials.
+        rows: the ledger's trials by trial key, read once for all searches: the driver's time must not grow with their number too.
+        ledger: for the curves of trials that have rungs.
         rungs: what their rungs asked for.
     """
-    frozen, rows = [], ledger.trials().set_index("trial_key")
+    frozen = []
     for params in made:
         keys = [spec.key for spec in cell.specs(study, params, rungs)]
         state, values = outcome(study, rows.reindex(keys))
@@ -157,8 +161,8 @@ def _at_rungs(study: StudyConfig, cell: SearchCell, keys: Sequence[str], ledger:
     return {epoch: value for epoch, value in reached.items() if value is not None}
 
 
-def mirror(url: str | None, folder: str, study: StudyConfig, cell: SearchCell, history: Sequence[FrozenTrial]) -> str | None:
-    """Copies the history into Optuna storage, for optuna-dashboard and optuna.importance; what is there already stays if it is true.
+def mirror(url: str | None, folder: str, study: StudyConfig, histories: Mapping[str, Sequence[FrozenTrial]]) -> str | None:
+    """Copies the histories into Optuna storage, for optuna-dashboard and optuna.importance; what is there already stays if it is true.
 
     A finished trial of Optuna cannot be changed. So where a failed suggestion was run again and is none now, the copy is made anew.
 
@@ -172,17 +176,13 @@ def mirror(url: str | None, folder: str, study: StudyConfig, cell: SearchCell, h
         url: an RDB URL; None: a journal file in the results folder, which must be local.
         folder: the results folder.
         study: the study.
-        cell: the search.
-        history: every suggestion told so far, in order.
+        histories: name of each search to every suggestion told so far, in order.
     """
-    name = f"{study.name} {cell.name}" + (f" {study.key}" if url else "")  # a database may hold other studies of this name
+    whose = f" {study.key}" if url else ""  # a database may hold other studies of this name
     try:
-        with _quiet():
-            if url:
-                _copy(optuna.storages.RDBStorage(url), name, study.search, history)
-            else:
-                with _journal(folder) as journal:
-                    _copy(journal, name, study.search, history)
+        with _quiet(), nullcontext(optuna.storages.RDBStorage(url)) if url else _journal(folder) as storage:
+            for name, history in histories.items():
+                _copy(storage, f"{study.name} {name}{whose}", study.search, history)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:  # the last: of another version of Optuna
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         return f"search.storage cannot be written: {reason}; the search goes on, and the next round or run copies what is missing"
@@ -217,26 +217,25 @@ def _journal(folder: str) -> Iterator[optuna.storages.BaseStorage]:
     FileStore(folder).write_bytes("search/README.txt", b"Open with: optuna-dashboard journal.log\n")
     path = Path(folder) / "search" / "journal.log"
     try:
-        if path.exists() and not _is_whole(path):
+        journal = _opened(path)
+        if journal is None:
             path.replace(path.with_name("journal.damaged.log"))
-        yield _opened(path)
+            journal = _opened(path)
+        assert journal is not None, "a new journal is whole"
+        yield journal
     except OSError as error:
         raise storage_problem(error, str(path)) from error
 
 
-def _is_whole(path: Path) -> bool:
-    data = path.read_bytes()
+def _opened(path: Path) -> optuna.storages.BaseStorage | None:
+    """Returns the journal, all of it read, or None if it is damaged."""
+    data = path.read_bytes() if path.exists() else b""
     if data and not data.endswith(b"\n"):  # Optuna would write its next line behind the half one, and then read neither
-        return False
+        return None
     try:
-        _opened(path)
+        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
     except (ValueError, LookupError, TypeError):
-        return False
-    return True
-
-
-def _opened(path: Path) -> optuna.storages.BaseStorage:
-    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        return None
 
 
 @contextmanager

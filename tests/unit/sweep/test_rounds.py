@@ -87,6 +87,31 @@ def test_no_round_makes_again_what_an_earlier_one_made(tmp_path, monkeypatch):
     assert sorted(asked) == sorted(node.key for node in make_plan(study, store_of(study)).artifacts)
 
 
+def test_a_round_reads_the_rows_and_the_journal_once_for_all_searches(tmp_path, monkeypatch):
+    """Once for each search, the driver's time would grow with the square of the study."""
+    reads = {"rows": 0, "journal": 0}
+
+    def counted(owner, method, what):
+        original = getattr(owner, method)
+
+        def wrapped(self, *arguments, **settings):
+            reads[what] += 1
+            return original(self, *arguments, **settings)
+
+        monkeypatch.setattr(owner, method, wrapped)
+
+    counted(Ledger, "trials", "rows")
+    counted(optuna.storages.JournalStorage, "__init__", "journal")
+    by_searches = []
+    for losses in (["mse"], ["mse", "cosine", "relational"]):
+        reads.update(dict.fromkeys(reads, 0))
+        study = searching(tmp_path / str(len(losses)), seeds=1, transfer={"loss": losses})
+        run(study)
+        by_searches.append(dict(reads))
+    assert by_searches[0] == by_searches[1]
+    assert by_searches[0]["journal"] == 3, "one a round"
+
+
 def test_rows_that_are_lost_end_a_search_before_anything_is_suggested_from_what_is_left(tmp_path, monkeypatch):
     """Told as failed, a suggestion whose rows are lost would change all that are suggested after it."""
 
