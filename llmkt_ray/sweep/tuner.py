@@ -10,14 +10,16 @@ import shutil
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
 
 from llmkt_ray.artifacts import ArtifactStore
-from llmkt_ray.errors import LlmktError, ResourceError, StorageError
+from llmkt_ray.errors import LlmktError, ResourceError, StorageError, SweepError
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study import ResourcesConfig
 from llmkt_ray.sweep.autoscaling import can_grow, never_fits, selector
@@ -26,7 +28,7 @@ from llmkt_ray.sweep.execute import Workplace, execute, failed
 from llmkt_ray.sweep.journal import log_as_json
 from llmkt_ray.sweep.names import file_name
 from llmkt_ray.sweep.phase1 import SharedPhases
-from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, KnowledgeNode, Node, TextsNode
+from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, KnowledgeNode, Node, TargetNode, TextsNode
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.spare import SpareCheckpoint
 from llmkt_ray.sweep.tune_memory import killed_for_memory_is_lost
@@ -69,12 +71,13 @@ class RayExecutor:
             LlmktError: a node cannot be computed.
         """
         for node in nodes:
-            if isinstance(node, TextsNode):
-                node.compute(store, progress.texts(node.label))
-            elif isinstance(node, EmbeddingNode | ItemMeanNode | KnowledgeNode):
-                node.compute(store, workers=self._encoders())
-            else:
+            if not isinstance(node, SELF_DRIVEN):
                 continue
+            with _named(node):
+                if isinstance(node, TextsNode):
+                    node.compute(store, progress.texts(node.label))
+                else:
+                    node.compute(store, workers=self._encoders())
             progress.artifact_made(node.label)
         compute = _compute.options(label_selector=selector({"CPU": 1}))
         waiting = {compute.remote(node, store): node for node in nodes if not isinstance(node, SELF_DRIVEN)}
@@ -82,7 +85,8 @@ class RayExecutor:
             ready, _ = ray.wait(list(waiting))
             for reference in ready:
                 node = waiting.pop(reference)
-                problem = ray.get(reference)
+                with _named(node):
+                    problem = ray.get(reference)
                 if problem is not None:
                     raise problem
                 progress.artifact_made(node.label)
@@ -186,6 +190,35 @@ def _compute(node: Node, store: ArtifactStore) -> LlmktError | None:
     except LlmktError as error:
         return error
     return None
+
+
+@contextmanager
+def _named(node: Node) -> Iterator[None]:
+    """Says of which artifact it is what ends its task or one of its actors: Ray names the process alone.
+
+    Raises:
+        ResourceError: a worker was killed, or ran out of memory.
+        SweepError: the artifact's own code raised what no user can mend.
+    """
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, LlmktError):
+            raise error.cause from None
+        told = f"{type(error.cause).__name__}: {error.cause}"
+        raise SweepError(f"{node.kind} of {node.label} cannot be made ({told}); what is finished stays, run again to go on") from error
+    except RayError as error:
+        raise ResourceError(
+            f"the worker that made {node.kind} of {node.label} was lost ({type(error).__name__}): killed, or out of memory; "
+            f"{_remedy(node)}; what is finished stays, run again to go on"
+        ) from error
+
+
+def _remedy(node: Node) -> str:
+    if isinstance(node, SELF_DRIVEN):
+        return "raise `resources.profiles`, so that fewer of its workers share a node"
+    fewer = f", or lower `reduction.fit_sample` ({node.config.fit_sample} users)" if isinstance(node, TargetNode) else ""
+    return f"it has one CPU and no setting under `resources`: give nodes more memory a CPU{fewer}"
 
 
 def _small(batches: Iterator[Sequence[TrialSpec]]) -> Iterator[Sequence[TrialSpec]]:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 import torch
 from rich.console import Console
 
-from llmkt_ray.errors import StorageError
+from llmkt_ray.errors import ResourceError, StorageError, SweepError
 from llmkt_ray.results.card import read_card
 from llmkt_ray.results.folder import artifacts_folder, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
@@ -25,7 +27,9 @@ from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
 from llmkt_ray.study import ResourcesConfig
 from llmkt_ray.sweep import tuner
 from llmkt_ray.sweep.execute import load_artifacts
+from llmkt_ray.sweep.pipeline import TargetNode
 from llmkt_ray.sweep.plan import make_plan
+from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.run import run_study, store_of
 from llmkt_ray.sweep.tuner import RayExecutor
 from llmkt_ray.training.spec import TrialArtifacts, TrialResult, TrialSpec
@@ -133,6 +137,29 @@ def test_targets_are_made_for_the_trials_that_run_only(tmp_path, executor):
     assert len(card["targets"]) == 1
     assert len(card["cells"]) == 2
     assert json.dumps(card)
+
+
+def ends(node: TargetNode, *_: object) -> None:
+    """What makes targets, where the node runs out of memory (Ray's monitor kills as the kernel does) or the reducer breaks."""
+    if node.draw is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise ZeroDivisionError("no neighbours")
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_what_ends_the_making_of_an_artifact_is_told_in_one_sentence(tmp_path, monkeypatch):
+    """Raised as it comes from Ray, it would be a traceback that names no artifact."""
+    study = tiny_study(tmp_path)
+    (node,) = make_plan(study, store_of(study)).targets
+    task = ray.remote(num_cpus=1, max_retries=0)(ends)
+    monkeypatch.setattr(tuner, "_compute", task)
+    executor, progress = RayExecutor(study.resources), Progress(Console(file=io.StringIO()))
+    lost = r"the worker that made targets of toy, template, .* was lost \(WorkerCrashedError\): .* lower `reduction.fit_sample` \(20000 "
+    with pytest.raises(ResourceError, match=lost):
+        executor.compute([node], store_of(study), progress)
+    broken = r"targets of toy, template, .* cannot be made \(ZeroDivisionError: no neighbours\); what is finished stays"
+    with pytest.raises(SweepError, match=broken):
+        executor.compute([replace(node, draw=0)], store_of(study), progress)
 
 
 def test_a_damaged_artifact_is_made_again_with_the_same_bytes(tmp_path, executor):
