@@ -7,7 +7,7 @@ its trial runs again. Pages carry checksums, so that a changed bit is no other n
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,9 +76,9 @@ class Ledger:
         frame: pd.DataFrame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
         return frame.drop_duplicates("trial_key").sort_values("trial_key", ignore_index=True)
 
-    def epochs(self) -> pd.DataFrame:
-        """Returns one row a trial and epoch, in the order of the keys."""
-        frames = [rows.epochs_frame(row) for row in self._all_rows("epoch:")]
+    def epochs(self, trial_keys: Set[str] | None = None) -> pd.DataFrame:
+        """Returns one row a trial and epoch, in the order of the keys; of these trials alone where they are given."""
+        frames = [rows.epochs_frame(row) for row in self._all_rows("epoch:", trial_keys)]
         return pd.concat([f for f in frames if len(f)], ignore_index=True) if any(map(len, frames)) else pd.DataFrame({"trial_key": []})
 
     def curve(self, trial_key: str) -> pd.DataFrame:
@@ -224,10 +224,15 @@ class Ledger:
                     place -= size
         raise StorageError(f"trial {trial_key!r} has no row in {self.files.root}; `llmkt status` lists what is done")
 
-    def _all_rows(self, prefix: str) -> list[pa.Table]:
-        """Returns one-row tables of trial_key and the columns of `prefix`, once a key, in the order of the keys."""
+    def _all_rows(self, prefix: str, wanted: Set[str] | None = None) -> list[pa.Table]:
+        """Returns one-row tables of trial_key and the columns of `prefix`, once a key, in the order of the keys; None: of all keys.
+
+        Files without a key that is wanted are not opened.
+        """
         found: dict[str, pa.Table] = {}
-        for name, _ in self._read_new():
+        for name, scalars in self._read_new():
+            if wanted is not None and wanted.isdisjoint(scalars.column("trial_key").to_pylist()):
+                continue
             file = self._open(name)
             if file is None:
                 continue
@@ -236,4 +241,4 @@ class Ledger:
                 table = file.read(columns=columns)
             for index, key in enumerate(table.column("trial_key").to_pylist()):
                 found.setdefault(key, table.slice(index, 1))
-        return [found[key] for key in sorted(found)]
+        return [found[key] for key in sorted(found) if wanted is None or key in wanted]

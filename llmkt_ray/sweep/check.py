@@ -25,6 +25,7 @@ from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_
 from llmkt_ray.study import LANGUAGE_MODELS, TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
 from llmkt_ray.study_work import OWN_SETTINGS, TuningConfig, tried_of
 from llmkt_ray.sweep.arms import input_problems, kar_problems, known_class, labelled_problems, source_problems
+from llmkt_ray.sweep.mlflow_mirror import uri_problem
 from llmkt_ray.sweep.needs import need_problems
 from llmkt_ray.sweep.pipeline import ItemMeanNode
 from llmkt_ray.sweep.plan import Plan, layer_wish
@@ -182,6 +183,10 @@ def _name_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
                 yield unknown_name("transfer.layers: model", name, [model.name for model in study.models])
     if study.tracking.mlflow and importlib.util.find_spec("mlflow") is None:
         yield 'tracking.mlflow needs the package mlflow-skinny (or mlflow); install it with: pip install "llmkt_ray[mlflow]"'
+    elif study.tracking.mlflow:
+        problem = uri_problem(study.tracking.mlflow)
+        if problem:
+            yield problem
     if study.name == "artifacts":
         yield "a study cannot be named 'artifacts': that folder holds the artifacts of all studies; choose another `name`"
 

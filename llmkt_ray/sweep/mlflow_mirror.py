@@ -36,12 +36,7 @@ class MlflowMirror:
     """
 
     def __init__(self, folder: str, study: str, uri: str) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine but to the server that was named
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for the study's summary
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # what matters of it is told in one sentence
+        _set_up()
         from mlflow.tracking import MlflowClient  # here: only studies that ask for it pay for the import
 
         self._client, self._study, self._ledger = MlflowClient(uri), study, Ledger(folder)
@@ -61,7 +56,7 @@ class MlflowMirror:
         new = trials[[self._there.get(key) != bad for key, bad in zip(trials["trial_key"], failed, strict=True)]]
         if new.empty:
             return 0
-        epochs = self._ledger.epochs()
+        epochs = self._ledger.epochs(set(new["trial_key"]))
         by_trial = dict(iter(epochs.groupby("trial_key"))) if len(epochs) else {}
         for row in new.to_dict("records"):
             self._copy(row, by_trial.get(row["trial_key"]))
@@ -116,22 +111,23 @@ def mirrored(folder: str, study: str, uri: str | None, complain: Callable[[str],
     if uri is None:
         yield
         return
-    stop, said = threading.Event(), list[str]()
+    stop, said, mirrors = threading.Event(), list[str](), list[MlflowMirror]()
 
-    def once(mirror: MlflowMirror) -> None:
+    def once() -> None:
         try:
-            mirror.sync()
+            if not mirrors:
+                mirrors.append(MlflowMirror(folder, study, uri))
+            mirrors[0].sync()
         except Exception as error:  # noqa: BLE001 - MLflow and its transport raise what they like; the sweep does not depend on it
             if not said:
                 said.append(str(error))
                 complain(f"MLflow at {uri} does not take the results ({str(error)[:300]}); the study goes on, run it again to send them")
 
-    def watch(mirror: MlflowMirror) -> None:
+    def watch() -> None:
         while not stop.wait(INTERVAL_S):
-            once(mirror)
+            once()
 
-    mirror = MlflowMirror(folder, study, uri)
-    thread = threading.Thread(target=watch, args=(mirror,), name="llmkt-mlflow", daemon=True)
+    thread = threading.Thread(target=watch, name="llmkt-mlflow", daemon=True)
     thread.start()
     try:
         yield
@@ -139,7 +135,31 @@ def mirrored(folder: str, study: str, uri: str | None, complain: Callable[[str],
         stop.set()
         thread.join()
         said.clear()
-        once(mirror)
+        once()
+
+
+def uri_problem(uri: str) -> str | None:
+    """Returns why MLflow does not understand a tracking URI, or None; no server is asked and nothing is made."""
+    _set_up()
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking._tracking_service.utils import _tracking_store_registry  # its client would make a SQLite file's folders
+
+    try:
+        _tracking_store_registry.get_store_builder(uri)
+    except MlflowException:
+        known = ", ".join(sorted(filter(None, _tracking_store_registry._registry)))
+        return f"tracking.mlflow {uri!r} is no tracking URI that MLflow understands; give a folder, or one that begins with one of: {known}"
+    return None
+
+
+def _set_up() -> None:
+    """Tells MLflow, before it is imported, what it may say and to whom."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves the machine but to the server that was named
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for the study's summary
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # what matters of it is told in one sentence
 
 
 def _metrics(row: dict[str, Any], epochs: pd.DataFrame | None) -> Iterator[tuple[int, str, float]]:

@@ -137,10 +137,10 @@ def run_study(
         load=load,
         tensorboard=study.tracking.tensorboard,
     )
+    ledger = Ledger(folder)
     mirror = mirrored(folder, study.name, study.tracking.mlflow, progress.warn)
-    with locked(folder), _logged(study, progress), mirror:
+    with locked(folder), _logged(study, progress), _compacted(ledger), mirror:
         claim(study)
-        ledger = Ledger(folder)
         refuse_other_device(ledger, place.device)
         with cluster.cluster(address, num_cpus, dashboard) if executor == "ray" else nullcontext() as link, _interruptible():
             worker: Executor = LoopExecutor()
@@ -160,12 +160,18 @@ def run_study(
             with closing(work.batches()) as batches:  # an interrupted stage ends here, not when the generator is collected
                 worker.run(batches, place, progress)
             work.check_rows()
-        ledger.compact(COMPACT_AT)
         finish_card(folder)
         rows = ledger.trials()
         failures = int((rows["status"] == "failed").sum())
         left_out = max(0, work.planned - len(rows)) if study.budget.is_set else 0
         return RunSummary(folder, work.ran, done=len(rows) - failures, failed=failures, left_out=left_out, stopped=work.stopped)
+
+
+@contextmanager
+def _compacted(ledger: Ledger) -> Iterator[None]:
+    """Gathers the rows' single files when the block has ended well: around the mirror, which reads them until it has ended."""
+    yield
+    ledger.compact(COMPACT_AT)
 
 
 @contextmanager

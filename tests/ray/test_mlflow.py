@@ -18,6 +18,7 @@ from llmkt_ray.results.folder import study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study_file import parse_study
 from llmkt_ray.sweep.check import check_study
+from llmkt_ray.sweep.mlflow_mirror import uri_problem
 from llmkt_ray.sweep.run import run_study, store_of
 from llmkt_ray.training.trial import run_trial
 from tests.clusters import free_port, kill_tree
@@ -125,3 +126,17 @@ def test_without_the_package_it_is_said_before_anything_starts(tmp_path, monkeyp
     study = tiny_study(tmp_path, tracking={"mlflow": "sqlite:///x.db"})
     with pytest.raises(StudyError, match=r'pip install "llmkt_ray\[mlflow\]"'):
         check_study(study, store_of(study))
+
+
+@pytest.mark.parametrize("uri", ["foo://bar", "httpp://host:5000"])
+def test_a_uri_that_mlflow_does_not_understand_is_told_by_check_and_ends_no_run(tmp_path, uri):
+    study = tiny_study(tmp_path, tracking={"mlflow": uri})
+    with pytest.raises(StudyError, match=rf"tracking\.mlflow '{uri}' is no tracking URI that MLflow understands; .* http, https"):
+        check_study(study, store_of(study))
+    assert f"MLflow at {uri} does not take the results" in run(study, limit=1)
+    assert len(Ledger(study_folder(study)).trials()) == 1
+
+
+def test_a_look_at_a_uri_makes_nothing(tmp_path):
+    assert uri_problem(f"sqlite:///{tmp_path}/new/mlflow.db") is None
+    assert list(tmp_path.iterdir()) == []

@@ -98,6 +98,24 @@ def test_compaction_changes_nothing_that_is_read(tmp_path):
         np.testing.assert_array_equal(reader.recommended(make_spec(3).key), make_result(3).recommended)
 
 
+def test_the_epochs_of_some_trials_open_the_files_of_no_other(tmp_path, monkeypatch):
+    """Who looks every few seconds for what is new reads no row twice."""
+    ledger = Ledger(tmp_path)
+    for index in range(4):
+        ledger.record(make_result(index), "study")
+        if index == 1:
+            ledger.compact(2)
+    opened, read = list[str](), Ledger._open
+    monkeypatch.setattr(Ledger, "_open", lambda self, name: opened.append(name) or read(self, name))
+    for wanted, files in (({3}, 1), ({0, 2}, 2)):
+        keys = {make_spec(index).key for index in wanted}
+        ledger.trials()
+        opened.clear()
+        assert set(ledger.epochs(keys)["trial_key"]) == keys
+        assert len(opened) == files
+    assert len(ledger.epochs(set())) == 0
+
+
 def test_a_crash_between_the_part_and_the_deletions_doubles_nothing(tmp_path):
     ledger = Ledger(tmp_path)
     for index in range(4):

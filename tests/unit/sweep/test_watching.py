@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from llmkt_ray.results.folder import study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.show import progress_lines
 from llmkt_ray.study import DatasetConfig, ProfileConfig, ResourcesConfig, TaskResources
+from llmkt_ray.sweep import run as module
 from llmkt_ray.sweep.boards import Board
 from llmkt_ray.sweep.journal import Journal, JsonFormatter, read_progress, set_trial
 from llmkt_ray.sweep.loop import LoopExecutor
@@ -193,3 +195,18 @@ def test_names_are_readable_different_and_never_a_path(tmp_path):
         assert name.startswith(f"toy-BPR-{spec.arm}".replace("BPR-reference", "Pop-reference"))
     treated = next(spec for spec in specs if spec.arm == "treated")
     assert describe(treated) == f"toy BPR treated {treated.alpha:g} at user_embedding seed 0"
+
+
+def test_rows_are_gathered_when_nobody_reads_them_any_more(tmp_path, monkeypatch):
+    """The mirror reads single files until it ends: one that is gone by then would be a trial without its curve."""
+    said = []
+
+    @contextmanager
+    def reading(*_):
+        yield
+        said.append("the mirror ended")
+
+    monkeypatch.setattr(module, "mirrored", reading)
+    monkeypatch.setattr(Ledger, "compact", lambda *_: said.append("compacted"))
+    run_study(tiny_study(tmp_path), executor="loop", console=QUIET, limit=1)
+    assert said == ["the mirror ended", "compacted"]
