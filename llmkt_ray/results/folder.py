@@ -10,9 +10,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ LOCK, HOLDER, OWNER = "run.lock", "run.json", "study.yaml"
 HEARTBEAT_S = 20.0
 STALE_S = 120.0
 """On storage without file locks a holder that has not been heard of for this long is taken to be dead."""
+LOOK_S = 1.0
+"""Seconds between two looks whether such a holder is heard of."""
 PROBE_S = 0.5
 """A lock that is held for less is that of somebody who looks whether it is held (`llmkt status`, `llmkt check`)."""
 SETTLE_S = 1.0
@@ -127,46 +130,112 @@ def holder(folder: str | Path) -> dict[str, Any] | None:
     return found if found and _age_s(found) < STALE_S else None
 
 
+class Hold:
+    """One run's hold of its folder.
+
+    Attributes:
+        lost: why the folder is another run's now; None while it is this run's. A process that was suspended for longer than
+            `STALE_S` was taken to be dead.
+    """
+
+    lost: StorageError | None = None
+
+    def check(self) -> None:
+        """Returns if the folder is this run's still.
+
+        Raises:
+            StorageError: another run has taken it over.
+        """
+        if self.lost is not None:
+            raise self.lost
+
+
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, tell: Callable[[str], None] = lambda sentence: None) -> Iterator[Hold]:
     """Keeps other runs of the study out for as long as the block lasts.
 
     On a local disk the lock is the operating system's, so it ends with the process however that ends. Elsewhere it is a
-    file with a heartbeat, which a later run takes over when it has gone silent.
+    file with a heartbeat, which a later run takes over when it has gone silent; whoever works there asks the hold before each step.
+
+    Args:
+        folder: the results folder.
+        tell: is told in one sentence if a silent holder is waited for.
 
     Raises:
         StorageError: another process is running this study.
     """
-    files = FileStore(folder)
+    files, hold = FileStore(folder), Hold()
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": _now(), "id": uuid.uuid4().hex}
     if files.is_local:
         with _system_lock(files, me):
-            yield
+            yield hold
         return
-    other = holder(folder)
-    if other:
-        raise _busy(folder, other)
-    stop = threading.Event()
+    _await_silence(files, tell)
+    stop, beats = threading.Event(), count()
+
+    def write() -> None:
+        files.write_bytes(HOLDER, json.dumps({**me, "alive": _now(), "beat": next(beats)}).encode())
+
+    def other() -> StorageError | None:
+        found = _read_holder(files)
+        return _busy(folder, found) if found and found.get("id") != me["id"] else None
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_S):
             with suppress(StorageError):  # a storage that does not answer once: the next beat is in time still
-                files.write_bytes(HOLDER, json.dumps({**me, "alive": _now()}).encode())
+                hold.lost = other()
+                if hold.lost is not None:
+                    return
+                write()
 
-    files.write_bytes(HOLDER, json.dumps({**me, "alive": _now()}).encode())
+    write()
     time.sleep(SETTLE_S)
-    found = _read_holder(files)
-    if found and found.get("id") != me["id"]:
-        raise _busy(folder, found)
+    hold.lost = other()
+    hold.check()
     thread = threading.Thread(target=beat, name="llmkt-lock", daemon=True)
     thread.start()
     try:
-        yield
+        yield hold
     finally:
         stop.set()
         thread.join()
         if (_read_holder(files) or me).get("id") == me["id"]:
             files.delete(HOLDER)
+
+
+def _await_silence(files: FileStore, tell: Callable[[str], None]) -> None:
+    """Returns when the folder has no holder, or one that has not been heard of for `STALE_S`.
+
+    Nobody's clock is compared with another machine's: how old the holder's file is, the storage says, and whether it changes is
+    looked at from here.
+
+    Raises:
+        StorageError: the holder lives.
+    """
+    last, found = files.read_bytes(HOLDER), _read_holder(files)
+    if last is None or found is None:
+        return
+    left = STALE_S - _silent_s(files)
+    if left > 0:
+        pid, host = found.get("pid"), found.get("host")
+        tell(f"process {pid} on {host} was running this study; waiting up to {left:.0f} s to see whether it is alive")
+    end = time.monotonic() + left
+    while time.monotonic() < end:
+        time.sleep(min(LOOK_S, left))
+        now = files.read_bytes(HOLDER)
+        if now is None:
+            return
+        if now != last:
+            raise _busy(files.root, found)
+
+
+def _silent_s(files: FileStore) -> float:
+    """Returns how many seconds ago the holder's file was written, by the storage's own clock."""
+    probe = f".probe-{uuid.uuid4().hex[:8]}"
+    files.write_bytes(probe, b"0")
+    now, written = files.modified_ns(probe), files.modified_ns(HOLDER)
+    files.delete(probe)
+    return 0.0 if now is None or written is None else (now - written) / 1e9
 
 
 @contextmanager

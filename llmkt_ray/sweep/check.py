@@ -319,7 +319,7 @@ def _storage_problems(study: StudyConfig, store: ArtifactStore) -> Iterator[str]
     problem = owner_problem(study)
     if problem:
         yield problem
-    other = holder(folder)
+    other = holder(folder) if store.files.is_local else None  # elsewhere the run itself looks, for as long as that takes
     if other:
         yield busy_problem(folder, other)
 

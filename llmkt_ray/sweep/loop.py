@@ -32,7 +32,7 @@ class LoopExecutor:
         """Runs batches of trials; each is asked for when the one before it is finished, and then every trial has its row.
 
         Raises:
-            StorageError: a row cannot be written.
+            StorageError: a row cannot be written, or the folder is another run's by now.
         """
         for batch in batches:
             phases = SharedPhases(batch, place.phase1)
@@ -40,5 +40,6 @@ class LoopExecutor:
                 if progress.meter.spent():
                     progress.meter.left_out += len(batch) - place_in_batch
                     break
+                progress.hold.check()
                 progress.trial_started(spec)
                 progress.trial_ended(spec, execute(spec, place, shares_phase1=phases.of(spec) is not None))

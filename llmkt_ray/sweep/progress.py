@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from llmkt_ray.results.folder import Hold
 from llmkt_ray.study import BudgetConfig, ResourcesConfig
 from llmkt_ray.sweep.journal import Journal
 from llmkt_ray.sweep.names import describe
@@ -48,10 +49,12 @@ class Progress:
     Attributes:
         meter: what the run spends; asked before a trial starts.
         journal: the run's log; None: none is kept.
+        hold: the run's hold of the results folder; asked before a trial starts.
     """
 
     def __init__(self, console: Console, workers: int = 1) -> None:
         self.console = console
+        self.hold = Hold()
         self.journal: Journal | None = None
         self.workers = workers
         self._lock = threading.RLock()

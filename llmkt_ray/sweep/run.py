@@ -19,7 +19,7 @@ from llmkt_ray.artifacts import ArtifactStore
 from llmkt_ray.embeddings.limits import cut_sentence
 from llmkt_ray.errors import BudgetSpent, ResourceError, SweepError
 from llmkt_ray.results.card import finish_card, write_card
-from llmkt_ray.results.folder import artifacts_folder, claim, locked, study_folder
+from llmkt_ray.results.folder import Hold, artifacts_folder, claim, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep import cluster
@@ -139,7 +139,7 @@ def run_study(
     )
     ledger = Ledger(folder)
     mirror = mirrored(folder, study.name, study.tracking.mlflow, progress.warn)
-    with locked(folder), _logged(study, progress), _compacted(ledger), mirror:
+    with locked(folder, progress.warn) as progress.hold, _logged(study, progress), _compacted(ledger, progress.hold), mirror:
         claim(study)
         refuse_other_device(ledger, place.device)
         with cluster.cluster(address, num_cpus, dashboard) if executor == "ray" else nullcontext() as link, _interruptible():
@@ -168,9 +168,10 @@ def run_study(
 
 
 @contextmanager
-def _compacted(ledger: Ledger) -> Iterator[None]:
+def _compacted(ledger: Ledger, hold: Hold) -> Iterator[None]:
     """Gathers the rows' single files when the block has ended well: around the mirror, which reads them until it has ended."""
     yield
+    hold.check()
     ledger.compact(COMPACT_AT)
 
 
@@ -266,6 +267,7 @@ class _Work:
         todo = [spec for spec in specs if spec.key not in done]
         if not todo:
             return
+        self.progress.hold.check()
         self.ledger.remove_damaged()
         try:
             made = make_targets_for(todo, self.plan, self.store, self.worker, self.progress)

@@ -101,7 +101,7 @@ class RayExecutor:
         """Runs batches of trials; each is asked for when the one before it is finished, and then every trial has its row.
 
         Raises:
-            StorageError: a row cannot be written.
+            StorageError: a row cannot be written, or the folder is another run's by now.
             ResourceError: a trial asks for more than any node has.
         """
         asked = resources_of(self._resources.trial)
@@ -261,7 +261,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
     leaves its trials to Tune, which does not count that as a failure.
 
     Attributes:
-        problem: what ends the whole sweep: a storage that cannot be written.
+        problem: what ends the whole sweep: a storage that cannot be written, or is another run's by now.
     """
 
     def __init__(self, queue: _Queue, place: Workplace, progress: Progress, concurrency: int | None) -> None:
@@ -284,6 +284,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         """Returns the next trial, None to be asked again later, or FINISHED."""
         if self._queue.waiting and self._progress.meter.spent():
             self._progress.meter.left_out += self._queue.drop()
+        self.problem = self.problem or self._progress.hold.lost
         if self.problem or (not self._queue.waiting and not self._running):
             return FINISHED
         if not self._queue.waiting or (self._concurrency and len(self._running) >= self._concurrency):

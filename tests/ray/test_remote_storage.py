@@ -14,6 +14,7 @@ from llmkt_ray.api import Study
 from llmkt_ray.artifacts import FileStore, below
 from llmkt_ray.cli import app
 from llmkt_ray.errors import StorageError
+from llmkt_ray.results import folder as folders
 from llmkt_ray.results.folder import holder, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.rows import MEASUREMENT_COLUMNS
@@ -106,7 +107,8 @@ def test_report_diff_merge_and_export_read_a_study_that_is_kept_there(bucket, tm
     assert (tmp_path / "winner" / "model.pth").exists()
 
 
-def test_two_runs_of_one_study_are_refused_there_too(bucket, tmp_path):
+def test_two_runs_of_one_study_are_refused_there_too(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "HEARTBEAT_S", 0.5)
     config = tiny_study(tmp_path, storage=bucket, name="busy")
     with locked(study_folder(config)):
         assert holder(study_folder(config)) is not None

@@ -82,23 +82,71 @@ def test_who_looks_whether_a_folder_is_held_keeps_nobody_out(tmp_path, monkeypat
     timer.join()
 
 
-def test_on_remote_storage_a_silent_holder_is_taken_over(tmp_path, monkeypatch):
+@pytest.fixture
+def remote(monkeypatch):
+    """A folder without file locks, where all takes a fraction of its time."""
     monkeypatch.setattr(folders.FileStore, "__init__", _remote(folders.FileStore.__init__))
+    for name, seconds in (("HEARTBEAT_S", 0.05), ("LOOK_S", 0.02), ("SETTLE_S", 0.1), ("STALE_S", 0.6)):
+        monkeypatch.setattr(folders, name, seconds)
+
+
+def silent(target, started: str) -> None:
+    """What a killed driver leaves."""
+    target.mkdir(exist_ok=True)
+    (target / "run.json").write_text(json.dumps({"host": "gone", "pid": 1, "started": started, "alive": started, "id": "x"}))
+
+
+@pytest.mark.usefixtures("remote")
+def test_on_remote_storage_a_holder_that_lives_keeps_others_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_now", lambda: "2020-01-01T00:00:00+00:00")  # its clock is years behind
     target = tmp_path / "one"
     with locked(target):
-        assert holder(target)["pid"] == os.getpid()
-        with pytest.raises(StorageError, match="run already"), locked(target):
+        with pytest.raises(StorageError, match=rf"run already .* \(process {os.getpid()} on"), locked(target):
             pytest.fail("the lock was given twice")
-    target.mkdir(exist_ok=True)
-    old = {"host": "gone", "pid": 1, "started": "2020-01-01T00:00:00+00:00", "alive": "2020-01-01T00:00:00+00:00", "id": "x"}
-    (target / "run.json").write_text(json.dumps(old))
-    with locked(target):
-        assert holder(target)["pid"] == os.getpid()
+        assert (target / "run.json").exists()
+    assert not (target / "run.json").exists()
+
+
+@pytest.mark.usefixtures("remote")
+@pytest.mark.parametrize("started", ["2020-01-01T00:00:00+00:00", "2099-01-01T00:00:00+00:00"])
+def test_on_remote_storage_a_driver_that_was_killed_just_now_is_waited_for_and_taken_over(tmp_path, started):
+    """Whatever its clock said: a job that is started again at once must not end because of its own first attempt."""
+    silent(tmp_path / "one", started)
+    said, began = list[str](), time.monotonic()
+    with locked(tmp_path / "one", said.append):
+        assert time.monotonic() - began >= folders.STALE_S - 0.2
+        assert json.loads((tmp_path / "one" / "run.json").read_text())["pid"] == os.getpid()
+    assert [sentence.partition("; waiting up to ")[0] for sentence in said] == ["process 1 on gone was running this study"]
+
+
+@pytest.mark.usefixtures("remote")
+def test_on_remote_storage_one_that_has_long_been_silent_is_not_waited_for(tmp_path, monkeypatch):
+    silent(tmp_path / "one", "2099-01-01T00:00:00+00:00")
+    os.utime(tmp_path / "one" / "run.json", (1, 1))
+    monkeypatch.setattr(folders, "LOOK_S", 1000.0)
+    with locked(tmp_path / "one", lambda sentence: pytest.fail(sentence)):
+        assert json.loads((tmp_path / "one" / "run.json").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.usefixtures("remote")
+def test_on_remote_storage_a_run_that_was_suspended_and_taken_over_leaves_the_folder_alone(tmp_path):
+    target = tmp_path / "one"
+    with locked(target) as hold:
+        hold.check()
+        silent(target, "2099-01-01T00:00:00+00:00")
+        end = time.monotonic() + 30
+        while hold.lost is None and time.monotonic() < end:
+            time.sleep(0.01)
+        with pytest.raises(StorageError, match=r"run already in .* \(process 1 on gone"):
+            hold.check()
+        time.sleep(3 * folders.HEARTBEAT_S)
+        assert json.loads((target / "run.json").read_text())["id"] == "x", "it wrote its name over the other's"
+    assert (target / "run.json").exists(), "it took the other's name away"
 
 
 def test_on_remote_storage_of_two_that_found_nobody_one_is_refused_and_leaves_the_other_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.FileStore, "__init__", _remote(folders.FileStore.__init__))
-    monkeypatch.setattr(folders, "holder", lambda folder: None)  # as both of them saw it
+    monkeypatch.setattr(folders, "_await_silence", lambda *_: None)  # as both of them saw it
     both = threading.Barrier(2)
     monkeypatch.setattr(folders, "time", SimpleNamespace(sleep=lambda _: both.wait(30)))  # each settles until the other has written
     target, inside, refused, leave = tmp_path / "one", list[str](), list[str](), threading.Event()

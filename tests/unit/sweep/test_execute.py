@@ -1,14 +1,16 @@
 """A trial from its spec to its row: what is trained is not lost before the row is written, and nothing is left behind after."""
 
 import io
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from llmkt_ray.errors import StorageError
-from llmkt_ray.results.folder import study_folder
+from llmkt_ray.results.folder import Hold, study_folder
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.sweep import run as run_module
 from llmkt_ray.sweep.run import run_study
 from llmkt_ray.training import trial as training
 from llmkt_ray.training.trial import run_trial
@@ -74,3 +76,22 @@ def test_a_trial_that_fails_leaves_no_checkpoint(study, run, monkeypatch):
     monkeypatch.setattr(training, "open_test", fails)
     assert run(limit=1).failed == 1
     assert left(study) == []
+
+
+def test_a_run_whose_folder_was_taken_over_gives_out_no_further_trial(study, monkeypatch):
+    """A driver that was suspended too long on an object store: the one that took it for dead does its trials."""
+    hold, given = Hold(), list[str]()
+
+    @contextmanager
+    def held(*_):
+        yield hold
+
+    def taken_over(spec, artifacts, **_):
+        given.append(spec.key)
+        hold.lost = StorageError("this study is being run already")
+        return run_trial(spec, artifacts)
+
+    monkeypatch.setattr(run_module, "locked", held)
+    with pytest.raises(StorageError, match="run already"):
+        run_study(study, executor="loop", console=Console(file=io.StringIO()), run_trial=taken_over)
+    assert len(given) == 1

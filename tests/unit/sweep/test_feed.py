@@ -138,3 +138,10 @@ def test_a_row_of_a_lost_trial_that_cannot_be_written_ends_the_sweep(tmp_path: P
         feed.on_trial_complete(str(attempt), error=True)
     assert isinstance(feed.problem, StorageError)
     assert feed.suggest("last") == FINISHED
+
+
+def test_a_folder_that_is_another_run_s_by_now_ends_the_sweep(tmp_path: Path, progress: Progress) -> None:
+    feed = feed_of([SPEC], tmp_path, progress)
+    progress.hold.lost = StorageError("this study is being run already")
+    assert feed.suggest("a") == FINISHED
+    assert feed.problem is progress.hold.lost
