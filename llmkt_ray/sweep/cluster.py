@@ -3,12 +3,14 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmkt_ray.errors import ResourceError, token_refused
 from llmkt_ray.profiles.engines.own_ray import on_loopback, own_token, ray, start_ray  # sets Ray's authentication before its import
+from llmkt_ray.results.folder import HOLDER
 from llmkt_ray.study import StudyConfig, TaskResources
 
 _TOKEN_FILE = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -29,6 +31,8 @@ _SETTINGS = {
 CONNECTION_TRIES = "2"
 """Tries to reach a head, a minute each: Ray's 20 would keep a driver for as many minutes where the head has died meanwhile."""
 PATIENCE_S = 20.0
+ANSWER_S = 60.0
+"""A node that does not say in this time whether it sees the results folder is not waited for."""
 PENDING_TRIALS = "200"
 """Trials that wait for a place at once on a cluster: an autoscaler adds nodes for what waits, and Tune lets one wait by default."""
 
@@ -111,6 +115,47 @@ def _dashboard_link() -> str | None:
     """Returns the address of the cluster's dashboard, or None where it has none."""
     found = ray._private.worker._global_node and ray._private.worker.get_dashboard_url()
     return f"http://{found}" if found else None
+
+
+def refuse_unseen(folder: str) -> None:
+    """Returns if every node that is there now and may run trials sees the results folder, where that is on a disk.
+
+    Elsewhere its trials would fail, or leave rows where nobody looks for them. What is looked for is what says that this very run
+    holds the folder: a node's own disk may have a folder of that name, of another run.
+
+    Raises:
+        ResourceError: with the nodes that do not.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if "://" in folder or len(nodes) < 2:
+        return
+    file = Path(folder) / HOLDER
+    look, content, on = ray.remote(num_cpus=0)(_sees), file.read_bytes(), ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    asked = {
+        look.options(scheduling_strategy=on(node["NodeID"], soft=False)).remote(str(file), content): node
+        for node in nodes
+        if node["Resources"].get("CPU")
+    }
+    unseen = []
+    for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0]:
+        with suppress(ray.exceptions.RayError):  # a node that is just being taken away
+            if not ray.get(answer):
+                unseen.append(asked[answer]["NodeManagerHostname"])
+    if unseen:
+        raise ResourceError(
+            f"storage {str(Path(folder).parent)!r} is a folder that {len(unseen)} of {len(nodes)} nodes do not see ({', '.join(unseen)}), "
+            "so their trials would leave no rows; give `storage` a folder that all nodes share, or an object store (s3://bucket/prefix)"
+        )
+
+
+def _sees(file: str, content: bytes) -> bool:
+    """Says whether a file with this content is there; a network disk may show a new one a moment late."""
+    for _ in range(10):
+        with suppress(OSError):
+            if Path(file).read_bytes() == content:
+                return True
+        time.sleep(0.5)
+    return False
 
 
 def capacity() -> dict[str, float]:

@@ -147,6 +147,7 @@ def run_study(
             if link:
                 progress.link(link)
             if executor == "ray":
+                cluster.refuse_unseen(folder)
                 worker = RayExecutor(study.resources)
                 progress.workers = worker.workers()
             make_splits(study, store, worker, progress)
