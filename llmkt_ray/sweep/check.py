@@ -29,7 +29,7 @@ from llmkt_ray.sweep.mlflow_mirror import uri_problem
 from llmkt_ray.sweep.needs import need_problems
 from llmkt_ray.sweep.pipeline import ItemMeanNode
 from llmkt_ray.sweep.plan import Plan, layer_wish
-from llmkt_ray.sweep.search import storage_url_problem
+from llmkt_ray.sweep.search import is_relative_file, storage_url_problem
 from llmkt_ray.sweep.tuning import with_settings
 from llmkt_ray.training.bridge.registry import MODELS, model_problem
 from llmkt_ray.training.inputs import probe_tables
@@ -310,6 +310,11 @@ def _storage_problems(study: StudyConfig, store: ArtifactStore) -> Iterator[str]
     problem = storage_url_problem(study.search.storage) if study.search.storage else None
     if problem:
         yield problem
+    if "://" in study.storage and is_relative_file(study.search.storage):
+        yield (
+            f"search.storage {study.search.storage!r} is a file in the folder that the run is started in, which is thrown away with a job "
+            "or a machine, while `storage` is an object store; give the URL of a database server, or an absolute path (sqlite:////folder/x.db)"
+        )
     folder = study_folder(study)
     for root in (folder, store.root):
         problem = write_problem(root)

@@ -31,6 +31,7 @@ from llmkt_ray.results.folder import locked, owner_problem, study_folder
 from llmkt_ray.results.transport import copy_results, result_files
 from llmkt_ray.study import ProfileConfig, StudyConfig
 from llmkt_ray.study_file import load_study
+from llmkt_ray.sweep.search import is_relative_file
 
 HOME = "LLMKT_HOME"
 POLL_S = 1.0
@@ -273,6 +274,11 @@ def _refuse_what_stays_here(study: StudyConfig, file: Path) -> None:
             problems.append(
                 f"profiles {entry.label!r} has the prompt {entry.prompt!r}, and a job carries prompts that are below this folder alone"
             )
+    if is_relative_file(study.search.storage):
+        problems.append(
+            f"search.storage {study.search.storage!r} would lie in the job's working directory, which is thrown away; give the URL of a "
+            "database server, or an absolute path that the cluster keeps (sqlite:////folder/x.db)"
+        )
     problems += [
         f"model {model.name!r} is a class of your own ({model.class_path}), which this job would not carry; from its folder run: "
         f"ray job submit --working-dir . -- python -m sweeps.run {file} --allow-code"

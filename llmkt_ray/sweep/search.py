@@ -16,7 +16,7 @@ import optuna
 import pandas as pd
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from llmkt_ray.artifacts import FileStore, storage_problem
@@ -205,6 +205,15 @@ def storage_url_problem(url: str) -> str | None:
     except (SQLAlchemyError, ImportError, ValueError) as error:
         return f"search.storage is no URL of a database that this environment can open: {str(error).splitlines()[0]}"
     return None
+
+
+def is_relative_file(url: str | None) -> bool:
+    """Says whether this is the URL of a SQLite file in whatever folder the run is started in."""
+    if url is None or storage_url_problem(url):
+        return False
+    parts = make_url(url)
+    file = parts.database or ""
+    return parts.get_backend_name() == "sqlite" and bool(file) and not file.startswith((":", "file:")) and not Path(file).is_absolute()
 
 
 @contextmanager

@@ -245,6 +245,7 @@ profiles:
   - {llm: vllm, name: hub, model: meta-llama/Llama-3.2-3B-Instruct, prompt: gone.j2}
 controls: [baseline, kar]
 kar: {items: {llm: file, path: items.parquet}}
+search: {storage: "sqlite:///search.db"}
 """)
     with pytest.raises(StudyError) as refused:
         _refuse_what_stays_here(load_study(path), path)
@@ -257,6 +258,7 @@ kar: {items: {llm: file, path: items.parquet}}
         "profiles 'here' has the prompt '../outside.j2'",
         "profiles 'hub' has the prompt 'gone.j2'",
         "model 'Mine' is a class of your own (my.models:Mine)",
+        "search.storage 'sqlite:///search.db' would lie in the job's working directory",
     ):
         assert sentence in str(refused.value)
     assert "meta-llama" not in str(refused.value)

@@ -5,6 +5,7 @@ from llmkt_ray.results.folder import claim, locked, study_folder
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep.check import check_study
 from llmkt_ray.sweep.run import store_of
+from llmkt_ray.sweep.search import is_relative_file
 from tests.tiny import tiny_study
 
 
@@ -161,6 +162,17 @@ def test_a_password_in_the_address_of_a_search_s_database(tmp_path, url):
 )
 def test_an_address_without_a_password_is_none_with_one(tmp_path, url):
     assert tiny_study(tmp_path, search={"kind": "optuna", "storage": url}).search.storage == url
+
+
+def test_a_database_that_would_stay_on_one_machine_is_refused_with_an_object_store(tmp_path):
+    def of(url: str, storage: str = "mock://bucket/results") -> StudyConfig:
+        return tiny_study(tmp_path, storage=storage, search={"kind": "optuna", "storage": url})
+
+    assert "search.storage 'sqlite:///x.db' is a file in the folder that the run is started in" in problems(of("sqlite:///x.db"))
+    assert "search.storage" not in problems(of(f"sqlite:///{tmp_path}/x.db"))
+    check_study(study := of("sqlite:///x.db", str(tmp_path)), store_of(study))
+    for url in ("sqlite://", "sqlite:///:memory:", "postgresql://host/optuna", "no url", None):
+        assert not is_relative_file(url)
 
 
 def test_settings_that_tuning_would_try_and_a_model_refuses_are_told(tmp_path):
