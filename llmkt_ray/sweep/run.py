@@ -1,6 +1,7 @@
 """A study from its file to its rows: what is missing is done, what is there is left alone."""
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -21,6 +22,7 @@ from llmkt_ray.errors import BudgetSpent, ResourceError, SweepError
 from llmkt_ray.results.card import finish_card, write_card
 from llmkt_ray.results.folder import Hold, artifacts_folder, claim, locked, study_folder
 from llmkt_ray.results.ledger import Ledger
+from llmkt_ray.seeds import content_key
 from llmkt_ray.study import StudyConfig
 from llmkt_ray.sweep import cluster
 from llmkt_ray.sweep.check import refuse_impossible_targets
@@ -86,9 +88,12 @@ def store_of(study: StudyConfig) -> ArtifactStore:
 
 
 def scratch_folder(study: StudyConfig) -> str:
-    """Returns a local folder for checkpoints and caches: the results folder itself where that is local."""
+    """Returns a local folder for checkpoints and caches: the results folder itself where that is local.
+
+    Elsewhere it is one of this user and this results folder: two runs on a machine may be of one content, which is a study's key.
+    """
     folder = study_folder(study)
-    return folder if "://" not in folder else str(Path(gettempdir()) / "llmkt" / study.key)
+    return folder if "://" not in folder else str(Path(gettempdir()) / f"llmkt-{os.getuid()}" / content_key([study.key, folder]))
 
 
 def run_study(

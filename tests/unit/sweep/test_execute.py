@@ -1,6 +1,7 @@
 """A trial from its spec to its row: what is trained is not lost before the row is written, and nothing is left behind after."""
 
 import io
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from llmkt_ray.errors import StorageError
 from llmkt_ray.results.folder import Hold, study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.sweep import run as run_module
-from llmkt_ray.sweep.run import run_study
+from llmkt_ray.sweep.run import run_study, scratch_folder
 from llmkt_ray.training import trial as training
 from llmkt_ray.training.trial import run_trial
 from tests.tiny import tiny_study
@@ -95,3 +96,16 @@ def test_a_run_whose_folder_was_taken_over_gives_out_no_further_trial(study, mon
     with pytest.raises(StorageError, match="run already"):
         run_study(study, executor="loop", console=Console(file=io.StringIO()), run_trial=taken_over)
     assert len(given) == 1
+
+
+def test_what_runs_keep_on_a_machine_beside_remote_results_is_each_run_s_own(tmp_path, monkeypatch):
+    """The key leaves out name and storage, and a folder that one user has made another cannot write."""
+    monkeypatch.setattr(run_module, "gettempdir", lambda: str(tmp_path))
+    studies = [tiny_study(tmp_path, name=name, storage=f"mock://{bucket}") for name in ("one", "two") for bucket in ("a", "b")]
+    assert len({study.key for study in studies}) == 1
+    folders = [scratch_folder(study) for study in studies]
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    folders += [scratch_folder(study) for study in studies]
+    assert len(set(folders)) == 8
+    assert len({Path(folder).parent for folder in folders}) == 2, "nothing is shared by two users"
+    assert scratch_folder(tiny_study(tmp_path)) == study_folder(tiny_study(tmp_path))
