@@ -269,7 +269,7 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         self._queue, self._place, self._progress = queue, place, progress
         self._concurrency, self._running = concurrency, dict[str, TrialSpec]()
         self._lost, self._reached = Counter[str](), dict[str, int | None]()
-        self._phases = SharedPhases(tuple(queue.waiting), place.phase1)
+        self._phases = SharedPhases(tuple(queue.waiting), place.phase1, is_seen="://" not in place.folder)
         self.problem: LlmktError | None = None
 
     def __reduce__(self) -> tuple[type[tune.search.Searcher], tuple[()]]:

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,3 +146,15 @@ def test_a_folder_that_is_another_run_s_by_now_ends_the_sweep(tmp_path: Path, pr
     progress.hold.lost = StorageError("this study is being run already")
     assert feed.suggest("a") == FINISHED
     assert feed.problem is progress.hold.lost
+
+
+@pytest.mark.parametrize(("folder", "at_once"), [("/shared/results", 1), ("mock://bucket/results", 2)])
+def test_trials_that_share_a_phase_1_wait_for_it_only_where_the_driver_can_see_it(
+    tmp_path: Path, progress: Progress, folder: str, at_once: int
+) -> None:
+    specs = [SPEC, SPEC.model_copy(update={"arm": "alpha0"})]
+    assert specs[0].phase1_key == specs[1].phase1_key
+    feed = feed_of(specs, tmp_path, progress)
+    feed = _Feed(feed._queue, replace(feed._place, folder=folder), progress, None)
+    given = [feed.suggest(str(number)) for number in range(2)]
+    assert len([each for each in given if each]) == at_once

@@ -67,6 +67,9 @@ def test_a_trial_waits_while_another_computes_its_phase_1(tmp_path):
     assert phases.ready([first, *others], []) is first
     assert phases.ready([*others, *treated], [first]) is treated[0], "another phase 1 goes before waiting"
     assert phases.ready(others, [first]) is None
+    elsewhere = SharedPhases([*specs, *treated], tmp_path / "phase1", is_seen=False)
+    assert elsewhere.ready(others, [first]) is others[0], "its end would lie on another machine's disk: waiting would never end"
+    assert elsewhere.of(first) == first.phase1_key, "a trial may still find it on its machine"
     (tmp_path / "phase1").mkdir()
     (tmp_path / "phase1" / f"{first.phase1_key}.pt").touch()
     assert phases.ready(others, [first]) is others[0], "phase 1 is there: its phase 2 need not be waited for"
