@@ -6,29 +6,30 @@ its key; a trial whose workers keep dying at the same place becomes a failed row
 """
 
 import logging
+import os
 import shutil
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import tune
-from ray.exceptions import RayError, RayTaskError
 
 from llmkt_ray.artifacts import ArtifactStore
-from llmkt_ray.errors import LlmktError, ResourceError, StorageError, SweepError
+from llmkt_ray.errors import LlmktError, ResourceError, StorageError
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.study import ResourcesConfig
 from llmkt_ray.sweep.autoscaling import can_grow, never_fits, selector
 from llmkt_ray.sweep.cluster import capacity, resources_of
+from llmkt_ray.sweep.ends import SELF_DRIVEN, named
 from llmkt_ray.sweep.execute import Workplace, execute, failed
 from llmkt_ray.sweep.journal import log_as_json
 from llmkt_ray.sweep.names import file_name
 from llmkt_ray.sweep.phase1 import SharedPhases
-from llmkt_ray.sweep.pipeline import EmbeddingNode, ItemMeanNode, KnowledgeNode, Node, TargetNode, TextsNode
+from llmkt_ray.sweep.pipeline import Node, TextsNode
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.spare import SpareCheckpoint
 from llmkt_ray.sweep.tune_memory import killed_for_memory_is_lost
@@ -37,8 +38,6 @@ from llmkt_ray.training.spec import TrialResult, TrialSpec
 TUNER_TRIALS = 500
 GROWING_ENCODERS = 4
 FINISHED: str = tune.search.Searcher.FINISHED
-SELF_DRIVEN = (TextsNode, EmbeddingNode, ItemMeanNode, KnowledgeNode)
-"""Artifacts that start actor pools of their own."""
 MAX_FAILURES = 3
 """How often a trial's worker may die at the same checkpoint before the trial becomes a failed row. A long trial whose nodes are taken again
 and again gets further each time and is never given up; one that kills its workers does not."""
@@ -73,7 +72,7 @@ class RayExecutor:
         for node in nodes:
             if not isinstance(node, SELF_DRIVEN):
                 continue
-            with _named(node):
+            with named(node):
                 if isinstance(node, TextsNode):
                     node.compute(store, progress.texts(node.label))
                 else:
@@ -85,7 +84,7 @@ class RayExecutor:
             ready, _ = ray.wait(list(waiting))
             for reference in ready:
                 node = waiting.pop(reference)
-                with _named(node):
+                with named(node):
                     problem = ray.get(reference)
                 if problem is not None:
                     raise problem
@@ -179,7 +178,20 @@ def _train(config: dict[str, Any], place: Workplace) -> None:
         told = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
         tune.report({"status": "broken", "error": told})
         return
+    if result.status == "failed" and place.device == "cuda" and _cuda_is_broken():
+        os._exit(1)  # the row is written: the feed finds it, and Tune starts a fresh process
     tune.report({"status": result.status, "error": dict(result.error) if result.error else None})
+
+
+def _cuda_is_broken() -> bool:
+    """Says whether this process's CUDA context is lost, after a kernel that failed: every later trial in it would fail in no time."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 @ray.remote(num_cpus=1, max_retries=3)  # type: ignore[untyped-decorator]
@@ -190,35 +202,6 @@ def _compute(node: Node, store: ArtifactStore) -> LlmktError | None:
     except LlmktError as error:
         return error
     return None
-
-
-@contextmanager
-def _named(node: Node) -> Iterator[None]:
-    """Says of which artifact it is what ends its task or one of its actors: Ray names the process alone.
-
-    Raises:
-        ResourceError: a worker was killed, or ran out of memory.
-        SweepError: the artifact's own code raised what no user can mend.
-    """
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, LlmktError):
-            raise error.cause from None
-        told = f"{type(error.cause).__name__}: {error.cause}"
-        raise SweepError(f"{node.kind} of {node.label} cannot be made ({told}); what is finished stays, run again to go on") from error
-    except RayError as error:
-        raise ResourceError(
-            f"the worker that made {node.kind} of {node.label} was lost ({type(error).__name__}): killed, or out of memory; "
-            f"{_remedy(node)}; what is finished stays, run again to go on"
-        ) from error
-
-
-def _remedy(node: Node) -> str:
-    if isinstance(node, SELF_DRIVEN):
-        return "raise `resources.profiles`, so that fewer of its workers share a node"
-    fewer = f", or lower `reduction.fit_sample` ({node.config.fit_sample} users)" if isinstance(node, TargetNode) else ""
-    return f"it has one CPU and no setting under `resources`: give nodes more memory a CPU{fewer}"
 
 
 def _small(batches: Iterator[Sequence[TrialSpec]]) -> Iterator[Sequence[TrialSpec]]:

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,3 +159,37 @@ def test_trials_that_share_a_phase_1_wait_for_it_only_where_the_driver_can_see_i
     feed = _Feed(feed._queue, replace(feed._place, folder=folder), progress, None)
     given = [feed.suggest(str(number)) for number in range(2)]
     assert len([each for each in given if each]) == at_once
+
+
+@pytest.mark.parametrize(("device", "is_broken", "ends"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)])
+def test_a_process_whose_cuda_context_is_lost_ends_after_the_failed_trial_s_row(
+    tmp_path: Path, progress: Progress, monkeypatch: pytest.MonkeyPatch, device: str, is_broken: bool, ends: bool
+) -> None:
+    """It would fail every trial that waits, each in milliseconds. A trial that had too little memory breaks nothing."""
+    reports: list[dict[str, Any]] = []
+
+    def synchronize() -> None:
+        if is_broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(tuner.tune, "report", reports.append)
+    monkeypatch.setattr(tuner.torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(tuner.torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(tuner.os, "_exit", ended)
+    feed = feed_of([SPEC], tmp_path, progress)
+    config = feed.suggest("a")
+    assert isinstance(config, dict)
+
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error")
+
+    place = replace(feed._place, device=device, load=lambda *_: None, run_trial=failing)
+    with pytest.raises(SystemExit) if ends else nullcontext():
+        tuner._train(config, place)
+    assert [each["status"] for each in reports] == ([] if ends else ["failed"])
+    assert Ledger(tmp_path).has(SPEC.key)
+    feed.on_trial_complete("a", None if ends else reports[-1], error=ends)
+    assert feed.suggest("b") == FINISHED
