@@ -99,7 +99,7 @@ def run(
         told = f"{now.done + now.failed} of {now.planned or 'an unknown number of'} trials done"
         err.print(f"llmkt: interrupted, {told}; run the same command again to go on", style="yellow", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    for part in summary_tables(opened.config, opened.trials()):
+    for part in summary_tables(opened.config, opened.trials(), out.width):
         out.print(part)
     told = f"{summary.ran} trials run now, {summary.done} done and {summary.failed} failed in all" if summary.ran else "nothing was missing"
     _say(f"{told}; report: {opened.status().report}")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -142,8 +143,8 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
 
 
-def summary_tables(study: StudyConfig, trials: pd.DataFrame) -> Iterator[RenderableType]:
-    """Yields the summary of a run: one line a cell, then the reference lines."""
+def summary_tables(study: StudyConfig, trials: pd.DataFrame, width: int = 80) -> Iterator[RenderableType]:
+    """Yields the summary of a run: a line a cell, or a column where lines are wider than `width`; then the references."""
     metric = study.evaluation.select_on
     lines, references = summarise(trials, metric, study.transfer.claim_alpha)
     if not lines:
@@ -151,18 +152,52 @@ def summary_tables(study: StudyConfig, trials: pd.DataFrame) -> Iterator[Rendera
     arms = list(dict.fromkeys(arm for line in lines for arm in line.arms))
     telling = _telling([line.cell for line in lines])
     title = f"{metric} on test, mean over seeds; a number is treated at that alpha; gains of alpha {study.transfer.claim_alpha:g}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
-    for name in telling:
-        table.add_column(name, no_wrap=True)
-    for arm in (*arms, "vs alpha0", "vs shuffled"):
-        table.add_column(arm.removeprefix("alpha "), justify="right", no_wrap=True)
+    names = [arm.removeprefix("alpha ") for arm in (*arms, "vs alpha0", "vs shuffled")]
+    rows = []
     for line in lines:
         values = [f"{line.arms[arm]:.4f}" if arm in line.arms else "" for arm in arms]
         gains = ["" if pd.isna(gain) else f"{gain:+.1%}" for gain in (line.gain, line.over_shuffled)]
-        table.add_row(*(escape(line.cell[name]) for name in telling), *values, *gains)
-    yield table
+        rows.append(([line.cell[name] for name in telling], [*values, *gains]))
+    columns = zip([*telling, *names], *([*labels, *values] for labels, values in rows), strict=True)
+    wanted = [max(map(cell_len, column)) for column in columns]
+    if sum(wanted) + len(wanted) - 1 <= width:
+        table = _plain_table(title)
+        for name in telling:
+            table.add_column(name, no_wrap=True)
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+        for labels, values in rows:
+            table.add_row(*map(escape, labels), *values)
+        yield table
+    else:
+        yield from _upright(title, telling, [*arms, *names[-2:]], rows, width)
     for dataset, values_of in references.items():
         yield f"reference lines on {escape(dataset)}: " + ", ".join(f"{name} {value:.4f}" for name, value in values_of.items())
+
+
+def _upright(
+    title: str, telling: Sequence[str], names: Sequence[str], rows: Sequence[tuple[list[str], list[str]]], width: int
+) -> Iterator[Table]:
+    """Yields tables of one column a cell and one row an arm, as many cells side by side as the width holds."""
+    first = max(map(cell_len, (*telling, *names)))
+    while rows:
+        table, used = _plain_table(title), first
+        table.add_column("\n".join(telling), no_wrap=True)
+        taken: list[list[str]] = []
+        for labels, values in rows:
+            used += 1 + max(map(cell_len, (*labels, *values)))
+            if taken and used > width:
+                break
+            taken.append(values)
+            table.add_column("\n".join(map(escape, labels)), justify="right", overflow="fold")
+        for name, of_cells in zip(names, zip(*taken, strict=True), strict=True):
+            table.add_row(name, *of_cells)
+        yield table
+        rows, title = rows[len(taken) :], ""
+
+
+def _plain_table(title: str) -> Table:
+    return Table(title=title or None, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
 
 
 def _telling(cells: Sequence[Mapping[str, str]]) -> list[str]:
