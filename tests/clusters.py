@@ -31,11 +31,11 @@ _RAY_START = """
 for attempt in 1 2 3; do
     "${@:2}" >"$1" 2>&1
     code=$?
-    grep -q "timed out during startup" "$1" || break
+    grep -Eq "timed out during startup|Timed out waiting for node info" "$1" || break
 done
 exit $code
 """
-"""Ray gives a node a fixed 30 s to come up, which a busy machine may exceed: it is started again then, its log the first argument."""
+"""Ray gives a node, and the head's client server, a fixed 30 s, which a busy machine may exceed: tried again. First argument: the log."""
 
 
 def free_port() -> int:
