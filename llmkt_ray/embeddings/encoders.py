@@ -207,7 +207,7 @@ def _read_weights(config: EmbeddingConfig) -> Weights:
     """Returns the files of an encoder that runs here, its settings checked against them.
 
     Raises:
-        EmbeddingError: they are not to be had, want code of their own to run, or have fewer positions than `max_tokens`.
+        EmbeddingError: they are not to be had, want code of their own to run, or can read less than `max_tokens`.
     """
     weights = find_weights(config.encoder, config.revision)
     # vLLM has its own classes for some of these models, and says itself where it has not.
@@ -216,11 +216,11 @@ def _read_weights(config: EmbeddingConfig) -> Weights:
             f"encoder {config.encoder!r} brings code of its own (`auto_map` in {weights.folder / 'config.json'}), and no model's code is "
             "run here; use an encoder whose architecture transformers has, or run it behind an endpoint with via: openai"
         )
-    most = most_tokens(weights.folder)
+    most = most_tokens(config, weights.folder)
     if config.max_tokens is not None and most is not None and config.max_tokens > most:
         raise EmbeddingError(
-            f"embedding.max_tokens is {config.max_tokens:,}, but {config.encoder!r} has positions for {most:,} tokens; set it to at most "
-            f"{most}, or leave it out for the model's own limit"
+            f"embedding.max_tokens is {config.max_tokens:,}, but {config.encoder!r} can read {most:,} tokens at the most; set it to "
+            f"{most} or less, or leave it out for the model's own limit"
         )
     return weights
 

@@ -22,8 +22,23 @@ _COUNTS_FROM_PADDING = frozenset(
 _AT_ONCE = 1_000
 
 
-def most_tokens(folder: Path) -> int | None:
-    """Returns how many tokens the model in `folder` has positions for, None where its configuration sets no end."""
+def most_tokens(config: EmbeddingConfig, folder: Path) -> int | None:
+    """Returns how many tokens an encoder can be made to read, None where its configuration sets no end.
+
+    sentence-transformers reads as many as the model has positions for; vLLM never more than the model's own limit, or `max_model_len`.
+
+    Args:
+        config: the encoder.
+        folder: its files.
+    """
+    if config.via == "vllm":
+        ends = [config.engine.get("max_model_len"), _own_limit(folder) or _positions(folder)]
+        return min((int(end) for end in ends if end is not None), default=None)
+    return _positions(folder)
+
+
+def _positions(folder: Path) -> int | None:
+    """Returns how many tokens the model in `folder` has positions for."""
     settings = read_json(folder / "config.json")
     positions = settings.get("max_position_embeddings")
     if not isinstance(positions, int) or positions < 1:
@@ -46,7 +61,7 @@ def cut_notes(config: EmbeddingConfig, texts: Sequence[str]) -> dict[str, Any]:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError):
         return {}
-    most = most_tokens(folder)
+    most = most_tokens(config, folder)
     limit = _limit(config, folder, int(tokenizer.model_max_length), most)
     room = limit - int(tokenizer.num_special_tokens_to_add())
     cut = tokens = tokens_cut = 0
@@ -80,11 +95,16 @@ def cut_sentence(notes: Mapping[str, Any], source: str, encoder: str) -> str | N
 
 def _limit(config: EmbeddingConfig, folder: Path, of_tokenizer: int, most: int | None) -> int:
     """Returns where texts are cut: as the study says, else as sentence-transformers and vLLM read it from the model's files."""
-    own = read_json(folder / _OWN_LIMIT).get("max_seq_length")
+    own = _own_limit(folder)
     limits = [config.max_tokens, config.engine.get("max_model_len")]
     if limits == [None, None]:
         limits = [own] if own else [of_tokenizer, most]
     return min(int(limit) for limit in limits if limit is not None)
+
+
+def _own_limit(folder: Path) -> int | None:
+    limit = read_json(folder / _OWN_LIMIT).get("max_seq_length")
+    return int(limit) if limit else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

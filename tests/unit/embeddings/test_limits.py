@@ -34,6 +34,7 @@ def test_what_is_cut_is_what_no_vector_knows() -> None:
     ("changes", "limit", "texts_cut", "tokens_not_read"),
     [
         ({}, 256, 1 / 3, 46),
+        ({"via": "vllm"}, 256, 1 / 3, 46),
         ({"max_tokens": 512}, 512, 0, 0),
         ({"prefix": "query: "}, 256, 2 / 3, 2 + 48),
         ({"max_tokens": 100}, 100, 2 / 3, 156 + 202),
@@ -46,13 +47,14 @@ def test_shares_are_those_of_texts_and_of_all_tokens(
     config = EmbeddingConfig(**changes)  # type: ignore[arg-type]
     every = 254 + 300 + 1 + (6 if config.prefix else 0)
     notes = cut_notes(config, [SHORT, LONG, "drama"])
-    assert notes == {"tokens_read": limit, "tokens_possible": 512, "texts_cut": texts_cut, "tokens_cut": tokens_not_read / every}
+    most = 512 if config.via == "local" else limit
+    assert notes == {"tokens_read": limit, "tokens_possible": most, "texts_cut": texts_cut, "tokens_cut": tokens_not_read / every}
 
 
 def test_a_model_that_counts_positions_from_the_padding_holds_two_less(tmp_path: Path) -> None:
     def holds(**settings: object) -> int | None:
         (tmp_path / "config.json").write_text(json.dumps(settings))
-        return most_tokens(tmp_path)
+        return most_tokens(EmbeddingConfig(), tmp_path)
 
     assert holds(model_type="roberta", max_position_embeddings=514, pad_token_id=1) == 512
     assert holds(model_type="bert", max_position_embeddings=512, pad_token_id=0) == 512

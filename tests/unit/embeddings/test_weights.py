@@ -116,11 +116,22 @@ def test_a_model_that_sentence_transformers_cannot_load_is_told_without_a_traceb
         encoder_of(EmbeddingConfig(encoder=str(copied)))
 
 
-@pytest.mark.parametrize("via", ["local", "vllm"])
-def test_more_tokens_than_a_model_has_positions_for_are_refused(via: str) -> None:
-    config = EmbeddingConfig.model_validate({"max_tokens": 1024, "via": via})
-    with pytest.raises(EmbeddingError, match=r"max_tokens is 1,024, but .*L6-v2' has positions for 512 tokens; set it to at most 512"):
+@pytest.mark.parametrize(
+    ("via", "engine", "most"),
+    [
+        pytest.param("local", {}, 512, id="its positions"),
+        pytest.param("vllm", {}, 256, id="vLLM goes by the model's own limit"),
+        pytest.param("vllm", {"max_model_len": 128}, 128, id="and by its own setting"),
+    ],
+)
+def test_more_tokens_than_an_encoder_can_read_are_refused(via: str, engine: dict[str, int], most: int) -> None:
+    config = EmbeddingConfig.model_validate({"max_tokens": 1024, "via": via, "engine": engine})
+    with pytest.raises(EmbeddingError, match=rf"max_tokens is 1,024, .*L6-v2' can read {most} tokens at the most; set it to {most} or"):
         encoder_identity(config)
+    assert encoder_identity(config.model_copy(update={"max_tokens": most}))["max_tokens"] == most
+
+
+def test_as_many_tokens_as_a_model_has_positions_are_read() -> None:
     longest = EmbeddingConfig(max_tokens=512)
     assert encoder_identity(longest)["max_tokens"] == 512
     assert encoder_of(longest).encode(["drama " * 2_000]).shape == (1, 384)
