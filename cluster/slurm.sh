@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One sweep on a Slurm allocation: Ray's head on the first node, a worker on each, the sweep submitted as a Ray job.
-#   sbatch --nodes=4 cluster/slurm.sh sweeps/robustness.yaml
+#   sbatch --nodes=4 cluster/slurm.sh sweeps/robustness.yaml [--retry-failed ...]
 # The job may be requeued or sent again at any time: it resumes from the ledger in the study's `storage`, which all nodes must see.
 #SBATCH --job-name=llmkt
 #SBATCH --nodes=2
@@ -12,8 +12,10 @@
 #SBATCH --output=llmkt-%j.log
 # GPUs: sbatch --gpus-per-node=1 ...
 set -euo pipefail
+export LLMKT_HOME=${LLMKT_HOME:-$HOME/llmkt} # EDIT: where a study with a relative `storage` leaves its results; all nodes must see it
 
-study=${1:?"usage: sbatch cluster/slurm.sh STUDY.yaml"}
+study=${1:?"usage: sbatch cluster/slurm.sh STUDY.yaml [OPTIONS of llmkt run]"}
+shift
 job=${SLURM_JOB_ID:?"start this with sbatch"}
 cd "${SLURM_SUBMIT_DIR:-$PWD}"
 if [[ ! -f $study ]]; then
@@ -96,7 +98,7 @@ HINT
 # The head answers before it can take a job, so a refused submission is repeated; the id keeps it from being taken twice.
 id=slurm-$job-${SLURM_RESTART_COUNT:-0}
 for attempt in $(seq 12); do
-  if ray job submit --address "$dashboard" --submission-id "$id" --no-wait --working-dir . -- python -m sweeps.run "$study"; then
+  if ray job submit --address "$dashboard" --submission-id "$id" --no-wait --working-dir . -- python -m sweeps.run "$study" "$@"; then
     break
   elif [[ $attempt == 12 ]]; then
     echo "the sweep could not be submitted to $dashboard; the reason is above" >&2

@@ -145,13 +145,15 @@ def submit(
     study: StudyFile,
     address: Annotated[str, typer.Option(help="The cluster's dashboard, http://host:8265.")],
     smoke: Annotated[bool, typer.Option("--smoke", help="As `llmkt run --smoke`.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="As `llmkt run --retry-failed`.")] = False,
     follow: Annotated[bool, typer.Option(help="Show the log until the job ends.")] = True,
 ) -> None:
     """Run a study as a job on a cluster; if it is running there, attach to it; if it ended, go on with the next attempt."""
     from llmkt_ray.sweep.jobs import Jobs
 
     jobs = Jobs(study, address)
-    job, is_new = jobs.submit(*(["--smoke"] if smoke else []))
+    options = [name for name, is_given in (("--smoke", smoke), ("--retry-failed", retry_failed)) if is_given]
+    job, is_new = jobs.submit(*options)
     _say(f"{'submitted' if is_new else 'running already, attached to'} {job.id}")
     if follow:
         ended = jobs.follow(job, lambda text: out.print(text, end="", highlight=False, markup=False, soft_wrap=True))

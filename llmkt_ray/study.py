@@ -148,10 +148,8 @@ class StudyConfig(Section):
             problems.append(f"claim_alpha {self.transfer.claim_alpha:g} must lie in the searched range {list(self.search.alpha)} of alpha")
         if self.search.kind == "optuna" and any(schedule.kind == "pretrain" for schedule in self.transfer.schedule):
             problems.append("search.kind 'optuna' searches alpha, but schedule 'pretrain' has alpha 1 only: give it a study of its own")
-        if self.search.kind == "optuna" and "://" in self.storage and self.search.storage is None:
-            problems.append(
-                f"storage {self.storage!r} is an object store, where Optuna's journal cannot live: give `search.storage` an RDB URL"
-            )
+        if self.journal_problem:
+            problems.append(self.journal_problem)
         if self.search.early_stopping is not None:
             problems += self._unfair_stopping(self.search.early_stopping)
         if self.search.kind == "optuna" and self.evaluation.select_on == "LogLoss":
@@ -170,6 +168,13 @@ class StudyConfig(Section):
         """Returns the numbers of epochs that a model may be trained for: its own, and those that tuning tries."""
         tuned = self.tuning.choices.get("epochs", ()) if self.tuning.trials else ()
         return tuple(dict.fromkeys((model.epochs or self.training.epochs, *(int(float(str(epochs))) for epochs in tuned))))
+
+    @property
+    def journal_problem(self) -> str | None:
+        """Why the journal of a search cannot lie in this storage, or None."""
+        if self.search.kind != "optuna" or "://" not in self.storage or self.search.storage is not None:
+            return None
+        return f"storage {self.storage!r} is an object store, where Optuna's journal cannot live: give `search.storage` an RDB URL"
 
     def setting(self, model: ModelConfig, name: str) -> JsonValue:
         """Returns a setting of a model by name, its own or RecBole's; None where neither the model nor `training` has it."""

@@ -7,6 +7,7 @@ RAY_AUTH_TOKEN, on both sides.
 
 import base64
 import binascii
+import gzip
 import io
 import logging
 import os
@@ -15,17 +16,18 @@ import shutil
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import llmkt_ray
-from llmkt_ray.artifacts import FileStore
+from llmkt_ray.artifacts import FileStore, below, storage_problem
 from llmkt_ray.errors import ResourceError, StorageError, StudyError, token_refused
 from llmkt_ray.results.folder import locked, owner_problem, study_folder
 from llmkt_ray.results.transport import copy_results, result_files
@@ -97,7 +99,8 @@ class Jobs:
         if before and not before[-1].ended:
             return before[-1], False
         _refuse_what_stays_here(self.study, self.file)
-        name = f"{self._name(smoke)}{len(before) + 1}"
+        last = int(before[-1].id.rpartition("-")[2]) if before else 0  # a cluster may have dropped its oldest jobs: not their number
+        name = f"{self._name(smoke)}{last + 1}"
         self._start(name, f"python -m sweeps.run study.yaml {' '.join(options)}".strip())
         return Job(name, JobStatus.PENDING.value), True
 
@@ -201,11 +204,18 @@ def _refuse_other_owner(study: StudyConfig, to: Path) -> None:
 
 
 def stored_for_job(study: StudyConfig) -> StudyConfig:
-    """Returns the study as a job runs it: a relative `storage` lies below LLMKT_HOME, where it outlives the job."""
+    """Returns the study as a job runs it: a relative `storage` lies below LLMKT_HOME (a folder or URI), where it outlives the job.
+
+    Raises:
+        StudyError: LLMKT_HOME is an object store, and a search of this study keeps its journal in its storage.
+    """
     if "://" in study.storage or Path(study.storage).is_absolute():
         return study
-    home = Path(os.environ.get(HOME) or Path.home() / "llmkt")
-    return study.model_copy(update={"storage": str(home.absolute() / study.storage)})
+    home = os.environ.get(HOME) or str(Path.home() / "llmkt")
+    moved = study.model_copy(update={"storage": below(home, study.storage)})
+    if moved.journal_problem:
+        raise StudyError([f"{moved.journal_problem} ({HOME} is {home!r})"], f"study {study.name!r}")
+    return moved
 
 
 def pack(folder: str) -> str:
@@ -232,8 +242,10 @@ def unpack(text: str, target: Path) -> None:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
             target.mkdir(parents=True, exist_ok=True)
             archive.extractall(target, filter="data")
-    except (binascii.Error, tarfile.TarError, EOFError, OSError) as error:
+    except (binascii.Error, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise StorageError(f"the results arrived damaged ({error}); run `llmkt fetch` again") from error
+    except OSError as error:  # the disk here, full or not ours to write
+        raise storage_problem(error, str(target)) from error
 
 
 def _package(folder: Path, study: StudyConfig, study_file: Path) -> None:
@@ -296,11 +308,16 @@ def _explained(address: str) -> Iterator[None]:
         yield
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         text = str(error)
-        if "401" in text or "403" in text or "nauthori" in text or "uthentication" in text:
+        if isinstance(error, AuthenticationError) or (not isinstance(error, ConnectionError) and _refuses_token(text)):
             raise token_refused(address, text) from error
         raise ResourceError(
             f"the cluster at {address} cannot be used: {text.strip()[:400]}; is it running, and is --address its dashboard?"
         ) from error
+
+
+def _refuses_token(said: str) -> bool:
+    """Says whether the answer's status is that of a refused token; a port, a study's name or its key may hold these digits too."""
+    return re.search(r"status code 40[13]\b", said) is not None
 
 
 if __name__ == "__main__":  # the job that `fetch` starts

@@ -4,9 +4,11 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from ray._private.runtime_env.packaging import create_package
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "cluster"
@@ -56,6 +58,37 @@ def test_the_image_runs_as_a_user_without_rights() -> None:
     names = [name for name, _ in instructions()]
     assert all(name in ("FROM", "ARG", "ENV", "RUN") for name in names[: names.index("USER")])
     assert all("apt-get" in value or "useradd" in value for name, value in instructions()[: names.index("USER")] if name == "RUN")
+
+
+def test_a_login_shell_of_the_image_finds_the_venv() -> None:
+    """The cluster launcher runs `bash --login -c -i`, and Debian's /etc/profile replaces the PATH of the image by its own."""
+    (venv,) = re.findall(r"VIRTUAL_ENV=(\S+)", DOCKERFILE.read_text())
+    runs = [value for name, value in instructions() if name == "RUN"]
+    assert any(f"echo 'export PATH={venv}/bin:$PATH' > /etc/profile.d/llmkt.sh" in command for command in runs)
+
+
+def test_a_job_from_this_folder_carries_the_whole_package(tmp_path: Path) -> None:
+    """`ray job submit --working-dir .`, as Ray packs it: what .rayignore leaves at home is nothing that runs."""
+    package = tmp_path / "package.zip"
+    create_package(str(ROOT), package, include_gitignore=True)
+    sent = set(zipfile.ZipFile(package).namelist())
+    needed = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("llmkt_ray", "sweeps")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert needed - sent == set()
+    assert not any(name.startswith(("tests/", "docs/", ".git/")) for name in sent)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_results_outlive_the_cluster(recipe: Path) -> None:
+    """The shipped studies have a relative storage, which lies below LLMKT_HOME: on one marked line of every recipe."""
+    (line,) = [line for line in recipe.read_text().splitlines() if re.search(r"LLMKT_HOME(, value: |=)", line)]
+    assert re.search(r"(s3|gs)://your-bucket/llmkt|/shared/llmkt|\$HOME/llmkt", line)
+    marked = recipe.read_text().splitlines()
+    assert "EDIT:" in line + marked[marked.index(line) - 1]
 
 
 def test_images_have_fixed_tags_and_short_names() -> None:

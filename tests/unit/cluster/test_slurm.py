@@ -24,6 +24,7 @@ ray.init(log_to_driver=False)
 while len([node for node in ray.nodes() if node["Alive"]]) < 2:
     time.sleep(0.2)
 print("SWEEP", sys.argv[1], "on 2 nodes, authentication by", os.environ["RAY_AUTH_MODE"], flush=True)
+print("OPTIONS", *sys.argv[2:], "HOME", os.environ["LLMKT_HOME"], flush=True)
 if "wait" in sys.argv[1]:
     time.sleep(600)
 sys.exit("fails" in sys.argv[1])
@@ -74,8 +75,9 @@ def assert_torn_down(environment: dict[str, str]) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("study", "code"), [("works.yaml", 0), ("fails.yaml", 1)])
 def test_the_sweep_runs_on_all_nodes_and_its_outcome_is_the_job_s(environment: dict[str, str], study: str, code: int) -> None:
-    done = subprocess.run([SCRIPT, study], env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run([SCRIPT, study, "--retry-failed"], env=environment, capture_output=True, text=True, timeout=500)
     assert f"SWEEP {study} on 2 nodes, authentication by token" in done.stdout, done.stdout + done.stderr
+    assert f"OPTIONS --retry-failed HOME {environment['HOME']}/llmkt" in done.stdout
     assert done.returncode == code
     assert_torn_down(environment)
 
