@@ -31,9 +31,8 @@ def plan_tables(plan: Plan, ledger: Ledger, llms: Sequence[LlmLine] = ()) -> Ite
     cells = Table("dataset", "model", "layer", "rows of", "profiles", "target", title="cells", title_justify="left", box=None)
     for cell in plan.cells:
         target = f"{cell.target.config.label} to {cell.target.dims}"
-        cells.add_row(
-            escape(cell.split.label), cell.model.name, escape(cell.tap.name), cell.tap.alignment, escape(str(cell.factors["llm"])), target
-        )
+        names = (cell.split.label, cell.model.name, cell.tap.name, cell.tap.alignment, str(cell.factors["llm"]), target)
+        cells.add_row(*map(escape, names))
     yield cells
     yield from _llm_cost(llms)
     done = ledger.done()
@@ -65,7 +64,7 @@ def _llm_cost(llms: Sequence[LlmLine]) -> Iterator[RenderableType]:
         if plan is not None:
             tokens = f"{plan.prompt_tokens:,}", f"<= {plan.output_tokens:,}"
             table.add_row(f"{escape(line.label)}: planned", f"{plan.prompts:,}", *tokens, *_hours_and_money(plan.gpu_hours, plan.money))
-            notes.append(f"  {escape(line.label)}: planned tokens by {escape(plan.counted_by)}; speed: {plan.speed}")
+            notes.append(f"  {escape(line.label)}: planned tokens by {escape(plan.counted_by)}; speed: {escape(str(plan.speed))}")
         if line.actual is not None:
             took = line.actual
             tokens = f"{took['prompt_tokens']:,}", f"{took['output_tokens']:,}"
@@ -130,9 +129,9 @@ def quality_tables(sets: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Re
         table = Table(title="mean of all; low / middle / high third by", title_justify="left", box=None, pad_edge=False)
         table.add_column("measure", no_wrap=True)
         for kind in ("all", *kinds):
-            table.add_column(kind)
+            table.add_column(kind, overflow="fold")  # a narrow terminal breaks a line, never a figure's end
         for name, measure in measures.items():
-            thirds = ("/".join(_figure(value) for value in measure["by"][kind].values()) for kind in kinds)
+            thirds = (" / ".join(_figure(value) for value in measure["by"][kind].values()) for kind in kinds)
             table.add_row(name, _figure(measure["all"]), *thirds)
         yield table
         held = quality["held_out_titles"]
@@ -236,7 +235,7 @@ def layer_table(model: str, taps: Sequence[Tap], known: Sequence[Knowledge] = ()
     """
     numbers = {tap.name: str(k) for k, tap in enumerate(candidates(taps), 1)}
     figures = {found.tap.name: (f"{found.cka:.2f}", f"{found.r2:.2f}") for found in known}
-    table = Table("layer", title=f"taps of {model}", title_justify="left", box=None)
+    table = Table("layer", title=escape(f"taps of {model}"), title_justify="left", box=None)
     table.add_column("name", no_wrap=True)  # it is what a study file needs, letter by letter
     table.add_column("shape", no_wrap=True)
     table.add_column("rows of", no_wrap=True)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
@@ -245,7 +246,9 @@ class Progress:
     def _show(self, label: str = "") -> None:
         with self._lock:
             if self._bar is not None:
-                self._bar.update(self._bar.task_ids[0], completed=self._done, description=self._line() + (f" ({label})" if label else ""))
+                self._bar.update(
+                    self._bar.task_ids[0], completed=self._done, description=escape(self._line() + (f" ({label})" if label else ""))
+                )
 
     def _tick(self, stop: threading.Event) -> None:
         while not stop.wait(0.5):
@@ -254,4 +257,4 @@ class Progress:
             now = time.monotonic()
             if self._bar is None and now - self._printed >= INTERVAL_S:
                 self._printed = now
-                self.console.print(f"{self._stage}: {self._line()}", highlight=False)
+                self.console.print(f"{self._stage}: {self._line()}", markup=False, highlight=False)
