@@ -112,7 +112,7 @@ def discover_taps(model: nn.Module, batch: ProbeBatch) -> tuple[Tap, ...]:
                 replace(
                     tap,
                     alias_of=alias,
-                    is_scores=tap.width >= batch.n_items - 1,
+                    is_scores=abs(tap.width - batch.n_items) <= 1,  # without the padding, with it, or a mask's token beside it
                     depth=depth_of(found.first) if tap.usable else 0,
                     ahead=ahead.get(found.first.grad_fn, 0),
                 )

@@ -38,7 +38,7 @@ class Tap:
         ahead: longest path from the training loss down to it: how much computation lies after it; 0 if unused.
         batch_dim: the dimension that runs over the batch, 0 or 1.
         alias_of: name of the tap that holds the very same tensor and stands for both; empty: none.
-        is_scores: at least as wide as the catalogue: scores of all items, an output rather than a representation.
+        is_scores: as wide as the catalogue, give or take one: scores of all items, an output rather than a representation.
     """
 
     name: str
@@ -83,7 +83,14 @@ def auto_tap(taps: Sequence[Tap], model: str) -> Tap:
     Raises:
         LayerError: no tap of the model knows the user.
     """
-    known = [tap for tap in candidates(taps) if not tap.is_scores]
+    aligned = candidates(taps)
+    known = [tap for tap in aligned if not tap.is_scores]
+    if aligned and not known:
+        shown = ", ".join(f"{tap.name!r} ({tap.width})" for tap in aligned)
+        raise LayerError(
+            f"every user-aligned layer of {model} is as wide as the catalogue and so taken for scores of all items: {shown}; name the "
+            "layer that is a representation under `transfer.layers`, or give the model another width"
+        )
     if not known:
         raise LayerError(f"no layer of {model} is aligned with users; name a pair-level layer explicitly; run: llmkt layers {model}")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmkt_ray.errors import LayerError
 from llmkt_ray.transfer.discovery import discover_taps
-from llmkt_ray.transfer.taps import candidates
+from llmkt_ray.transfer.taps import auto_tap, candidates
 
 ALL_KINDS = ["rows", "prefix", "graph", "items_first", "encoder", "pair", "sequence", "mixing"]
 
@@ -190,3 +190,8 @@ def test_a_batch_of_all_users_is_refused(toy):
     model, batch = toy("rows", n_users=10)
     with pytest.raises(LayerError, match="outside its batch"):
         discover_taps(model, batch)
+
+
+def test_a_layer_wider_than_a_small_catalogue_is_a_layer(toy):
+    assert auto_tap(tuple(found(toy, "rows", n_items=6).values()), "BPR").name == "user_embedding"
+    assert found(toy, "encoder", n_items=6)["decoder.2"].is_scores

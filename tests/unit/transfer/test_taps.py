@@ -88,3 +88,9 @@ def test_a_pair_level_tap_is_there_by_name_only(toy):
 def test_a_model_without_user_aligned_layers_says_so():
     with pytest.raises(LayerError, match="no layer of FM is aligned with users"):
         auto_tap([Tap("network.0", "pair", 4)], "FM")
+
+
+def test_layers_that_are_all_as_wide_as_the_catalogue_are_named():
+    taps = [Tap("user_embedding", "user_rows", 14, is_scores=True)]
+    with pytest.raises(LayerError, match=r"every user-aligned layer of BPR is as wide as the catalogue .*: 'user_embedding' \(14\); name"):
+        auto_tap(taps, "BPR")
