@@ -1,9 +1,12 @@
 """What the sections of a study file have in common: frozen models that know no key but their own."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def as_tuple(value: Any) -> Any:
@@ -37,3 +40,11 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         hide_input_in_errors=True,
     )
+
+    @field_validator("name", "model", "encoder", check_fields=False)
+    @classmethod
+    def _printable(cls, name: str | None) -> str | None:
+        """Names are labels, which terminals, logs and pages show: a control character could steer these."""
+        if name is not None and _CONTROL.search(name):
+            raise ValueError("must have no control characters (line breaks, escapes)")
+        return name

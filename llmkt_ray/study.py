@@ -4,7 +4,9 @@ Reading here is schema only: types, ranges and what contradicts itself inside th
 metrics, encoders) and the data are checked afterwards by the stages that own them; `llmkt check` does all three.
 """
 
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
@@ -98,11 +100,16 @@ class StudyConfig(Section):
     def _plain_folder(cls, storage: str) -> str:
         """`file:///shared` is the folder /shared: a disk that this machine may or may not see, and no object store."""
         uri = urlsplit(storage)
-        if uri.scheme != "file":
-            return storage
-        if uri.netloc or not uri.path.startswith("/"):
-            raise ValueError("a folder as a URI has three slashes (file:///shared/folder)")
-        return unquote(uri.path)
+        if uri.scheme == "file":
+            if uri.netloc or not uri.path.startswith("/"):
+                raise ValueError("a folder as a URI has three slashes (file:///shared/folder)")
+            return unquote(uri.path)
+        if re.match(r"\w+:/[^/]", storage):
+            raise ValueError("a URI has two slashes (s3://bucket/prefix)")
+        try:  # ~ is the home folder, as in every other path of a study
+            return str(Path(storage).expanduser()) if storage.startswith("~") else storage
+        except RuntimeError as error:
+            raise ValueError(f"there is no such home folder ({error})") from error
 
     @model_validator(mode="before")
     @classmethod

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, JsonValue, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from llmkt_ray.section import Section, as_tuple
 from llmkt_ray.study_inputs import ProfileConfig
@@ -83,6 +83,14 @@ class SpaceConfig(Section):
         return self
 
 
+def class_path_problem(path: str) -> str | None:
+    """Returns why a text is not the place of a class, `package.module:Class`, or None."""
+    module, _, name = path.partition(":")
+    if all(part.isidentifier() for part in (*module.split("."), name)):
+        return None
+    return f"model class {path!r} cannot be imported; the form is package.module:Class"
+
+
 class ModelConfig(Section):
     """One RecBole model with what differs from `training`."""
 
@@ -103,6 +111,14 @@ class ModelConfig(Section):
     """What a search (`search.kind: optuna`) varies of this model, for the treated arm and the baseline alike."""
     controls: tuple[Arm, ...] | None = None
     """Control arms of this model, where not all of the study's are possible with it; None: the study's `controls`."""
+
+    @field_validator("class_path")
+    @classmethod
+    def _place_of_class(cls, path: str | None) -> str | None:
+        problem = None if path is None else class_path_problem(path)
+        if problem:
+            raise ValueError(problem)
+        return path
 
 
 class ScheduleConfig(Section):

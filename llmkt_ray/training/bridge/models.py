@@ -260,8 +260,9 @@ def load_class(class_path: str) -> type[nn.Module]:
     module_name, _, class_name = class_path.partition(":")
     try:
         loaded = importlib.import_module(module_name).__dict__[class_name]
-    except (ImportError, KeyError) as error:
-        raise TrainingError(f"model class {class_path!r} cannot be imported ({error}); the form is package.module:Class") from error
+    except Exception as error:  # the module is the user's own code: importing it may raise anything
+        said = str(error) if isinstance(error, ImportError | KeyError) else f"{type(error).__name__}: {error}"
+        raise TrainingError(f"model class {class_path!r} cannot be imported ({said}); the form is package.module:Class") from error
     if not (isinstance(loaded, type) and issubclass(loaded, AbstractRecommender)):
         raise TrainingError(
             f"{class_path!r} is not a RecBole model class; it must be a subclass of recbole's GeneralRecommender, ContextRecommender or "

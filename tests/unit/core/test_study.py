@@ -389,3 +389,35 @@ def test_only_these_fields_of_a_study_are_left_out_of_its_key() -> None:
             changed |= {name} if base.model_copy(update={name: others.get(name, "changed")}).key != base.key else set()
         assert fields - changed - {"models"} == {"storage", "resources", "budget", "tracking", "description", "name"} | more
     assert study(models=["SimpleX"]).key != study().key
+
+
+def test_a_storage_below_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    study = parse_study(yaml.safe_dump({**MINIMAL, "storage": "~/res"}))
+    assert study.storage == f"{tmp_path}/res"
+    assert problems_of(storage="~nobody-here/res")[0].startswith("storage: there is no such home folder")
+
+
+@pytest.mark.parametrize("storage", ["s3:/bucket/prefix", "gs:/bucket"])
+def test_a_storage_with_one_slash_is_no_folder(storage: str) -> None:
+    assert problems_of(storage=storage) == (f"storage: a URI has two slashes (s3://bucket/prefix), but got {storage!r}",)
+
+
+@pytest.mark.parametrize(
+    ("place", "changes"),
+    [
+        ("models.0.name", {"models": [{"name": "a\x1b[2J"}]}),
+        ("profiles.0.name", {"profiles": [{"llm": "template", "name": "a\nb"}]}),
+        ("profiles.0.model", {"profiles": [{"llm": "openai", "model": "a\x9b"}]}),
+        ("embedding.0.encoder", {"embedding": {"encoder": "a\tb"}}),
+    ],
+)
+def test_names_have_no_control_characters(place: str, changes: dict[str, object]) -> None:
+    (found,) = problems_of(**changes)
+    assert found.startswith(f"{place}: must have no control characters")
+
+
+@pytest.mark.parametrize("path", [":X", ".x:Y", "x:", "x", "x:Y:Z", "recbole.model.abstract_recommender"])
+def test_the_place_of_a_class_has_its_form(path: str) -> None:
+    (found,) = problems_of(models=[{"name": "Mine", "class_path": path}])
+    assert found.startswith(f"models.0.class_path: model class {path!r} cannot be imported; the form is package.module:Class")
