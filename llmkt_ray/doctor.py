@@ -20,6 +20,8 @@ with cluster(num_cpus=1):
     assert ray.get(ray.remote(lambda: 41 + 1).remote()) == 42
 """
 
+RAY_S = 120.0
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -62,12 +64,21 @@ def vllm_finding(versions: Mapping[str, str], has_gpu: bool) -> Finding:
     return Finding("vLLM", False, found, needed=False)
 
 
+def ray_finding() -> Finding:
+    """Returns whether Ray starts on this machine and runs a task."""
+    what = "Ray starts here"
+    try:
+        tried = subprocess.run([sys.executable, "-c", _TRY_RAY], capture_output=True, text=True, timeout=RAY_S, check=False)  # noqa: S603 - our own text
+    except subprocess.TimeoutExpired:
+        return Finding(what, False, f"Ray did not start within {RAY_S:g} s; is the machine busy, or its memory full? Then try again")
+    return Finding(what, tried.returncode == 0, "a task ran" if tried.returncode == 0 else tried.stderr.strip()[-300:])
+
+
 def _findings(storage: str) -> Iterator[Finding]:
     versions = package_versions()
     for name in ("python", "llmkt_ray", "torch", "ray", "recbole", "optuna"):
         yield Finding(name, name in versions, versions.get(name, "not installed; run: make setup"))
-    tried = subprocess.run([sys.executable, "-c", _TRY_RAY], capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 - our own text
-    yield Finding("Ray starts here", tried.returncode == 0, "a task ran" if tried.returncode == 0 else tried.stderr.strip()[-300:])
+    yield ray_finding()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     yield Finding("GPU", bool(gpus), ", ".join(gpus) or "none: trials run on the CPU", needed=False)
     yield vllm_finding(versions, bool(gpus))

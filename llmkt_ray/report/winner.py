@@ -30,6 +30,8 @@ EQUAL = 1e-2
 """Largest difference between our evaluation and RecBole's of the same weights: equal but for the order of exactly equal scores, which
 dead units and counts give (DMF, Pop)."""
 
+_SHOWN = 8
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -80,9 +82,11 @@ def find_trial(trial: str, folder: str | Path) -> tuple[TrialSpec, pd.Series]:
         return _best(rows, folder)
     found = rows[rows["trial_key"].str.startswith(trial)]
     if len(found) != 1:
+        if len(found) > 1:
+            some = ", ".join(found["trial_key"].head(_SHOWN)) + (", ..." if len(found) > _SHOWN else "")
+            raise StorageError(f"the keys of {len(found)} trials in {folder} begin with {trial!r}; give more of one of these: {some}")
         some = ", ".join(rows.loc[rows["status"] == "done", "trial_key"].head(3))
-        what = f"no trial {trial!r}" if found.empty else f"{len(found)} trials whose key begins with {trial!r}"
-        raise StorageError(f"there is {what} in {folder}; keys are in the report and in tables/trials.csv, for example {some}")
+        raise StorageError(f"there is no trial {trial!r} in {folder}; keys are in the report and in tables/trials.csv, for example {some}")
     row = found.iloc[0]
     if row["status"] != "done":
         raise StorageError(f"trial {row['trial_key']} failed ({row['error_message']}), so there is nothing to export")
@@ -144,6 +148,8 @@ def export_trial(
     spec, row = find_trial(trial, folder)
     key = str(row["trial_key"])
     target = target or Path("exported") / key
+    if target.exists() and not target.is_dir():
+        raise StorageError(f"{target} is a file, not a folder; give a new folder with --to")
     if target.exists() and any(target.iterdir()):
         raise StorageError(f"{target} is not empty; give a new folder with --to")
     if spec.class_path is not None and not allow_code:

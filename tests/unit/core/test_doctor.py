@@ -33,3 +33,10 @@ def test_what_was_found_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch, cap
         cli.main()
     assert not ended.value.code
     assert '-e ".[vllm]"' in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_ray_that_does_not_start_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "RAY_S", 0.01)
+    finding = doctor.ray_finding()
+    assert (finding.ok, finding.needed) == (False, True)
+    assert finding.found.startswith("Ray did not start within 0.01 s")

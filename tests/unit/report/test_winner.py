@@ -53,8 +53,9 @@ def test_a_key_may_be_shortened_but_must_name_one_trial(study):
     folder, rows = study
     spec, row = winner.find_trial(rows["trial_key"].iloc[0][:10], folder)
     assert (spec.key, row["trial_key"]) == (rows["trial_key"].iloc[0],) * 2
-    with pytest.raises(StorageError, match=r"6 trials whose key begins with ''"):
+    with pytest.raises(StorageError, match=r"the keys of 6 trials in .* begin with ''; give more of one of these: ") as ambiguous:
         winner.find_trial("", folder)
+    assert all(key in str(ambiguous.value) for key in rows["trial_key"])
     with pytest.raises(StorageError, match="there is no trial 'zz'"):
         winner.find_trial("zz", folder)
 
@@ -87,3 +88,10 @@ def test_recbole_is_asked_without_llmkt_ray(study, tmp_path):
     script.write_text(script.read_text().replace("import yaml\n", "import yaml\nimport llmkt_ray.errors\n"))
     with pytest.raises(TrainingError, match="llmkt_ray"):
         winner.evaluate_alone(tmp_path / "d")
+
+
+def test_a_file_is_no_folder_to_export_to(study, tmp_path):
+    folder, rows = study
+    (tmp_path / "out").write_text("kept")
+    with pytest.raises(StorageError, match=r"out is a file, not a folder; give a new folder with --to"):
+        winner.export_trial(rows["trial_key"].iloc[0], folder, tmp_path / "out")
