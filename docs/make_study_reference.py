@@ -14,7 +14,8 @@ from llmkt_ray.study import StudyConfig
 
 HEAD = """# The study file
 
-One YAML file is one study. Unknown keys are errors, and `llmkt check` reports every error at once. Where a value may be
+One YAML file is one study. Unknown keys are errors. `llmkt check` reports every error of the file itself at once (keys,
+types, ranges, contradictions); when it has none, every other one at once (names, data, layers, storage). Where a value may be
 a factor of the sweep, one value or a list of them may be given. This page is made from `llmkt_ray/study.py` by
 `python docs/make_study_reference.py`.
 """

@@ -11,13 +11,13 @@ from rich.console import Console
 from llmkt_ray.artifacts import FileStore, below
 from llmkt_ray.data.split import prepare
 from llmkt_ray.embeddings.forget import Forgotten, forget
-from llmkt_ray.errors import StorageError
+from llmkt_ray.errors import ResourceError, StorageError
 from llmkt_ray.profiles.preview import preview
 from llmkt_ray.profiles.prompts import Prompt
 from llmkt_ray.profiles.reading import rows_of
 from llmkt_ray.profiles.table import Profiles
 from llmkt_ray.results.card import read_card
-from llmkt_ray.results.folder import holder, locked, study_folder
+from llmkt_ray.results.folder import holder, locked, owner_problem, results_folders, study_folder
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.results.llm_texts import LlmTexts, llm_texts, total
 from llmkt_ray.results.transport import local_copy
@@ -46,6 +46,7 @@ class Status:
         report: path or URI of the report, None before there is one.
         progress: what the last run said of itself: stage, trials running, seconds left; None before the first.
         llm: what language models took for the finished texts beside what was planned, all choices together; None where none wrote.
+        problem: why these are not this study's results (the folder is another one's), None if they are.
     """
 
     folder: str
@@ -56,6 +57,7 @@ class Status:
     report: str | None
     progress: dict[str, Any] | None = None
     llm: LlmTexts | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,11 @@ class Study:
             StudyError: with every problem found.
         """
         local = (address or given_address()) is None
-        check_study(self.config, store_of(self.config), allow_code=self.allow_code, local=local, needs_all=needs_all)
+        try:
+            store = store_of(self.config)
+        except StorageError:  # told with the study's other problems
+            store = None
+        check_study(self.config, store, allow_code=self.allow_code, local=local, needs_all=needs_all)
 
     def not_at_hand(self) -> list[str]:
         """Returns what a run needs and this machine lacks (datasets to be got by hand, GPUs), as sentences."""
@@ -158,19 +164,31 @@ class Study:
     def forget(self, user_id: str) -> Forgotten:
         """Removes one user's profiles from the artifacts of this study, with all that was derived from them.
 
-        The report page goes too, because it shows texts; `report` makes it anew.
+        The report pages of the storage go too, because they show texts, which studies may share; `report` makes them anew.
 
         Args:
             user_id: the raw id.
 
         Raises:
+            ProfileError: no set of profiles of this study has such a user; nothing is deleted.
             StorageError: a run of this study goes on, or something cannot be written.
         """
         store, folder = store_of(self.config), study_folder(self.config)
         with locked(folder):
             done = forget(store, [node.key for node in make_plan(self.config, store).profiles], user_id)
-            FileStore(folder).delete("report.html")
-        return done
+            if not (done.texts or done.parts or done.embeddings or done.targets):
+                # Forgotten before (an interruption may have left pages), or in no set: then this raises.
+                list(rows_of(self._finished_profiles(), user_id))
+            pages, left = [], []
+            for folder in results_folders(self.config.storage):
+                files = FileStore(folder)
+                try:
+                    if files.exists(PAGE):
+                        files.delete(PAGE)
+                        pages.append(below(folder, PAGE))
+                except StorageError as error:
+                    left.append(str(error))
+        return replace(done, pages=tuple(pages), pages_left=tuple(left))
 
     def _finished_profiles(self) -> Iterator[tuple[str, Profiles]]:
         store = store_of(self.config)
@@ -193,8 +211,14 @@ class Study:
 
         Raises:
             StudyError: the study cannot run.
+            ResourceError: a cluster's address, but an executor that uses none.
             LlmktError: something that can be mended came up on the way; what is done stays.
         """
+        if executor == "loop" and address is not None:
+            raise ResourceError(
+                f"executor 'loop' runs trials in this process and uses no cluster, but an address was given ({address}); "
+                "leave --address out, or choose executor 'ray'"
+            )
         self.check(address=address)
         summary = run_study(
             self.config,
@@ -231,19 +255,23 @@ class Study:
             report=below(folder, PAGE) if FileStore(folder).exists(PAGE) else None,
             progress=read_progress(folder),
             llm=total(texts) if texts else None,
+            problem=owner_problem(self.config),
         )
 
     def report(self) -> str:
         """Writes the report from the rows and returns its path or URI.
 
         Raises:
-            StorageError: there are no results yet.
+            StorageError: there are no results yet, or they are another study's.
         """
         from llmkt_ray.report import build  # here, because figures and statistics are heavy and a run needs them last
 
         folder = study_folder(self.config)
         if read_card(folder) is None:
             raise StorageError(f"there are no results in {folder}; run: llmkt run STUDY")
+        problem = owner_problem(self.config)
+        if problem:
+            raise StorageError(f"{problem}; for the report of the results that are there, run: llmkt report {folder}")
         with local_copy(folder) as here:
             build(here, store_of(self.config))
         return below(folder, PAGE)

@@ -191,6 +191,12 @@ class FileStore:
         names = (info.path[len(self._base) :].lstrip("/") for info in infos if info.type == pafs.FileType.File)
         return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("."))
 
+    def folders(self) -> tuple[str, ...]:
+        """Returns the names of the folders right below the root, sorted."""
+        with _told("listing", self.path("")):
+            infos = self._fs.get_file_info(pafs.FileSelector(self.path(""), allow_not_found=True))
+        return tuple(sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory))
+
     def delete(self, name: str) -> None:
         """Deletes file or folder `name`; absent is fine."""
         with _told("deleting", self.path(name)):

@@ -38,7 +38,11 @@ def _say(text: str) -> None:
 
 @app.command()
 def check(study: StudyFile, allow_code: AllowCode = False) -> None:
-    """Say everything that is wrong with a study, at once, and what a run would still need on this machine; start nothing."""
+    """Say what is wrong with a study, and what a run would still need on this machine; start nothing.
+
+    First every error of the file itself (unknown keys, types, ranges, contradictions) at once; when it has none, every other one at once:
+    names, datasets, texts, encoders, storage, and, when the names are right, layers and widths.
+    """
     from llmkt_ray.api import Study
 
     opened = Study.from_yaml(study, allow_code=allow_code)
@@ -130,6 +134,8 @@ def status(study: StudyFile, address: Dashboard = None) -> None:
     total = "unknown: not planned yet" if now.planned is None else str(now.planned)
     busy = "nobody" if now.holder is None else f"process {now.holder['pid']} on {now.holder['host']} since {now.holder['started']}"
     _say(f"folder: {now.folder}")
+    if now.problem is not None:
+        _say(f"NOT this study's: {now.problem}")
     _say(f"trials: {now.done} done, {now.failed} failed, planned {total}")
     if now.llm is not None:
         _say(llm_line(now.llm))
@@ -312,8 +318,11 @@ def forget(study: StudyFile, user: Annotated[str, typer.Option(help="Raw id of t
     done = Study.from_yaml(study).forget(user)
     _say(
         f"user {user}: removed {done.texts} profiles, {done.parts} texts of unfinished profiles, {done.embeddings} embeddings and "
-        f"{done.targets} targets; report.html, which shows texts, is deleted (llmkt report makes it anew)"
+        f"{done.targets} targets; report pages, which show texts, that are deleted (llmkt report makes them anew): "
+        f"{', '.join(done.pages) or 'none were there'}"
     )
+    for sentence in done.pages_left:
+        _say(f"not deleted: {sentence}")
     _say(
         "not removed: interactions of the dataset and per-user metrics, which hold no text; other users' targets, which a reducer made "
         "knowing this user's vector; trained models and checkpoints; copies made elsewhere (other storages, exported reports and models, "

@@ -33,12 +33,16 @@ class Forgotten:
         parts: rows of part files of profiles that are not finished.
         embeddings: vectors of the texts.
         targets: rows of targets, and of the vectors that KAR reads, that were made of those.
+        pages: reports that were deleted, because they show texts; `forget` itself deletes none.
+        pages_left: why others could not be.
     """
 
     texts: int
     parts: int
     embeddings: int
     targets: int
+    pages: tuple[str, ...] = ()
+    pages_left: tuple[str, ...] = ()
 
 
 def forget(store: ArtifactStore, profiles_keys: Iterable[str], user_id: str) -> Forgotten:

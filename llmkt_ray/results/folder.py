@@ -41,6 +41,16 @@ def study_folder(study: StudyConfig) -> str:
     return below(study.storage, study.name)
 
 
+def results_folders(storage: str) -> list[str]:
+    """Returns the paths or URIs of every study's results folder in a storage.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    files = FileStore(storage)
+    return [below(storage, name) for name in files.folders() if files.exists(f"{name}/{OWNER}")]
+
+
 def artifacts_folder(study: StudyConfig) -> str:
     """Returns the path or URI of the artifacts, shared by all studies of one storage."""
     return below(study.storage, "artifacts")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from llmkt_ray.artifacts import ArtifactStore
+from llmkt_ray.artifacts import ArtifactStore, FileStore
 from llmkt_ray.data.check import dataset_problems
 from llmkt_ray.data.history import item_facts
 from llmkt_ray.data.known import KNOWN
@@ -21,7 +21,7 @@ from llmkt_ray.embeddings.reducers import REDUCERS, reduction_problem
 from llmkt_ray.errors import LlmktError, ProfileError, StudyError, unknown_name
 from llmkt_ray.profiles.engines.template import refuse_without_facts
 from llmkt_ray.profiles.generate import check_stored, profiles_key
-from llmkt_ray.results.folder import busy_problem, holder, owner_problem, study_folder, write_problem
+from llmkt_ray.results.folder import artifacts_folder, busy_problem, holder, owner_problem, study_folder, write_problem
 from llmkt_ray.study import LANGUAGE_MODELS, TABLE_ARMS, DatasetConfig, ModelConfig, StudyConfig
 from llmkt_ray.study_work import OWN_SETTINGS, TuningConfig, tried_of
 from llmkt_ray.sweep.arms import input_problems, kar_problems, known_class, labelled_problems, source_problems
@@ -39,20 +39,29 @@ from llmkt_ray.transfer.loss import LOSSES, check_widths
 from llmkt_ray.transfer.taps import Tap
 
 
-def check_study(study: StudyConfig, store: ArtifactStore, *, allow_code: bool = False, local: bool = True, needs_all: bool = True) -> None:
+def check_study(
+    study: StudyConfig,
+    store: ArtifactStore | None,
+    *,
+    allow_code: bool = False,
+    local: bool = True,
+    needs_all: bool = True,
+    writes_results: bool = True,
+) -> None:
     """Returns if the study can run.
 
     Args:
         study: the study.
-        store: its artifacts.
+        store: its artifacts; None: they cannot be opened, which is a problem among the others.
         allow_code: whether classes by import path may be loaded.
         local: whether the trials run on this machine, so that its GPUs are the ones that count.
         needs_all: whether what is not at hand here (see `not_at_hand`) is a problem; it is for a run, not for a look at the file.
+        writes_results: whether the results folder must be this study's and free; not for what makes artifacts alone.
 
     Raises:
         StudyError: with every problem found.
     """
-    problems = list(study_problems(study, store, allow_code=allow_code))
+    problems = list(study_problems(study, store, allow_code=allow_code, writes_results=writes_results))
     if needs_all:
         problems += not_at_hand(study, local=local)
     if problems:
@@ -117,7 +126,7 @@ def _is_absent(dataset: DatasetConfig) -> bool:
     return known is not None and not known.bundled and not there
 
 
-def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool) -> Iterator[str]:
+def study_problems(study: StudyConfig, store: ArtifactStore | None, *, allow_code: bool, writes_results: bool = True) -> Iterator[str]:
     """Yields every problem of the study itself as a sentence; see `not_at_hand` for what the machine lacks."""
     names = [*_name_problems(study, allow_code=allow_code)]
     yield from names
@@ -140,10 +149,21 @@ def study_problems(study: StudyConfig, store: ArtifactStore, *, allow_code: bool
     if not names:
         yield from _layer_problems(study)
         try:
-            yield from need_problems(study, store, usable)
+            yield from need_problems(study, store, usable) if store is not None else ()
         except LlmktError as error:  # a store that cannot be read
             yield str(error)
-    yield from _storage_problems(study, store)
+    problem = storage_url_problem(study.search.storage) if study.search.storage else None
+    if problem:
+        yield problem
+    if "://" in study.storage and is_relative_file(study.search.storage):
+        yield (
+            f"search.storage {study.search.storage!r} is a file in the folder that the run is started in, which is thrown away with a job "
+            "or a machine, while `storage` is an object store; give the URL of a database server, or an absolute path (sqlite:////folder/x.db)"
+        )
+    if store is None:
+        yield from _raised(partial(FileStore, artifacts_folder(study)))
+    else:
+        yield from _storage_problems(study, store, writes_results=writes_results)
 
 
 def _name_problems(study: StudyConfig, *, allow_code: bool) -> Iterator[str]:
@@ -306,21 +326,15 @@ def _machine_problems(study: StudyConfig) -> Iterator[str]:
             )
 
 
-def _storage_problems(study: StudyConfig, store: ArtifactStore) -> Iterator[str]:
-    problem = storage_url_problem(study.search.storage) if study.search.storage else None
-    if problem:
-        yield problem
-    if "://" in study.storage and is_relative_file(study.search.storage):
-        yield (
-            f"search.storage {study.search.storage!r} is a file in the folder that the run is started in, which is thrown away with a job "
-            "or a machine, while `storage` is an object store; give the URL of a database server, or an absolute path (sqlite:////folder/x.db)"
-        )
+def _storage_problems(study: StudyConfig, store: ArtifactStore, *, writes_results: bool) -> Iterator[str]:
     folder = study_folder(study)
-    for root in (folder, store.root):
+    for root in (folder, store.root) if writes_results else (store.root,):
         problem = write_problem(root)
         if problem:
             yield problem
             return
+    if not writes_results:
+        return
     problem = owner_problem(study)
     if problem:
         yield problem

@@ -14,13 +14,14 @@ from llmkt_ray.embeddings.targets import Targets
 from llmkt_ray.errors import StudyError, unknown_name
 from llmkt_ray.study import DatasetConfig, EvaluationConfig, ModelConfig, PositiveRule, SplitRule, StudyConfig, TuningConfig
 from llmkt_ray.study_file import load_study
+from llmkt_ray.study_work import class_path_problem
 from llmkt_ray.sweep import cluster
 from llmkt_ray.sweep.check import check_study
 from llmkt_ray.sweep.loop import LoopExecutor
 from llmkt_ray.sweep.plan import make_plan
 from llmkt_ray.sweep.progress import Progress
 from llmkt_ray.sweep.run import make_splits, make_targets_for, store_of
-from llmkt_ray.training.bridge.registry import model_entry
+from llmkt_ray.training.bridge.registry import model_entry, model_problem
 from llmkt_ray.training.knowledge import Knowledge, knowledge_of, train_plainly
 from llmkt_ray.training.layers import model_taps
 from llmkt_ray.transfer.taps import Tap, candidates
@@ -33,13 +34,18 @@ def named_model(model: str, *, allow_code: bool) -> ModelConfig:
     """Returns the settings of a model given by RecBole's name, or as a class of the user's own, `package.module:Class`.
 
     Raises:
-        StudyError: it is a class, and classes may not be loaded.
+        StudyError: it is no name, or a class, and classes may not be loaded.
     """
+    if not model:
+        raise StudyError([str(model_problem(model))])
     if ":" not in model:
         return ModelConfig(name=model)
+    problem = class_path_problem(model)
+    if problem:
+        raise StudyError([problem])
     if not allow_code:
         raise StudyError([f"{model} is a model class of your own: importing it runs its code; run again with --allow-code"])
-    return ModelConfig(name=model.rpartition(":")[2] or model, class_path=model)
+    return ModelConfig(name=model.rpartition(":")[2], class_path=model)
 
 
 def probe_study(dataset: str, model: ModelConfig) -> StudyConfig:
@@ -103,7 +109,7 @@ def probe_knowledge(study: StudyConfig, console: Console, *, allow_code: bool = 
         LlmktError: a stage cannot be computed, or too few users have a profile and a training row.
     """
     store, progress, worker = store_of(study), Progress(console), LoopExecutor()
-    check_study(study, store, allow_code=allow_code)
+    check_study(study, store, allow_code=allow_code, writes_results=False)
     make_splits(study, store, worker, progress)
     plan = make_plan(study, store)
     plain = next(spec for spec in plan.trials if spec.arm == "baseline")

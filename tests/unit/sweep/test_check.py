@@ -65,7 +65,6 @@ def test_a_class_by_import_path_needs_permission(tmp_path):
         ("os:system", "'os:system' is not a RecBole model class; it must be a subclass of recbole's GeneralRecommender"),
         ("torch.nn:Linear", "'torch.nn:Linear' is not a RecBole model class"),
         ("no.such:Thing", "cannot be imported (No module named 'no'); the form is package.module:Class"),
-        ("recbole.model.abstract_recommender", "the form is package.module:Class"),
         ("recbole.model.abstract_recommender:AbstractRecommender", "is of type None, which is not supported; supported: ['context'"),
         ("recbole.model.abstract_recommender:GeneralRecommender", "set its input_type to InputType.PAIRWISE, InputType.POINTWISE"),
         ("recbole.model.knowledge_aware_recommender:CKE", "is of type ModelType.KNOWLEDGE, which is not supported"),
@@ -192,3 +191,10 @@ def test_what_a_class_of_ones_own_cannot_do_is_told_too(tmp_path):
     assert "control 'kar' is impossible with Mine: it has no table of feature embeddings" in text
     assert "model 'Mine' cannot be measured under protocol 'labelled': it learns from pairwise" in text
     assert "Mine: it has no table" not in problems(study)  # unread, unless its code may run
+
+
+def test_a_module_that_fails_when_it_is_imported_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing_module.py").write_text("raise ValueError('no such mode')")
+    study = tiny_study(tmp_path, models=[{"name": "Mine", "class_path": "failing_module:Mine"}])
+    assert "'failing_module:Mine' cannot be imported (ValueError: no such mode)" in problems(study, allow_code=True)
