@@ -188,7 +188,7 @@ def test_the_network_policy_lets_in_the_cluster_itself_and_the_operator_only() -
 
 def test_the_job_runs_the_entry_point_and_is_cleaned_up() -> None:
     spec = load("rayjob.yaml")["spec"]
-    assert spec["entrypoint"] == "python -m sweeps.run sweeps/robustness.yaml"
+    assert spec["entrypoint"] == "python -m sweeps.run sweeps/alpha_sensitivity.yaml"
     rules = spec["deletionStrategy"]["deletionRules"]
     for status in ("SUCCEEDED", "FAILED"):
         waits = {rule["policy"]: rule["condition"]["ttlSeconds"] for rule in rules if rule["condition"].get("jobStatus") == status}
