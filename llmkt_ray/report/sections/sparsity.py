@@ -1,6 +1,7 @@
 """Q2: whether knowledge is worth more where there is less to learn from, by the sparsity that was really reached."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.figures import charts
@@ -24,7 +25,7 @@ def sparsity_section(results: Results, findings: Sequence[Finding]) -> Section |
     figures: list[Figure] = []
     contrasts, rows, curves = [], [], 0
     for one in found:
-        points = sorted((achieved(results, one.dataset, _share(level)), level) for level in one.levels)
+        points = sorted(((achieved(results, one.dataset, _share(level)), level) for level in one.levels), key=itemgetter(0))
         known = [(x, level) for x, level in points if level.gain is not None]
         contrasts += [level.gain for _, level in known if level.gain is not None]
         rows += [_row(one, x, level) for x, level in points]
@@ -112,7 +113,8 @@ def _panels(results: Results, one: Compared, known: Sequence[tuple[float, Level]
 def _lead(results: Results, found: Sequence[Compared]) -> str:
     said = []
     for one in found[:MOST_PANELS]:
-        known = sorted((achieved(results, one.dataset, _share(level)), level.gain) for level in one.levels if level.gain is not None)
+        reached = ((achieved(results, one.dataset, _share(level)), level.gain) for level in one.levels if level.gain is not None)
+        known = sorted(reached, key=itemgetter(0))
         ends: list[Contrast] = [known[0][1], known[-1][1]] if len(known) > 1 else []
         if len(ends) < 2 or ends[0].relative is None or ends[1].relative is None:
             continue

@@ -16,6 +16,7 @@ from llmkt_ray.report.sections.cost import pareto
 from llmkt_ray.report.sections.questions import question_sections
 from llmkt_ray.report.sections.sensitivity import heat_maps
 from llmkt_ray.report.sections.sources import source_parts
+from llmkt_ray.report.sections.sparsity import sparsity_section
 from llmkt_ray.results.ledger import Ledger
 from tests.unit.report.synthetic import World, result_of, specs, study_of, write
 
@@ -101,6 +102,15 @@ def test_sparsity_is_the_achieved_one_with_the_papers_marked(tmp_path):
     assert [row[2] for row in section.tables[0].rows] == ["95.50%", "98.88%", "99.78%"]  # of the card, not of the share
     texts = [mark.text for figure in section.figures for mark in figure.canvas.marks if hasattr(mark, "text")]
     assert texts.count("99.45 %") == len(section.figures) == 2
+
+
+def test_shares_that_reach_the_same_sparsity_stand_side_by_side(tmp_path):
+    folder = write(tmp_path, World(**{**BASE, **FLAT, "train_shares": (1.0, 0.5), "n_users": 30}))
+    results = load(folder)
+    for entry in results.card["datasets"]:
+        entry["notes"]["sparsity"]["train"] = 0.97
+    section = sparsity_section(results, find(results))
+    assert [row[1:3] for row in section.tables[0].rows] == [("50%", "97.00%"), ("100%", "97.00%")]
 
 
 def test_embedding_size_against_fidelity_and_ranking(tmp_path):
