@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from llmkt_ray.report.cells import SHOWN, Cell, Runs
+from llmkt_ray.report.cells import SHOWN, Cell, Runs, valid_values
 from llmkt_ray.report.default import default_of
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.frames import factor_rows, gain_rows
 from llmkt_ray.report.levels import averaged, compared, sentence
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.text import count, listed, percent, percent_interval
+from llmkt_ray.report.text import count, left_out, listed, percent, percent_interval
 from llmkt_ray.stats.contrast import Contrast
 from llmkt_ray.stats.importance import SEED, importance
 from llmkt_ray.stats.interval import SPLITS_FROM
@@ -23,7 +21,7 @@ from llmkt_ray.stats.power import (
     smallest_detectable,
     splits_needed,
 )
-from llmkt_ray.stats.selection import largest_gain, safe_range
+from llmkt_ray.stats.selection import Choice, choose, largest_gain, safe_range
 
 EFFECTS = (0.05, 0.03, 0.02)
 SAFE = 0.01
@@ -73,54 +71,55 @@ def factor_importance(results: Results, findings: Sequence[Finding], method: str
     return importance(frame, "value", method) if len(frame) else {}
 
 
-def best_alpha(results: Results, cell: Cell) -> float | None:
+def choose_alpha(results: Results, cell: Cell) -> Choice[float] | None:
     """Returns the alpha with the best mean validation value, None where nothing finished."""
-    column = results.trials[f"valid_{results.metric}"]
-    means = {alpha: float(column.iloc[list(runs.rows.values())].mean()) for alpha, runs in cell.treated.items() if runs.rows}
-    finite = {alpha: mean for alpha, mean in means.items() if np.isfinite(mean)}
-    return max(finite, key=lambda alpha: results.sign() * finite[alpha]) if finite else None
+    return choose({alpha: valid_values(results, runs) for alpha, runs in cell.treated.items()}, lower_is_better=results.sign() < 0)
 
 
 def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     made = []
     for (dataset, model), cells in _by_context(findings).items():
-        column = results.trials[f"valid_{results.metric}"]
-        scored = [(float(column.iloc[list(r.rows.values())].mean()), f, a) for f in cells for a, r in f.cell.treated.items() if r.rows]
-        scored = [one for one in scored if np.isfinite(one[0])]
-        if not scored:
+        values = {(place, alpha): valid_values(results, runs) for place, f in enumerate(cells) for alpha, runs in f.cell.treated.items()}
+        choice = choose(values, lower_is_better=results.sign() < 0)
+        if choice is None:
             continue
-        value, finding, alpha = max(scored, key=lambda one: results.sign() * one[0])
+        value, (finding, alpha) = choice.means[choice.best], (cells[choice.best[0]], choice.best[1])
         gain = finding.grid.get(alpha)
         worth = "no alpha0 to compare it with"
         if gain is not None and gain.relative is not None:
             conditions = f", {listed(list(gain.conditions))}" if gain.conditions else ""
             worth = f"test gain over alpha0 {percent_interval(gain.relative)}{conditions}"
-        where = f"alpha {alpha:g}" + (f", {finding.cell.detail}" if finding.cell.detail else "")
         told = "."
         if gain is not None and gain.difference.low <= 0 <= gain.difference.high:
             told = ": inconclusive, it cannot be told apart from alpha0."
         elif gain is not None and gain.difference.high < 0:
             told = " of those with transfer, but alpha0, without it, is better."
+        unfinished = left_out([_configuration(cells[place].cell, alpha) for place, alpha in choice.left_out])
         made.append(
             Answer(
                 "Best configuration",
                 f"{model} on {dataset}",
                 f"What is the best configuration of {model} on {dataset}?",
-                f"{where}{told}",
+                f"{_configuration(finding.cell, alpha)}{told}",
                 f"{'Highest' if results.sign() > 0 else 'Lowest'} mean validation {results.metric} ({value:.4f}) of "
-                f"{count(len(scored), 'configuration')}; {worth}. "
-                f"The best of many is flattered by its choice.{_unclaimed([finding])}",
+                f"{count(len(choice.means), 'configuration')}; {worth}. "
+                f"The best of many is flattered by its choice.{unfinished}{_unclaimed([finding])}",
             )
         )
     return made
 
 
+def _configuration(cell: Cell, alpha: float) -> str:
+    return f"alpha {alpha:g}" + (f", {cell.detail}" if cell.detail else "")
+
+
 def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     made = []
     for finding in findings:
-        best, cell = best_alpha(results, finding.cell), finding.cell
-        if best is None or len(cell.treated) < 2:
+        choice, cell = choose_alpha(results, finding.cell), finding.cell
+        if choice is None or len(cell.treated) < 2:
             continue
+        best = choice.best
         found = {
             alpha: c for alpha, runs in cell.treated.items() if alpha != best
             and (c := averaged(results, [(runs, cell.treated[best])], results.metric)) is not None and c.relative is not None
@@ -146,7 +145,7 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
                     f"alpha {alpha:g} {percent_interval(c.relative)}" for alpha, c in sorted(found.items()) if c.relative is not None
                 )
                 + (f"; {listed(list(conditions))}" if conditions else "")
-                + f".{_unclaimed([finding])}",
+                + f".{left_out([f'alpha {alpha:g}' for alpha in choice.left_out])}{_unclaimed([finding])}",
             )
         )
     return made

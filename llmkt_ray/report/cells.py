@@ -215,6 +215,12 @@ def seeds_by_split(at: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
     return found
 
 
+def valid_values(results: Results, runs: Runs) -> dict[tuple[int, int], float]:
+    """Returns (split repetition, seed index) to the validation value of an arm."""
+    column = results.trials[f"valid_{results.metric}"].to_numpy(dtype=float)
+    return {at: float(column[row]) for at, row in runs.rows.items()}
+
+
 def _compare(results: Results, one: Runs | None, other: Runs | None, metric: str) -> Contrast | None:
     if one is None or other is None:
         return None

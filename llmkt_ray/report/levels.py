@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmkt_ray.report.cells import CELL, SHOWN, Cell, Runs, seeds_by_split
+from llmkt_ray.report.cells import CELL, SHOWN, Cell, Runs, seeds_by_split, valid_values
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.text import count, listed, plain
+from llmkt_ray.report.text import count, left_out, listed, plain
 from llmkt_ray.stats.contrast import Contrast, contrast, on_shared_seeds, over_splits
 from llmkt_ray.stats.corrections import benjamini_hochberg
+from llmkt_ray.stats.selection import choose
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "layer": ("layer",),
@@ -37,7 +38,8 @@ class Level:
     Attributes:
         values: of the factor's columns that vary.
         cells: how many cells were averaged.
-        valid, test: mean of treated.
+        valid: mean of treated over the trials that the levels were compared on; NaN where the level lacks one of them, see `choose`.
+        test: mean of treated.
         gain: treated over alpha0 of the same level; None where there is no alpha0.
         to_best: treated of this level against treated of the level that is best on validation; None for that level itself and where
             the two share no seed.
@@ -148,12 +150,14 @@ def sentence(results: Results, one: Compared) -> tuple[str, str, str] | None:
         said = f"Inconclusive: {name} is best on validation, but no other {columns_of(one)} can be told apart from it."
     seeds = min(c.difference.n_seeds for _, c in others)
     conditions = dict.fromkeys(condition for _, c in others for condition in c.conditions)
+    rivals = [f"{level_name(one, level)} {plain(level.valid)}" for level, _ in others if np.isfinite(level.valid)]
     evidence = (
-        f"Validation {results.metric} {plain(best.valid)} against "
-        + ", ".join(f"{level_name(one, level)} {plain(level.valid)}" for level, _ in others[:6])
+        f"Validation {results.metric} {plain(best.valid)}"
+        + (f" against {', '.join(rivals[:6])}" if rivals else "")
         + f"; paired on test, {count(seeds, 'seed')}, Benjamini-Hochberg over {count(len(others), 'comparison')}"
         + (f"; {listed(list(conditions))}" if conditions else "")
         + "."
+        + left_out([level_name(one, level) for level in one.levels if not np.isfinite(level.valid)])
     )
     return f"Which {columns_of(one)} for {one.title}?", said, evidence
 
@@ -189,25 +193,35 @@ def columns_of(one: Compared) -> str:
 def _compared(
     results: Results, dataset: str, model: str, columns: tuple[str, ...], levels: dict[tuple[object, ...], list[Cell]]
 ) -> Compared:
-    valid, test = (results.trials[f"{part}_{results.metric}"] for part in ("valid", "test"))
+    test = results.trials[f"test_{results.metric}"]
     runs = {name: [cell.treated[cell.claim_alpha] for cell in cells] for name, cells in levels.items()}
     rows = {name: [row for one in of_level for row in one.rows.values()] for name, of_level in runs.items()}
-    means = {name: float(valid.iloc[mine].mean()) for name, mine in rows.items()}
+    values = {
+        name: {(place, *at): value for place, one in enumerate(of_level) for at, value in valid_values(results, one).items()}
+        for name, of_level in runs.items()
+    }
+    choice = choose(values, lower_is_better=results.sign() < 0)
     names = list(levels)
-    sign = results.sign()
-    best = max(range(len(names)), key=lambda place: sign * means[names[place]] if np.isfinite(means[names[place]]) else -np.inf)
+    best = names.index(choice.best) if choice is not None else 0
     to_best = {
         name: averaged(results, list(zip(runs[name], runs[names[best]], strict=True)), results.metric)
         for place, name in enumerate(names) if place != best
     }  # fmt: skip
     known = [name for name, found in to_best.items() if found is not None]
     adjusted = dict(zip(known, benjamini_hochberg([c.difference.p for c in to_best.values() if c is not None]), strict=True))
+    valid = choice.means if choice is not None else {}
     made = []
     for name, cells in levels.items():
         pairs = [(run, cell.controls["alpha0"]) for run, cell in zip(runs[name], cells, strict=True) if "alpha0" in cell.controls]
         gain = averaged(results, pairs, results.metric) if len(pairs) == len(cells) else None
         level = Level(
-            name, len(cells), means[name], float(test.iloc[rows[name]].mean()), gain, to_best.get(name), float(adjusted.get(name, np.nan))
+            name,
+            len(cells),
+            valid.get(name, np.nan),
+            float(test.iloc[rows[name]].mean()),
+            gain,
+            to_best.get(name),
+            float(adjusted.get(name, np.nan)),
         )
         made.append(level)
     return Compared(dataset, model, columns, tuple(made), best)

@@ -66,3 +66,8 @@ def listed(words: list[str], most: int | None = None) -> str:
     if most is not None and len(words) > most:
         words = [*words[:most], f"{len(words) - most} more"]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def left_out(names: list[str]) -> str:
+    """Returns the sentence that names what could not be chosen, with a space before it; empty where nothing is left out."""
+    return f" Left out of the choice, because not all of its seeds and splits finished: {listed(names, 6)}." if names else ""

@@ -15,6 +15,7 @@ from llmkt_ray.errors import StorageError, StudyError, TrainingError
 from llmkt_ray.results.folder import beside
 from llmkt_ray.results.ledger import Ledger
 from llmkt_ray.seeds import canonical_json
+from llmkt_ray.stats.selection import choose
 from llmkt_ray.study import KAR_ARMS
 from llmkt_ray.sweep.execute import load_artifacts
 from llmkt_ray.training.bridge.export import write_export
@@ -68,8 +69,8 @@ def find_trial(trial: str, folder: str | Path) -> tuple[TrialSpec, pd.Series]:
     """Returns a trial of a results folder, and its row.
 
     Args:
-        trial: its key or the key's beginning, or "best": the treated configuration with the highest mean of the selecting metric on
-            validation, and of its seeds the best.
+        trial: its key or the key's beginning, or "best": the treated configuration with the best mean of the selecting metric on
+            validation, over the seeds and splits that the fullest configuration has, and of its seeds the best; see `choose`.
         folder: the results folder, or its URI.
 
     Raises:
@@ -102,7 +103,6 @@ def _best(rows: pd.DataFrame, folder: str | Path) -> tuple[TrialSpec, pd.Series]
         raise StorageError(f"{folder} has trials on {', '.join(names)}: there is a best one for each; give the key of one (see the report)")
     specs = {key: TrialSpec.model_validate_json(text) for key, text in zip(treated["trial_key"], treated["spec"], strict=True)}
     metric = next(iter(specs.values())).select_on
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     # A configuration is what its seeds and splits share; its targets differ by split, so that its labels say who wrote and encoded them.
     of_seed: dict[str, bool | set[str]] = {
         "seed_index": True,
@@ -112,9 +112,16 @@ def _best(rows: pd.DataFrame, folder: str | Path) -> tuple[TrialSpec, pd.Series]
         "factors": {"split_repetition"},
     }
     same = {key: canonical_json(spec.model_dump(mode="json", exclude=of_seed)) for key, spec in specs.items()}
-    ranked = treated.assign(value=sign * treated[f"valid_{metric}"], configuration=[same[key] for key in treated["trial_key"]])
-    ranked["mean"] = ranked.groupby("configuration")["value"].transform("mean")
-    first = ranked.sort_values(["mean", "value", "trial_key"], ascending=[False, False, True]).iloc[0]
+    values: dict[str, dict[tuple[object, int], float]] = {}
+    for key, value in zip(treated["trial_key"], treated[f"valid_{metric}"], strict=True):
+        at = specs[key].factors.get("split_repetition") or 0, specs[key].seed_index
+        values.setdefault(same[key], {})[at] = float(value)
+    lower = metric in LOWER_IS_BETTER
+    choice = choose(values, lower_is_better=lower)
+    if choice is None:
+        raise StorageError(f"no treated trial in {folder} has a value of {metric} on validation")
+    mine = treated[[same[key] == choice.best for key in treated["trial_key"]]]
+    first = mine.sort_values([f"valid_{metric}", "trial_key"], ascending=[lower, True]).iloc[0]
     return specs[str(first["trial_key"])], first
 
 

@@ -1,11 +1,54 @@
 """Choosing without fooling oneself: safe ranges, the largest gain on seeds that did not choose it, and defaults left out."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import pandas as pd
 
 from llmkt_ray.stats.interval import Interval
+
+Name = TypeVar("Name", bound=Hashable)
+Trial = TypeVar("Trial", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Choice(Generic[Name]):
+    """What was chosen on validation, and from what.
+
+    Attributes:
+        best: the candidate with the best mean.
+        means: candidate to mean validation value, of those that could be chosen.
+        left_out: candidates that lack a trial which the others have.
+    """
+
+    best: Name
+    means: Mapping[Name, float]
+    left_out: tuple[Name, ...]
+
+
+def choose(values: Mapping[Name, Mapping[Trial, float]], *, lower_is_better: bool = False) -> Choice[Name] | None:
+    """Returns the candidate with the best mean on validation, all means being over the same trials.
+
+    Those are the trials of the candidate that has most; who lacks one of them cannot be chosen: the mean of the seeds and splits that
+    happened to finish says as much of them as of the candidate. Of several candidates with most, that one counts whose trials the
+    largest number of candidates have.
+
+    Args:
+        values: candidate to trial, by its seed and split, to validation value; one that is not finite counts as missing.
+        lower_is_better: whether less of the metric is better.
+
+    Returns:
+        None where no candidate has a value.
+    """
+    known = {name: {at: value for at, value in mine.items() if math.isfinite(value)} for name, mine in values.items()}
+    trials = max((mine.keys() for mine in known.values()), key=lambda t: (len(t), sum(t <= m.keys() for m in known.values())), default=None)
+    if not trials:
+        return None
+    means = {name: math.fsum(mine[at] for at in trials) / len(trials) for name, mine in known.items() if trials <= mine.keys()}
+    best = min(means, key=means.__getitem__) if lower_is_better else max(means, key=means.__getitem__)
+    return Choice(best, means, tuple(name for name in values if name not in means))
 
 
 @dataclass(frozen=True)

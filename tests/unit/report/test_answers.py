@@ -13,9 +13,11 @@ from llmkt_ray.report.diagnosis import diagnose, why_no_gain
 from llmkt_ray.report.evidence import Evidence
 from llmkt_ray.report.findings import find
 from llmkt_ray.report.frames import gain_rows
+from llmkt_ray.report.levels import compared, sentence
 from llmkt_ray.report.load import load
 from llmkt_ray.report.sections.regret import regret_section
 from llmkt_ray.report.sections.sensitivity import importance_section
+from llmkt_ray.report.winner import find_trial
 from llmkt_ray.stats.contrast import contrast
 from llmkt_ray.stats.power import seeds_needed, smallest_detectable
 from llmkt_ray.study import StudyConfig
@@ -99,6 +101,41 @@ def test_answers_on_cells_with_a_verdict_add_nothing(tmp_path):
 def test_the_gain_of_the_best_configuration_says_what_it_is_conditional_on(tmp_path, seeds, words):
     found = _said(tmp_path, seeds=seeds)["Best configuration"]
     assert re.search(rf"test gain over alpha0 \S+\u202f% \[.*\], {words}\.", found.evidence)
+
+
+LUCKY = {"seeds": 3, "seed_sd": 0.05, "alphas": (0.3, 0.5), "reductions": ("pca", "umap")}
+
+
+def _only_the_lucky_seed(folder):
+    """Pca at .5 is far worse than all else; only the seed on which everything is at its highest finished it."""
+    drop = lambda spec: -0.04 if (spec.factors.get("reduction"), spec.alpha) == ("pca", 0.5) else 0.0  # noqa: E731
+    world = World(**{**BASE, **LUCKY, "epochs": 4, "treated": lambda m, a, la: 0.05, "moved": drop})
+    trials = load(write(folder / "whole", world)).trials
+    plain = trials[trials["arm"] == "alpha0"].set_index("seed_index")["valid_NDCG@10"]
+    gone = lambda s: s.arm == "treated" and s.factors["reduction"] == "pca" and s.alpha == 0.5 and s.seed_index != plain.idxmax()  # noqa: E731
+    lucky = plain.max() * 1.01  # of its mean, and still the highest
+    assert lucky > plain.mean() * 1.05
+    return write(folder / "lucky", replace(world, fails=lambda spec: "planted" if gone(spec) else None))
+
+
+def test_a_configuration_of_which_only_the_lucky_seed_finished_is_not_the_best(tmp_path):
+    folder = _only_the_lucky_seed(tmp_path)
+    results = load(folder)
+    findings = find(results)
+    made = {(a.topic, a.subject): a for a in answers(results, findings, {})}
+    best = made["Best configuration", "MultiVAE on ml-1m"]
+    assert not best.answer.startswith("alpha 0.5, reducer pca")
+    said = "Left out of the choice, because not all of its seeds and splits finished: alpha 0.5, reducer pca."
+    assert "of 3 configurations" in best.evidence
+    assert said in best.evidence
+    safe = made["Safe alphas", "MultiVAE on ml-1m (reducer pca)"]
+    assert "to alpha 0.3 (the best on validation)" in safe.evidence
+    assert "Left out of the choice, because not all of its seeds and splits finished: alpha 0.5." in safe.evidence
+    (one,) = compared(results, findings, "reducer")
+    assert one.levels[one.best].values == ("umap",)
+    assert sentence(results, one)[2].endswith("Left out of the choice, because not all of its seeds and splits finished: pca.")
+    spec, row = find_trial("best", folder)
+    assert (row["reduction"], spec.alpha) != ("pca", 0.5)
 
 
 def test_layers_that_do_equally_well_are_inconclusive(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from llmkt_ray.report import build
-from llmkt_ray.report.answers import best_alpha
+from llmkt_ray.report.answers import choose_alpha
 from llmkt_ray.report.context import Context
 from llmkt_ray.report.evidence import evidence_of
 from llmkt_ray.report.findings import find
@@ -30,13 +30,13 @@ def lower(monkeypatch):
 def test_what_helps_where_more_is_better_hurts_where_less_is(tmp_path, monkeypatch):
     results = load(write(tmp_path, WORLD))
     assert find(results)[0].claim.outcome in ("works", "worth it")
-    assert best_alpha(results, find(results)[0].cell) == 0.5
+    assert choose_alpha(results, find(results)[0].cell).best == 0.5
     assert any("below EASE" in flag for flag in find(results)[0].flags)
     monkeypatch.setattr("llmkt_ray.report.load.LOWER_IS_BETTER", ("NDCG@10",))
     (finding,) = find(results)
     assert finding.claim.outcome == "hurts"
     assert finding.contrasts["alpha0"].relative.estimate == pytest.approx(-0.2, abs=0.03)
-    assert best_alpha(results, finding.cell) == 0.3
+    assert choose_alpha(results, finding.cell).best == 0.3
     assert gain_rows(results, [finding]).query("alpha == 0.5")["test"].mean() == pytest.approx(-0.2, abs=0.03)
     assert not any("below EASE" in flag for flag in finding.flags)
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from llmkt_ray.stats.contrast import contrast
-from llmkt_ray.stats.selection import largest_gain, recommended_default, safe_range
+from llmkt_ray.stats.selection import choose, largest_gain, recommended_default, safe_range
 
 
 def test_the_largest_gain_of_pure_noise_is_gone_on_other_seeds():
@@ -29,6 +29,27 @@ def test_the_largest_gain_of_pure_noise_is_gone_on_other_seeds():
 def test_one_seed_judges_nothing():
     found = largest_gain(pd.DataFrame({"config": ["a", "b"], "seed": [0, 0], "valid": [0.1, 0.2], "test": [0.3, 0.1]}))
     assert (found.config, found.apparent, found.honest) == ("b", 0.1, None)  # chosen on validation, not on test
+
+
+def test_candidates_are_chosen_on_the_same_seeds_and_splits():
+    """A worse one of which only the lucky seed finished would win by its own mean; whoever lacks a trial is left out and named."""
+    nan = float("nan")
+    values = {
+        "good": {(0, 0): 0.2, (0, 1): 0.4},
+        "lucky": {(0, 1): 0.35},
+        "bad": {(0, 0): 0.1, (0, 1): 0.3},
+        "blind": {(0, 0): 9, (0, 1): nan},
+    }
+    found = choose(values)
+    assert (found.best, found.left_out) == ("good", ("lucky", "blind"))
+    assert found.means == pytest.approx({"good": 0.3, "bad": 0.2})
+    assert choose(values, lower_is_better=True).best == "bad"
+    assert choose({"blind": {0: nan}}) is None
+
+
+def test_of_the_fullest_candidates_those_that_share_their_seeds_with_most_are_compared():
+    values = {"alone": {0: 9.0, 2: 9.0}, "one": {0: 0.1, 1: 0.2}, "two": {0: 0.2, 1: 0.3}}
+    assert (choose(values).best, choose(values).left_out) == ("two", ("alone",))
 
 
 def _to_best(losses, best, noise=0.0002):
