@@ -126,7 +126,8 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         }  # fmt: skip
         if not found:
             continue
-        safe = safe_range({alpha: c.relative for alpha, c in found.items() if c.relative is not None}, best, SAFE)
+        unknown = [alpha for alpha in cell.alphas if alpha != best and alpha not in found]
+        safe = safe_range({alpha: c.relative for alpha, c in found.items()} | dict.fromkeys(unknown), best, SAFE)
         conditions = dict.fromkeys(condition for c in found.values() for condition in c.conditions)
         said = (
             f"{safe[0]:g} to {safe[-1]:g}"
@@ -143,6 +144,9 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
                 f"{percent(-SAFE, 0)}; to it: "
                 + ", ".join(
                     f"alpha {alpha:g} {percent_interval(c.relative)}" for alpha, c in sorted(found.items()) if c.relative is not None
+                )
+                + "".join(
+                    f"; alpha {alpha:g} {'cannot be compared with it' if alpha in cell.treated else 'did not finish'}" for alpha in unknown
                 )
                 + (f"; {listed(list(conditions))}" if conditions else "")
                 + f".{left_out([f'alpha {alpha:g}' for alpha in choice.left_out])}{_unclaimed([finding])}",

@@ -1,7 +1,7 @@
 """Cells: the treated trials that share every setting but alpha and seed, with the control twins they are to be compared with."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +58,7 @@ class Cell:
         claim_alpha: the prespecified alpha; 1 where alpha does not matter (schedule `pretrain`).
         treated: alpha to runs, ascending.
         controls: arm to runs.
+        alphas: those of which a treated trial has a row, failed ones too, ascending.
     """
 
     number: int
@@ -66,6 +67,7 @@ class Cell:
     claim_alpha: float
     treated: Mapping[float, Runs]
     controls: Mapping[str, Runs]
+    alphas: tuple[float, ...] = ()
     _cache: dict[tuple[str, float, str, str], Contrast | None] = field(default_factory=dict, compare=False)
 
     @property
@@ -139,6 +141,7 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
         **{arm: _grouped(done[done["arm"] == arm], _input_columns(arm)) for arm in INPUT_ARMS},
         "rest": _grouped(done[~done["arm"].isin([*PLAIN_ARMS, *INPUT_ARMS])], CELL),
     }
+    tried = _grouped(specific[specific["arm"] == "treated"], CELL)
     templates = _template_labels(results)
     cells = []
     for number, group in enumerate(groups, 1):
@@ -164,7 +167,8 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
                 controls["template"] = twin
         order = {arm: place for place, arm in enumerate(ARM_ORDER)}
         ordered = dict(sorted(controls.items(), key=lambda pair: order.get(pair[0], len(order))))
-        cells.append(Cell(number, values, varied, claim_alpha, dict(sorted(treated.items())), ordered))
+        alphas = tuple(sorted({float(a) for a in tried[tuple(group)]["alpha"]})) if tuple(group) in tried else ()
+        cells.append(Cell(number, values, varied, claim_alpha, dict(sorted(treated.items())), ordered, alphas))
     return tuple(cells)
 
 
@@ -213,6 +217,14 @@ def seeds_by_split(at: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
     for repetition, seed in at:
         found.setdefault(repetition, set()).add(seed)
     return found
+
+
+def shared(one: Runs, other: Runs | None) -> Runs:
+    """Returns the trials of an arm that a contrast with another one rests on; all of them where there is no other."""
+    if other is None:
+        return one
+    both = on_shared_seeds(seeds_by_split(one.rows.keys() & other.rows.keys()))
+    return replace(one, rows={at: row for at, row in one.rows.items() if at[1] in both.get(at[0], ())})
 
 
 def valid_values(results: Results, runs: Runs) -> dict[tuple[int, int], float]:

@@ -92,13 +92,14 @@ def largest_gain(rows: pd.DataFrame) -> Largest | None:
     return Largest(config, int(whole["config"].nunique()), apparent, honest, choosing, judging)
 
 
-def safe_range(to_best: Mapping[float, Interval], best: float, tolerance: float = 0.01) -> tuple[float, ...]:
+def safe_range(to_best: Mapping[float, Interval | None], best: float, tolerance: float = 0.01) -> tuple[float, ...]:
     """Returns the alphas next to each other around `best` that are shown to be within `tolerance` of it, relative; `best` included.
 
     An alpha counts where the lower bound of its paired relative difference to `best` is at least -tolerance.
 
     Args:
-        to_best: alpha to the interval of its relative difference to `best`, for every alpha but `best`.
+        to_best: alpha to the interval of its relative difference to `best`, for every alpha but `best` that was tried; None where there
+            is none, because its trials failed: nothing is known of that alpha, and a range does not cross it.
         best: the alpha chosen on validation.
         tolerance: share of the best that may be lost.
 
@@ -108,10 +109,11 @@ def safe_range(to_best: Mapping[float, Interval], best: float, tolerance: float 
     if best in to_best:
         raise ValueError(f"best ({best}) must not be compared with itself, but to_best holds {sorted(to_best)}")
     order = sorted([*to_best, best])
+    safe = {alpha for alpha, interval in to_best.items() if interval is not None and interval.low >= -tolerance}
     low = high = order.index(best)
-    while low > 0 and to_best[order[low - 1]].low >= -tolerance:
+    while low > 0 and order[low - 1] in safe:
         low -= 1
-    while high + 1 < len(order) and to_best[order[high + 1]].low >= -tolerance:
+    while high + 1 < len(order) and order[high + 1] in safe:
         high += 1
     return tuple(order[low : high + 1])
 

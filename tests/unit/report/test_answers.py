@@ -215,6 +215,13 @@ def test_the_safe_range_is_that_of_the_planted_curve(tmp_path):
     assert "conditional on one split" in found.evidence
 
 
+def test_the_safe_range_ends_at_an_alpha_whose_trials_all_failed(tmp_path):
+    more = {"alphas": tuple(ALPHA), "n_users": 6000, "seed_sd": 0.0, "treated": lambda m, a, la: 0.06 if a == 0.7 else 0.058}
+    found = _said(tmp_path, **more, fails=lambda s: "the loss is NaN" if s.arm == "treated" and s.alpha == 0.3 else None)["Safe alphas"]
+    assert found.answer == "0.5 to 0.9."
+    assert "; alpha 0.3 did not finish; conditional on one split." in found.evidence
+
+
 def test_alphas_that_cannot_be_shown_to_be_safe_are_inconclusive(tmp_path):
     found = _said(tmp_path, alphas=(0.3, 0.5, 0.7), seed_sd=0.05, n_users=30)["Safe alphas"]
     assert re.match(r"Inconclusive: only 0\.\d itself, no neighbour is shown to be within 1% of it\.", found.answer)

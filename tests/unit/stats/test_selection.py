@@ -64,6 +64,11 @@ def test_the_safe_range_ends_where_a_percent_is_lost():
     assert safe_range(to_best, 0.7) == (0.5, 0.7)  # 0.1 is as good, but not next to it
 
 
+def test_the_safe_range_does_not_cross_an_alpha_of_which_nothing_is_known():
+    to_best = _to_best({0.1: 0.0, 0.5: 0.0, 0.7: 0.0}, 0.5)
+    assert safe_range(to_best | {0.3: None}, 0.5) == (0.5, 0.7)
+
+
 def test_the_best_is_not_compared_with_itself():
     with pytest.raises(ValueError, match="must not be compared with itself"):
         safe_range(_to_best({0.3: 0.0, 0.5: 0.0}, 0.5), 0.3)
