@@ -103,6 +103,7 @@ def verdict_document(
                     s.name: {**_contrast(s.contrast), "p_holm": f.steps_holm[s.name]} for s in f.steps if s.contrast is not None
                 },
                 "levels": dict(f.levels),
+                "trials": dict(f.trials),
                 "flags": list(f.flags),
             }
             for f in findings

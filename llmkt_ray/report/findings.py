@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llmkt_ray.report.cells import Cell, Runs, compare, find_cells
+from llmkt_ray.report.cells import Cell, Runs, compare, find_cells, shared
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.text import count
+from llmkt_ray.report.text import count, listed
 from llmkt_ray.stats.claims import Claim, claim
 from llmkt_ray.stats.contrast import Contrast
 from llmkt_ray.stats.corrections import benjamini_hochberg, holm
@@ -50,7 +50,8 @@ class Finding:
         steps: the attribution.
         steps_holm: part of the attribution to Holm's p over the parts of all cells.
         claim: what can be said.
-        levels: arm (or reference model) to mean test value.
+        levels: arm (or reference model) to mean test value, see `levels_of`.
+        trials: arm to the number of trials that its level is the mean of.
         flags: what a reader should know, one sentence each.
     """
 
@@ -63,6 +64,7 @@ class Finding:
     steps_holm: Mapping[str, float]
     claim: Claim
     levels: Mapping[str, float]
+    trials: Mapping[str, int]
     flags: tuple[str, ...] = field(default=())
 
 
@@ -80,7 +82,7 @@ def find(results: Results) -> tuple[Finding, ...]:
     searched = _adjusted(grids, benjamini_hochberg)
     steps = [steps_of(results, cell) for cell in cells]
     parts = _adjusted([{step.name: step.contrast for step in of_cell if step.contrast is not None} for of_cell in steps], holm)
-    levels = [levels_of(results, cell) for cell in cells]
+    levels = [levels_of(results, cell, of_cell) for cell, of_cell in zip(cells, contrasts, strict=True)]
     return tuple(
         Finding(
             cell=cell,
@@ -92,7 +94,8 @@ def find(results: Results) -> tuple[Finding, ...]:
             steps_holm=parts[at],
             claim=claim(contrasts[at], blocks_of(results, cell), results.smallest_effect, unfinished_of(results, cell)),
             levels=levels[at],
-            flags=flags_of(results, cell, levels[at]),
+            trials={arm: len(runs.rows) for arm, runs in levelled(cell, contrasts[at]).items()},
+            flags=flags_of(results, cell, levels[at]) + turned_of(results, cell, contrasts[at].get("alpha0")),
         )
         for at, cell in enumerate(cells)
     )
@@ -155,6 +158,7 @@ def flags_of(results: Results, cell: Cell, levels: Mapping[str, float]) -> tuple
         late = late_runs(results, runs)
         if late:
             flags.append(f"not converged: {arm}, best epoch at the end in {late} of {count(len(runs.rows), 'trial')}")
+    flags += _uneven(cell)
     treated = cell.treated.get(cell.claim_alpha)
     if treated is None:
         flags.append(f"treated at the prespecified alpha {cell.claim_alpha:g} has not finished")
@@ -172,6 +176,17 @@ def flags_of(results: Results, cell: Cell, levels: Mapping[str, float]) -> tuple
     return tuple(flags)
 
 
+def _uneven(cell: Cell) -> list[str]:
+    """Returns the flag of a cell whose arms did not finish the same splits and seeds."""
+    arms = {**cell.controls, **{f"treated at alpha {alpha:g}": runs for alpha, runs in cell.treated.items()}}
+    if len({frozenset(runs.rows) for runs in arms.values()}) < 2:
+        return []
+    most = max(len(runs.rows) for runs in arms.values())
+    fewer = [f"{arm} {len(runs.rows)}" for arm, runs in arms.items() if len(runs.rows) < most]
+    told = f"{listed(fewer)} of {most}" if fewer else f"{most} of each arm, but other seeds or splits"
+    return [f"trials differ: {told}; arms are compared on those that both have"]
+
+
 def alignments_of(results: Results, cell: Cell) -> set[str]:
     """Returns how the rows of a cell's tapped layer belong to users, see `llmkt_ray.transfer.taps`; empty where the card does not say."""
     mine = [entry for entry in results.card.get("cells", []) if all(entry.get(name) == cell.factors[name] for name in ("model", "layer"))]
@@ -186,22 +201,59 @@ def late_runs(results: Results, runs: Runs) -> int:
     return int((converged.astype(object) == False).sum())  # noqa: E712 - None means that it does not apply
 
 
-def levels_of(results: Results, cell: Cell) -> dict[str, float]:
-    """Returns the mean test value of every arm at the prespecified alpha, and of the references of the same splits."""
+def turned_of(results: Results, cell: Cell, gain: Contrast | None) -> tuple[str, ...]:
+    """Returns the flag of a cell whose metric over all rows says the opposite of its users' own, in protocol `labelled`.
+
+    Args:
+        results: the study's results.
+        cell: a cell.
+        gain: the contrast of its treated with its alpha0; None where there is none.
+    """
+    if not results.labelled or gain is None:
+        return ()
+    treated, alpha0 = cell.treated[cell.claim_alpha], cell.controls["alpha0"]
     column = results.trials[f"test_{results.metric}"]
-    runs: dict[str, Runs] = dict(cell.controls)
-    if cell.claim_alpha in cell.treated:
-        runs["treated"] = cell.treated[cell.claim_alpha]
-    levels = {arm: float(column.iloc[list(r.rows.values())].mean()) for arm, r in runs.items() if r.rows}
+    one, other = (float(column.iloc[list(shared(a, b).rows.values())].mean()) for a, b in ((treated, alpha0), (alpha0, treated)))
+    if results.sign() * (one - other) * gain.difference.estimate >= 0:
+        return ()
+    return (
+        f"opposite over all rows: {results.metric} over all rows is {one:.4f} treated and {other:.4f} alpha0, the mean of the users' own "
+        f"{gain.mean_arm:.4f} and {gain.mean_control:.4f}",
+    )
+
+
+def levelled(cell: Cell, contrasts: Mapping[str, Contrast]) -> dict[str, Runs]:
+    """Returns arm to the trials that its level is of: those that it is compared on with treated, all where it is not compared."""
+    treated = cell.treated.get(cell.claim_alpha)
+    runs = {arm: shared(of_arm, treated) if arm in contrasts else of_arm for arm, of_arm in cell.controls.items()}
+    if treated is not None:
+        runs["treated"] = shared(treated, cell.controls["alpha0"]) if "alpha0" in contrasts else treated
+    return {arm: of_arm for arm, of_arm in runs.items() if of_arm.rows}
+
+
+def levels_of(results: Results, cell: Cell, contrasts: Mapping[str, Contrast]) -> dict[str, float]:
+    """Returns the mean test value of every arm at the prespecified alpha, and of the references of the same splits.
+
+    An arm that is compared with treated has the mean of that contrast, so that levels and contrasts agree where trials are missing;
+    treated has that of its contrast with alpha0.
+    """
+    means = {arm: c.mean_control for arm, c in contrasts.items()}
+    if "alpha0" in contrasts:
+        means["treated"] = contrasts["alpha0"].mean_arm
+    levels = {
+        arm: means[arm] if arm in means else float(results.tested.iloc[list(runs.rows.values())].mean())
+        for arm, runs in levelled(cell, contrasts).items()
+    }
     return {**levels, **references_of(results, cell.factors["dataset"], cell.factors["train_share"])}
 
 
 def references_of(results: Results, dataset: str, train_share: Any) -> dict[str, float]:
     """Returns reference model to mean test value over the splits of a dataset."""
-    mine = results.references[results.references["dataset"] == dataset]
+    mine = results.references.assign(tested=results.tested)
+    mine = mine[mine["dataset"] == dataset]
     if isinstance(train_share, float):
         mine = mine[np.isclose(mine["train_share"].astype(float), train_share)]
-    means = mine.groupby("model")[f"test_{results.metric}"].mean()
+    means = mine.groupby("model")["tested"].mean()
     return {str(name): float(value) for name, value in means.items() if pd.notna(value)}
 
 

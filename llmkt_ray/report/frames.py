@@ -15,7 +15,7 @@ def gain_rows(results: Results, findings: Sequence[Finding]) -> pd.DataFrame:
     Positive is better.
     """
     trials = results.trials
-    parts = {part: trials[f"{part}_{results.metric}"].to_numpy(dtype=float) for part in ("valid", "test")}
+    parts = {"valid": trials[f"valid_{results.metric}"].to_numpy(dtype=float), "test": results.tested.to_numpy()}
     rows = []
     for finding in findings:
         cell, alpha0 = finding.cell, finding.cell.controls.get("alpha0")

@@ -39,7 +39,7 @@ class Level:
         values: of the factor's columns that vary.
         cells: how many cells were averaged.
         valid: mean of treated over the trials that the levels were compared on; NaN where the level lacks one of them, see `choose`.
-        test: mean of treated.
+        test: mean of treated on test, over the trials of `gain` where there is one.
         gain: treated over alpha0 of the same level; None where there is no alpha0.
         to_best: treated of this level against treated of the level that is best on validation; None for that level itself and where
             the two share no seed.
@@ -193,7 +193,6 @@ def columns_of(one: Compared) -> str:
 def _compared(
     results: Results, dataset: str, model: str, columns: tuple[str, ...], levels: dict[tuple[object, ...], list[Cell]]
 ) -> Compared:
-    test = results.trials[f"test_{results.metric}"]
     runs = {name: [cell.treated[cell.claim_alpha] for cell in cells] for name, cells in levels.items()}
     rows = {name: [row for one in of_level for row in one.rows.values()] for name, of_level in runs.items()}
     values = {
@@ -218,7 +217,7 @@ def _compared(
             name,
             len(cells),
             valid.get(name, np.nan),
-            float(test.iloc[rows[name]].mean()),
+            gain.mean_arm if gain is not None else float(results.tested.iloc[rows[name]].mean()),
             gain,
             to_best.get(name),
             float(adjusted.get(name, np.nan)),

@@ -76,6 +76,30 @@ class Results:
         """What a gain in the main metric is, in words."""
         return f"Gain in test {self.metric}" + (" (its decrease: lower is better)" if self.sign() < 0 else "")
 
+    @property
+    def labelled(self) -> bool:
+        """Whether labelled rows were evaluated: then a trial's AUC is one over all rows, and each user has one of their own."""
+        return (self.study.get("evaluation") or {}).get("protocol") == "labelled"
+
+    @property
+    def compares(self) -> str:
+        """What selects and what is compared, where the two differ, as a sentence with a space before it; empty where they do not."""
+        if not self.labelled:
+            return ""
+        if self.metric == "GAUC":
+            return " GAUC, which weighs users by their positives, selects; what is compared is the mean of the users' own AUC."
+        return f" {self.metric} over all rows selects; what is compared is the mean of the users' own {self.metric}."
+
+    @cached_property
+    def tested(self) -> pd.Series:
+        """The test value of each trial that is compared, in the main metric: the mean of its users' own values."""
+        column = self.trials[f"test_{self.metric}"].astype(float)
+        if not self.labelled:  # the row's own number is that mean
+            return column
+        values = self.user_values(self.metric)
+        own = [values[key][1].mean(dtype=np.float64) if key in values and len(values[key][1]) else np.nan for key in self.keys]
+        return pd.Series(own, index=column.index).fillna(column)
+
     def user_values(self, metric: str) -> dict[str, UserValues]:
         """Returns the per-user test values of every finished trial, by trial key."""
         if metric not in self._users:

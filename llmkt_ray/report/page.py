@@ -111,6 +111,8 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
                 "not among all; such figures are higher than those of a full ranking and can order models differently.",
             )
         )
+    if results.compares:
+        flags.append(("two measures", results.compares.strip()))
     if failed:
         flags.append(("failures", f"{count(failed, 'trial')} failed and {'is' if failed == 1 else 'are'} left out of every number."))
     if results.damaged:

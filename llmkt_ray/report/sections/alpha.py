@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llmkt_ray.report.cells import compare
+from llmkt_ray.report.cells import Runs, compare, shared
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.figures.canvas import span
 from llmkt_ray.report.findings import Finding
@@ -20,18 +20,23 @@ def alpha_curves(results: Results, findings: Sequence[Finding]) -> Section | Non
     figures, contrasts = [], []
     for finding in chosen(shown):
         cell = finding.cell
-        treated = [(alpha, mean_of(results, runs), finding.grid.get(alpha)) for alpha, runs in cell.treated.items()]
-        contrasts += [c for _, _, c in treated if c is not None]
-        dots = tuple(_dot(results, alpha, mean, c, f"treated, alpha {alpha:g}") for alpha, mean, c in treated)
+        line = finding.levels.get("alpha0")
+        contrasts += finding.grid.values()
+        dots = tuple(
+            _dot(results, alpha, runs, finding.grid.get(alpha), line, f"treated, alpha {alpha:g}") for alpha, runs in cell.treated.items()
+        )
         points = []
         for place, (arm, runs) in enumerate(pair for pair in cell.controls.items() if pair[0] not in ("baseline", "alpha0")):
             # Beside the treated dot, not on it: controls at one alpha would hide each other.
             shown_at = runs.alpha + (0.025 + 0.025 * (place // 2)) * (1 if place % 2 else -1)
             gain = compare(results, cell, runs.alpha, "alpha0", arm=arm)
-            points.append(
-                charts.Series(arm, (_dot(results, shown_at, mean_of(results, runs), gain, f"{arm}, alpha {runs.alpha:g}"),), joined=False)
-            )
-        arms = [charts.Level(arm, arm, finding.levels[arm]) for arm in ("alpha0", "baseline") if arm in finding.levels]
+            dot = _dot(results, shown_at, runs, gain, line, f"{arm}, alpha {runs.alpha:g}")
+            points.append(charts.Series(arm, (dot,), joined=False))
+        arms = [] if line is None else [charts.Level("alpha0", "alpha0", line)]
+        if "baseline" in finding.levels:
+            schedule = compare(results, cell, cell.claim_alpha, "baseline", arm="alpha0")
+            one_phase = finding.levels["baseline"] if schedule is None else _beside(results, line, schedule, -1)
+            arms.append(charts.Level("baseline", "baseline", one_phase))
         references = [
             charts.Level(name, "reference", value)
             for name, value in finding.levels.items()
@@ -54,7 +59,9 @@ def alpha_curves(results: Results, findings: Sequence[Finding]) -> Section | Non
         caption=(
             f"Mean test {results.metric} over seeds and users, by alpha; {results.direction}. Band and bars: 95 % interval of the "
             "paired difference to alpha0, "
-            f"drawn around the mean; where it holds the alpha0 line the two cannot be told apart. {sample(contrasts)}{cut(len(shown))}"
+            "drawn around the mean; where it holds the alpha0 line the two cannot be told apart. An arm that lacks trials is drawn as far "
+            "from that line as it is on the seeds and splits that it shares with alpha0."
+            f"{results.compares} {sample(contrasts)}{cut(len(shown))}"
         ),
         figures=tuple(figures),
         legend=legend(findings),
@@ -63,28 +70,42 @@ def alpha_curves(results: Results, findings: Sequence[Finding]) -> Section | Non
 
 
 def _alpha_table(results: Results, findings: Sequence[Finding]) -> Table:
-    rows = [
-        (
-            f.cell.label, f"{alpha:g}", plain(mean_of(results, runs)), plain(mean_of(results, runs, "valid")),
-            percent_interval(c.relative) if (c := f.grid.get(alpha)) and c.relative else "n/a",
-            p_value(f.grid_bh.get(alpha, float("nan"))), str(runs.seeds),
-        )
-        for f in findings for alpha, runs in f.cell.treated.items()
-    ]  # fmt: skip
+    rows = []
+    for finding in findings:
+        for alpha, runs in finding.cell.treated.items():
+            c = finding.grid.get(alpha)
+            valid = mean_of(results, shared(runs, finding.cell.controls["alpha0"]) if c is not None else runs, "valid")
+            rows.append(
+                (
+                    finding.cell.label, f"{alpha:g}", plain(mean_of(results, runs) if c is None else c.mean_arm), plain(valid),
+                    plain(c.mean_control) if c is not None else "n/a",
+                    percent_interval(c.relative) if c is not None and c.relative is not None else "n/a",
+                    p_value(finding.grid_bh.get(alpha, float("nan"))), str(runs.seeds if c is None else c.difference.n_seeds),
+                    ("; ".join(c.conditions) if c is not None else "") or "\u2013",
+                )
+            )  # fmt: skip
     columns = (
         "cell",
         "alpha",
         f"test {results.metric}",
         f"valid {results.metric}",
+        f"test {results.metric} of alpha0",
         "over alpha0 [95 %]",
         "p (Benjamini-Hochberg)",
         "seeds",
+        "conditional on",
     )
-    return Table("Every alpha", columns, (False, True, True, True, True, True, True), tuple(rows))
+    return Table("Every alpha", columns, (False, *(True,) * 7, False), tuple(rows))
 
 
-def _dot(results: Results, x: float, mean: float, c: Contrast | None, words: str) -> charts.Dot:
+def _dot(results: Results, x: float, runs: Runs, c: Contrast | None, line: float | None, words: str) -> charts.Dot:
+    """Returns the dot of an arm: beside the line of alpha0 by its contrast with it, or at its mean where it has none."""
     if c is None:
-        return charts.Dot(x, mean, tip=f"{words}: {plain(mean)}")
-    tip = f"{words}: {plain(mean)}" + (f", over alpha0 {percent_interval(c.relative)}" if c.relative else "")
-    return charts.Dot(x, mean, *around(results, mean, c), tip)
+        return charts.Dot(x, mean_of(results, runs), tip=f"{words}: {plain(mean_of(results, runs))}")
+    tip = f"{words}: {plain(c.mean_arm)}" + (f", over alpha0 {percent_interval(c.relative)}" if c.relative else "")
+    y = _beside(results, line, c)
+    return charts.Dot(x, y, *around(results, y, c), tip)
+
+
+def _beside(results: Results, line: float | None, c: Contrast, side: int = 1) -> float:
+    return (c.mean_control if line is None else line) + side * results.sign() * c.difference.estimate

@@ -99,14 +99,16 @@ def sample(contrasts: Sequence[Contrast]) -> str:
     few = any(c.difference.conditional and c.difference.method != "users" for c in contrasts)
     one_split = all(c.n_splits == 1 for c in contrasts)
     return (
-        f"n = {_range(users)} users, {_range(seeds)} {'seed' if seeds == [1] else 'seeds'}"
+        f"n = {span_in_words(users)} users, {span_in_words(seeds)} {'seed' if seeds == [1] else 'seeds'}"
         f"{', one split' if one_split else ''}. Interval: 95 %, paired on users and seeds ({listed(methods)})"
         f"{'; conditional on these seeds' if few else ''}{'; conditional on one split' if one_split else ''}."
     )
 
 
-def _range(values: Sequence[int]) -> str:
-    return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"
+def span_in_words(values: Sequence[int]) -> str:
+    """Returns `3`, or `1 to 3` of numbers that differ."""
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def over(found: Contrast | None) -> str:
@@ -116,7 +118,8 @@ def over(found: Contrast | None) -> str:
 
 def mean_of(results: Results, runs: Runs, part: str = "test") -> float:
     """Returns the mean of the main metric over the trials of an arm, on "test" or on "valid"."""
-    return float(results.trials[f"{part}_{results.metric}"].iloc[list(runs.rows.values())].mean())
+    column = results.tested if part == "test" else results.trials[f"{part}_{results.metric}"]
+    return float(column.iloc[list(runs.rows.values())].mean())
 
 
 def around(results: Results, mean: float, c: Contrast) -> tuple[float, float]:

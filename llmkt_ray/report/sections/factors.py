@@ -69,7 +69,7 @@ def _section(results: Results, question: Question, found: Sequence[Compared], at
     caption = (
         f"{results.gain} of treated at {at} over the alpha0 of the same level, in % of alpha0; "
         "right of 0 is better. Marker: mean over seeds, users and the other factors. Line: 95 % interval. Grey: smaller than the smallest "
-        f"effect of interest ({results.smallest_effect:.0%}). {sample(every)}"
+        f"effect of interest ({results.smallest_effect:.0%}).{results.compares} {sample(every)}"
         + (f" {MOST_PANELS} of {len(drawn)} are drawn; the table holds all." if len(drawn) > MOST_PANELS else "")
     )
     return Section(

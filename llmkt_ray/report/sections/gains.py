@@ -42,8 +42,8 @@ def gains(results: Results, findings: Sequence[Finding]) -> Section | None:
     caption = (
         f"{results.gain} of treated at {at} over each control, in % of the control; right "
         "of 0 is better. "
-        f"Marker: mean. Line: 95 % interval. Grey: smaller than the smallest effect of interest ({results.smallest_effect:.0%}). "
-        f"{sample(every)}"
+        f"Marker: mean. Line: 95 % interval. Grey: smaller than the smallest effect of interest ({results.smallest_effect:.0%})."
+        f"{results.compares} {sample(every)}"
         f"{cut(len(shown))}"
     )
     return Section(

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from llmkt_ray.report.cells import claimed_at, compare
 from llmkt_ray.report.figures import charts
-from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.findings import Finding, levelled
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut
+from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut, span_in_words
 from llmkt_ray.report.text import count, listed, percent_interval, plain
 
 
@@ -20,7 +20,7 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
     for finding in chosen(shown):
         arms = {*finding.cell.controls, "treated"}
         rows = [
-            (name, name if name in arms else "reference", value, f"{name}: {plain(value)}")
+            (name, name if name in arms else "reference", value, f"{name}: {plain(value)}{_of(finding, name)}")
             for name, value in sorted(finding.levels.items(), key=lambda pair: pair[1])
         ]
         canvas = charts.dots(
@@ -45,20 +45,24 @@ def references(results: Results, findings: Sequence[Finding]) -> Section | None:
         caption=(
             f"Mean test {results.metric}, {results.direction}; treated and its controls at {at}, means over "
             "seeds and users. "
-            "Marker: the mean. Dotted line: EASE. References have one deterministic run a split; no intervals are drawn here. "
-            f"{_counted(results, shown)}{cut(len(shown))}"
+            "Marker: the mean. Dotted line: EASE. References have one deterministic run a split; no intervals are drawn here."
+            f"{results.compares} {_counted(results, shown)}{cut(len(shown))}"
         ),
         figures=tuple(figures),
     )
 
 
+def _of(finding: Finding, arm: str) -> str:
+    return f", mean of {count(finding.trials[arm], 'trial')}" if arm in finding.trials else ""
+
+
 def _counted(results: Results, findings: Sequence[Finding]) -> str:
     """Returns n in words: evaluated users and seeds of the arms that are drawn."""
-    runs = [r for f in findings for r in (*f.cell.controls.values(), *f.cell.treated.values()) if r.rows]
+    runs = [r for f in findings for r in levelled(f.cell, f.contrasts).values()]
     values = results.user_values(results.metric)
     users = [len(found[0]) for r in runs for row in list(r.rows.values())[:1] if (found := values.get(str(results.keys[row]))) is not None]
-    seeds = max((r.seeds for r in runs), default=0)
-    return f"n = {min(users):,}{f' to {max(users):,}' if max(users) > min(users) else ''} users, {count(seeds, 'seed')}." if users else ""
+    seeds = [r.seeds for r in runs]
+    return f"n = {span_in_words(users)} users, {span_in_words(seeds)} {'seed' if set(seeds) == {1} else 'seeds'}." if users else ""
 
 
 def other_metrics(results: Results, findings: Sequence[Finding]) -> Section | None:

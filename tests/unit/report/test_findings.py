@@ -7,9 +7,15 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from llmkt_ray.report.cells import compare, find_cells
+from llmkt_ray.report.export import verdict_document
+from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import find, flags_of
+from llmkt_ray.report.frames import gain_rows
 from llmkt_ray.report.load import load
+from llmkt_ray.report.sections.alpha import alpha_curves
+from llmkt_ray.report.sections.gains import gains
 from llmkt_ray.report.sections.references import references as references_section
+from llmkt_ray.report.text import plain
 from llmkt_ray.report.verdict import verdict
 from llmkt_ray.stats.interval import interval
 from tests.unit.report.synthetic import World, write
@@ -118,6 +124,71 @@ def test_a_failed_seed_leaves_the_shared_ones_paired(tmp_path):
     _, (finding,) = _found(tmp_path, world)
     assert finding.contrasts["shuffled"].difference.n_seeds == 3
     assert finding.contrasts["alpha0"].difference.n_seeds == 4
+
+
+def _uneven(folder):
+    """Alpha0 lacks two of four seeds, and of treated at .7 only the best seed finished."""
+    world = World(models={"MultiVAE": 0.2}, seeds=4, seed_sd=0.05, alphas=(0.5, 0.7), treated=lambda model, alpha, layer: 0.05, epochs=4)
+    gone = {("alpha0", 0.0): (2, 3), ("treated", 0.7): (1, 2, 3)}
+    return _found(folder, replace(world, fails=lambda spec: "planted" if spec.seed_index in gone.get((spec.arm, spec.alpha), ()) else None))
+
+
+def test_levels_of_arms_that_lack_trials_are_those_of_their_contrasts(tmp_path):
+    results, (finding,) = _uneven(tmp_path)
+    gain = finding.contrasts["alpha0"]
+    assert (finding.levels["treated"], finding.levels["alpha0"]) == (gain.mean_arm, gain.mean_control)
+    assert {arm: finding.trials[arm] for arm in ("alpha0", "treated", "shuffled")} == {"alpha0": 2, "treated": 2, "shuffled": 4}
+    said = "trials differ: alpha0 2 and treated at alpha 0.7 1 of 4; arms are compared on those that both have"
+    assert said in finding.flags
+    (cell,) = verdict_document(results, [finding], verdict(results, [finding]), (), ())["cells"]
+    assert cell["trials"] == finding.trials
+    assert said in cell["flags"]
+    assert "1 to 4 seeds" not in references_section(results, [finding]).caption  # at the claim's alpha
+    assert "2 to 4 seeds" in references_section(results, [finding]).caption
+
+
+def test_arms_with_the_same_trials_have_no_such_flag(tmp_path):
+    _, (finding,) = _found(tmp_path, World(**{**STRONG.__dict__, "n_users": 30}))
+    assert not [flag for flag in finding.flags if flag.startswith("trials differ")]
+    assert set(finding.trials.values()) == {4}
+
+
+def test_alphas_are_shown_on_the_seeds_that_their_contrasts_rest_on(tmp_path, monkeypatch):
+    drawn = {}
+    curves = charts.curves
+    monkeypatch.setattr(
+        charts, "curves", lambda title, lines, levels, axes: drawn.update(l=lines, a=levels) or curves(title, lines, levels, axes)
+    )
+    results, (finding,) = _uneven(tmp_path)
+    section = alpha_curves(results, [finding])
+    rows = {row[1]: row for row in section.tables[0].rows}
+    lone = finding.grid[0.7]
+    assert rows["0.5"][7:] == ("2", "conditional on these seeds; conditional on one split")
+    assert rows["0.7"][7:] == ("1", "conditional on these seeds; conditional on one split")
+    assert (rows["0.7"][2], rows["0.7"][4]) == (plain(lone.mean_arm), plain(lone.mean_control))
+    line = next(level.value for level in drawn["a"] if level.arm == "alpha0")
+    dot = next(dot for series in drawn["l"] if series.arm == "treated" for dot in series.dots if dot.x == 0.7)
+    assert line == finding.levels["alpha0"]
+    assert dot.y - line == pytest.approx(lone.difference.estimate)
+    assert (dot.low <= line <= dot.high) == (lone.difference.low <= 0 <= lone.difference.high)
+
+
+def test_labelled_rows_are_compared_by_the_users_own_values_everywhere(tmp_path):
+    """Over all rows treated is far worse, within the users it is better: the page shows what is compared, and says that the two differ."""
+    results = load(write(tmp_path, STRONG))
+    results.card["study"]["evaluation"]["protocol"] = "labelled"
+    results.trials.loc[results.trials["arm"] == "treated", "test_NDCG@10"] -= 0.1
+    (finding,) = find(results)
+    gain = finding.contrasts["alpha0"]
+    assert finding.levels["treated"] == gain.mean_arm > finding.levels["alpha0"]
+    assert gain_rows(results, [finding])["test"].min() > 0
+    assert any(flag.startswith("opposite over all rows: NDCG@10 over all rows is 0.1") for flag in finding.flags)
+    said = "NDCG@10 over all rows selects; what is compared is the mean of the users' own NDCG@10."
+    for section in (alpha_curves(results, [finding]), references_section(results, [finding]), gains(results, [finding])):
+        assert said in section.caption
+    made = verdict_document(results, [finding], verdict(results, [finding]), (), ())
+    assert ["two measures", said] in made["flags"]
+    assert alpha_curves(results, [finding]).tables[0].rows[1][2] == plain(finding.grid[0.5].mean_arm)
 
 
 def test_template_profiles_as_a_level_of_their_own_are_the_template_twin(tmp_path):
