@@ -119,7 +119,7 @@ def _input_columns(arm: str) -> list[str]:
 
 
 def find_cells(results: Results) -> tuple[Cell, ...]:
-    """Returns the cells of a study, in the order of dataset, model and the other factors.
+    """Returns the cells of a study, in the order of dataset, model and the other factors, layers in that of the plan.
 
     Raises:
         StorageError: two trials of one arm and seed were made from different inputs under the same labels.
@@ -132,7 +132,12 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
     rows["window"] = [_window(kind, switch) for kind, switch in zip(rows["schedule"], rows["switch"], strict=True)]
     known = rows[rows["arm"] != "reference"]
     specific = known[~known["arm"].isin([*PLAIN_ARMS, *INPUT_ARMS])]
-    groups = [key for key, _ in specific.groupby(CELL, dropna=False, sort=True)]
+    layers = planned_layers(results)
+    where = zip(specific["dataset"], specific["model"], specific["layer"], strict=True)
+    places = [mine.index(layer) if layer in (mine := layers.get((d, m), [])) else len(mine) for d, m, layer in where]
+    at = CELL.index("layer")
+    ordered_by = [*CELL[:at], "place", *CELL[at:]]
+    groups = [(*key[:at], *key[at + 1 :]) for key, _ in specific.assign(place=places).groupby(ordered_by, dropna=False, sort=True)]
     varied = tuple(name for name in SHOWN if len({tuple(g)[CELL.index(name)] for g in groups}) > 1 and not _follows(groups, name))
     done = known[known["status"] == "done"]
     by = {
@@ -170,6 +175,19 @@ def find_cells(results: Results) -> tuple[Cell, ...]:
         alphas = tuple(sorted({float(a) for a in tried[tuple(group)]["alpha"]})) if tuple(group) in tried else ()
         cells.append(Cell(number, values, varied, claim_alpha, dict(sorted(treated.items())), ordered, alphas))
     return tuple(cells)
+
+
+def planned_layers(results: Results) -> dict[tuple[str, str], list[str]]:
+    """Returns (dataset, model) to its layers in the order of the plan: forward order for `all`, else as the study names them.
+
+    Empty where the card does not say.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for entry in results.card.get("cells", []):
+        mine = found.setdefault((str(entry.get("dataset")), str(entry.get("model"))), [])
+        if entry.get("layer") and entry["layer"] not in mine:
+            mine.append(str(entry.get("layer")))
+    return found
 
 
 def compare(results: Results, cell: Cell, alpha: float, control: str, metric: str | None = None, arm: str = "treated") -> Contrast | None:

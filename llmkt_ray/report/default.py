@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llmkt_ray.report.cells import SHOWN, Cell
+from llmkt_ray.report.cells import SHOWN, Cell, planned_layers
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.frames import gain_rows
 from llmkt_ray.report.levels import FAMILIES, by_context, follows, words_of
@@ -22,13 +22,13 @@ def default_of(results: Results, findings: Sequence[Finding]) -> tuple[Default, 
     """Returns the default and its settings (alpha, layer position, and what else the study varied), None where there is none.
 
     Layers of different models have different names, so a layer counts by its place among the study's layers of its model,
-    in forward order: "layer 2" is the second (METHOD.md, section 1).
+    in the order of the plan, forward for `layers: all`: "layer 2" is the second (METHOD.md, section 1).
     """
     rows = gain_rows(results, findings)
     if rows.empty:
         return None
     cells = {f.cell.number: f.cell for f in findings}
-    places = layer_places([f.cell for f in findings])
+    places = layer_places(results, [f.cell for f in findings])
     tied = all(follows(mine, "dims", "layer") for mine in by_context(list(cells.values())).values())
     settings = {
         at: _settings(cells[at[0]], at[1], places, tied)
@@ -48,11 +48,11 @@ def default_of(results: Results, findings: Sequence[Finding]) -> tuple[Default, 
     return found, next(settings[one] for one in at if names[one] == found.config)
 
 
-def layer_places(cells: Sequence[Cell]) -> dict[tuple[str, str, str], int]:
-    """Returns (dataset, model, layer) to the layer's place, from 1; empty where no model has two."""
-    places = {}
+def layer_places(results: Results, cells: Sequence[Cell]) -> dict[tuple[str, str, str], int]:
+    """Returns (dataset, model, layer) to the layer's place in the plan, from 1; empty where no model has two."""
+    places, planned = {}, planned_layers(results)
     for (dataset, model), mine in by_context(cells).items():
-        layers = list(dict.fromkeys(str(cell.factors["layer"]) for cell in mine))
+        layers = list(dict.fromkeys([*planned.get((dataset, model), []), *(str(cell.factors["layer"]) for cell in mine)]))
         places.update({(dataset, model, layer): place for place, layer in enumerate(layers, 1)})
     return places if any(place > 1 for place in places.values()) else {}
 
@@ -102,7 +102,7 @@ def fragment(results: Results, findings: Sequence[Finding], settings: Mapping[st
     transfer: dict[str, Any] = {"alphas": [settings["alpha"]], "claim_alpha": settings["alpha"]}
     if settings.get("schedule") == "pretrain":  # its alpha is 1 whatever is listed
         transfer = {"alphas": [results.claim_alpha], "claim_alpha": results.claim_alpha}
-    places = layer_places([f.cell for f in findings])
+    places = layer_places(results, [f.cell for f in findings])
     if "layer" in settings:
         transfer["layers"] = {model: [layer] for (_, model, layer), place in places.items() if place == settings["layer"]}
     schedule = {{"schedule": "kind", "alpha_schedule": "alpha"}.get(n, n): settings[n] for n in FAMILIES["schedule"] if n in settings}
