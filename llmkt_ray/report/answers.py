@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from llmkt_ray.report.cells import SHOWN, Cell, Runs, valid_values
 from llmkt_ray.report.default import default_of
-from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.findings import Finding, of_contexts, unclaimed
 from llmkt_ray.report.frames import factor_rows, gain_rows
 from llmkt_ray.report.levels import averaged, compared, sentence
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.text import count, left_out, listed, percent, percent_interval
+from llmkt_ray.report.text import count, hedged, left_out, listed, percent, percent_interval
 from llmkt_ray.stats.contrast import Contrast
 from llmkt_ray.stats.importance import SEED, importance
-from llmkt_ray.stats.interval import SPLITS_FROM
+from llmkt_ray.stats.interval import MIXED_FROM, SPLITS_FROM
 from llmkt_ray.stats.power import (
     detectable_over_seeds,
     detectable_over_splits,
@@ -25,8 +25,6 @@ from llmkt_ray.stats.selection import Choice, choose, largest_gain, safe_range
 
 EFFECTS = (0.05, 0.03, 0.02)
 SAFE = 0.01
-MOST_REASONS = 3
-"""Reasons against a verdict that an answer names; the verdict holds all."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def choose_alpha(results: Results, cell: Cell) -> Choice[float] | None:
 
 def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
     made = []
-    for (dataset, model), cells in _by_context(findings).items():
+    for (dataset, model), cells in of_contexts(findings).items():
         values = {(place, alpha): valid_values(results, runs) for place, f in enumerate(cells) for alpha, runs in f.cell.treated.items()}
         choice = choose(values, lower_is_better=results.sign() < 0)
         if choice is None:
@@ -89,8 +87,10 @@ def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         if gain is not None and gain.relative is not None:
             conditions = f", {listed(list(gain.conditions))}" if gain.conditions else ""
             worth = f"test gain over alpha0 {percent_interval(gain.relative)}{conditions}"
-        told = "."
-        if gain is not None and gain.difference.low <= 0 <= gain.difference.high:
+        told, seeds = ".", gain.difference.n_seeds if gain is not None else MIXED_FROM
+        if seeds < MIXED_FROM:
+            pass  # said before it
+        elif gain is not None and gain.difference.low <= 0 <= gain.difference.high:
             told = ": inconclusive, it cannot be told apart from alpha0."
         elif gain is not None and gain.difference.high < 0:
             told = " of those with transfer, but alpha0, without it, is better."
@@ -100,10 +100,10 @@ def _best(results: Results, findings: Sequence[Finding]) -> list[Answer]:
                 "Best configuration",
                 f"{model} on {dataset}",
                 f"What is the best configuration of {model} on {dataset}?",
-                f"{_configuration(finding.cell, alpha)}{told}",
+                hedged(f"{_configuration(finding.cell, alpha)}{told}", seeds),
                 f"{'Highest' if results.sign() > 0 else 'Lowest'} mean validation {results.metric} ({value:.4f}) of "
                 f"{count(len(choice.means), 'configuration')}; {worth}. "
-                f"The best of many is flattered by its choice.{unfinished}{_unclaimed([finding])}",
+                f"The best of many is flattered by its choice.{unfinished}{unclaimed([finding])}",
             )
         )
     return made
@@ -128,6 +128,9 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             continue
         unknown = [alpha for alpha in cell.alphas if alpha != best and alpha not in found]
         safe = safe_range({alpha: c.relative for alpha, c in found.items()} | dict.fromkeys(unknown), best, SAFE)
+        seeds = min(
+            [found[alpha].difference.n_seeds for alpha in safe if alpha != best], default=max(c.difference.n_seeds for c in found.values())
+        )
         conditions = dict.fromkeys(condition for c in found.values() for condition in c.conditions)
         said = (
             f"{safe[0]:g} to {safe[-1]:g}"
@@ -139,7 +142,7 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
                 "Safe alphas",
                 cell.label,
                 f"Which alphas are safe for {cell.label}?",
-                f"{said[0].upper()}{said[1:]}.",
+                hedged(f"{said[0].upper()}{said[1:]}.", seeds),
                 f"Lower 95 % bound of the paired test difference to alpha {best:g} (the best on validation) is at least "
                 f"{percent(-SAFE, 0)}; to it: "
                 + ", ".join(
@@ -149,7 +152,7 @@ def _safe(results: Results, findings: Sequence[Finding]) -> list[Answer]:
                     f"; alpha {alpha:g} {'cannot be compared with it' if alpha in cell.treated else 'did not finish'}" for alpha in unknown
                 )
                 + (f"; {listed(list(conditions))}" if conditions else "")
-                + f".{left_out([f'alpha {alpha:g}' for alpha in choice.left_out])}{_unclaimed([finding])}",
+                + f".{left_out([f'alpha {alpha:g}' for alpha in choice.left_out])}{unclaimed([finding])}",
             )
         )
     return made
@@ -161,7 +164,7 @@ def _layer(results: Results, findings: Sequence[Finding]) -> list[Answer]:
         said = sentence(results, one)
         if said is not None:
             question, answer, evidence = said
-            evidence += f" At the prespecified alpha; read it with the heat map.{_unclaimed(_by_context(findings)[one.dataset, one.model])}"
+            evidence += f" At the prespecified alpha; read it with the heat map.{unclaimed(of_contexts(findings)[one.dataset, one.model])}"
             made.append(Answer("Best layer", one.title, question, answer, evidence))
     return made
 
@@ -221,7 +224,7 @@ def _largest(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             "How large is the largest gain, and does it last?",
             f"{percent(found.apparent)} over alpha0 for {found.config}, on the {chosen} that chose it. {judged}",
             f"The best on validation of {searched}; the more are "
-            f"searched, the more the first number flatters. Conditions: {settings}.{_unclaimed([of_cells[number]])}",
+            f"searched, the more the first number flatters. Conditions: {settings}.{unclaimed([of_cells[number]])}",
         )
     ]
 
@@ -259,7 +262,7 @@ def _default(results: Results, findings: Sequence[Finding]) -> list[Answer]:
             f"{better}{default.config}: {percent(default.test)} over alpha0 on test, on average. "
             f"{judged[0][0].upper()}{'; '.join(judged)[1:]}.",
             f"Best mean validation gain over {default.contexts} datasets \u00d7 models, of {count(default.shared, 'configuration')} that "
-            f"ran in all of them; regret on test, means over seeds, no interval. As a study file: default.yaml.{_unclaimed(findings)}",
+            f"ran in all of them; regret on test, means over seeds, no interval. As a study file: default.yaml.{unclaimed(findings)}",
         )
     ]
 
@@ -314,24 +317,3 @@ def _power_over_splits(one: Contrast) -> Power:
         return detectable, f"{count(seeds, 'seed')} on {splits} splits", "seed", needed
     needed = {effect: splits_needed(one.between_splits, effect, crossed, seeds, shared) for effect in EFFECTS}
     return detectable, count(splits, "split"), "split", needed
-
-
-def _unclaimed(findings: Sequence[Finding]) -> str:
-    """Returns a sentence that says which of the cells behind an answer have no verdict, and why; empty where all have one.
-
-    An answer is read alone too, on the page and in `verdict.json`: what forbids a verdict on its cells forbids to take it for one.
-    """
-    blocked = [finding for finding in findings if finding.claim.outcome == "no verdict"]
-    if not blocked:
-        return ""
-    where = "it" if len(findings) == 1 else f"{len(blocked)} of its {len(findings)} cells"
-    reasons = list(dict.fromkeys(reason for finding in blocked for reason in finding.claim.reasons))
-    more = f"; and {count(len(reasons) - MOST_REASONS, 'more', 'more')}" if len(reasons) > MOST_REASONS else ""
-    return f" No verdict on {where}: {'; '.join(reasons[:MOST_REASONS])}{more}."
-
-
-def _by_context(findings: Sequence[Finding]) -> dict[tuple[str, str], list[Finding]]:
-    found: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        found.setdefault((str(finding.cell.factors["dataset"]), str(finding.cell.factors["model"])), []).append(finding)
-    return found

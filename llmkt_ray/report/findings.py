@@ -1,6 +1,6 @@
 """What a study found: for every cell its contrasts, its claim, and what stands against it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,9 @@ from llmkt_ray.training.bridge.registry import MODELS
 
 MUST_CONVERGE = ("baseline", "alpha0")
 """Arms whose best epoch at the end of training forbids any verdict: any regulariser looks like knowledge beside them."""
+
+MOST_REASONS = 3
+"""Reasons against a verdict that an answer names; the verdict holds all."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,28 @@ def levels_of(results: Results, cell: Cell, contrasts: Mapping[str, Contrast]) -
         for arm, runs in levelled(cell, contrasts).items()
     }
     return {**levels, **references_of(results, cell.factors["dataset"], cell.factors["train_share"])}
+
+
+def unclaimed(findings: Sequence[Finding]) -> str:
+    """Returns a sentence that says which of the cells behind an answer have no verdict, and why; empty where all have one.
+
+    An answer is read alone too, on the page and in `verdict.json`: what forbids a verdict on its cells forbids to take it for one.
+    """
+    blocked = [finding for finding in findings if finding.claim.outcome == "no verdict"]
+    if not blocked:
+        return ""
+    where = "it" if len(findings) == 1 else f"{len(blocked)} of its {len(findings)} cells"
+    reasons = list(dict.fromkeys(reason for finding in blocked for reason in finding.claim.reasons))
+    more = f"; and {count(len(reasons) - MOST_REASONS, 'more', 'more')}" if len(reasons) > MOST_REASONS else ""
+    return f" No verdict on {where}: {'; '.join(reasons[:MOST_REASONS])}{more}."
+
+
+def of_contexts(findings: Sequence[Finding]) -> dict[tuple[str, str], list[Finding]]:
+    """Returns (dataset, model) to its findings."""
+    found: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        found.setdefault((str(finding.cell.factors["dataset"]), str(finding.cell.factors["model"])), []).append(finding)
+    return found
 
 
 def references_of(results: Results, dataset: str, train_share: Any) -> dict[str, float]:

@@ -5,14 +5,14 @@ prefers (the paired difference of the treated trials themselves).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llmkt_ray.report.cells import CELL, SHOWN, Cell, Runs, seeds_by_split, valid_values
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
-from llmkt_ray.report.text import count, left_out, listed, plain
+from llmkt_ray.report.text import count, enough, hedged, left_out, listed, plain
 from llmkt_ray.stats.contrast import Contrast, contrast, on_shared_seeds, over_splits
 from llmkt_ray.stats.corrections import benjamini_hochberg
 from llmkt_ray.stats.selection import choose
@@ -43,7 +43,7 @@ class Level:
         gain: treated over alpha0 of the same level; None where there is no alpha0.
         to_best: treated of this level against treated of the level that is best on validation; None for that level itself and where
             the two share no seed.
-        p_to_best: p of `to_best`, Benjamini-Hochberg over the levels of the factor in this dataset and model; NaN without one.
+        p_to_best: p of `to_best`, Benjamini-Hochberg over the levels of the factor in all datasets and models; NaN without one.
     """
 
     values: tuple[object, ...]
@@ -64,6 +64,7 @@ class Compared:
         columns: those of the factor that vary.
         levels: in the order of the study's cells.
         best: place of the level with the best mean validation value.
+        comparisons: how many levels' p-values were corrected together, in all datasets and models.
     """
 
     dataset: str
@@ -71,6 +72,7 @@ class Compared:
     columns: tuple[str, ...]
     levels: tuple[Level, ...]
     best: int
+    comparisons: int = 0
 
     @property
     def title(self) -> str:
@@ -99,7 +101,7 @@ def compared(results: Results, findings: Sequence[Finding], family: str) -> list
         names = [name for name in whole[0] if all(name in levels for levels in whole)] if most > 1 else []
         if len(names) > 1:
             made.append(_compared(results, dataset, model, columns, {name: [levels[name] for levels in whole] for name in names}))
-    return made
+    return _corrected(made)
 
 
 def by_context(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
@@ -137,8 +139,10 @@ def sentence(results: Results, one: Compared) -> tuple[str, str, str] | None:
     others = [(level, level.to_best) for place, level in enumerate(one.levels) if place != one.best and level.to_best is not None]
     if not others:
         return None
-    worse = [level_name(one, level) for level, c in others if level.p_to_best < 0.05 and c.difference.estimate < 0]
-    better = [level_name(one, level) for level, c in others if level.p_to_best < 0.05 and c.difference.estimate > 0]
+    seeds = [c.difference.n_seeds for _, c in others]
+    told = [(level, c) for level, c in others if level.p_to_best < 0.05 and c.difference.n_seeds >= enough(seeds)]
+    worse = [level_name(one, level) for level, c in told if c.difference.estimate < 0]
+    better = [level_name(one, level) for level, c in told if c.difference.estimate > 0]
     name = level_name(one, best)
     if better:
         said = f"{name} on validation, but on test {listed(better)} is better: choose between them on other data."
@@ -148,13 +152,13 @@ def sentence(results: Results, one: Compared) -> tuple[str, str, str] | None:
         said = f"{name}, inconclusive: worse is only {listed(worse)}; the rest cannot be told apart from it."
     else:
         said = f"Inconclusive: {name} is best on validation, but no other {columns_of(one)} can be told apart from it."
-    seeds = min(c.difference.n_seeds for _, c in others)
     conditions = dict.fromkeys(condition for _, c in others for condition in c.conditions)
     rivals = [f"{level_name(one, level)} {plain(level.valid)}" for level, _ in others if np.isfinite(level.valid)]
+    said = hedged(said, max(seeds))
     evidence = (
         f"Validation {results.metric} {plain(best.valid)}"
         + (f" against {', '.join(rivals[:6])}" if rivals else "")
-        + f"; paired on test, {count(seeds, 'seed')}, Benjamini-Hochberg over {count(len(others), 'comparison')}"
+        + f"; paired on test, {count(min(seeds), 'seed')}, Benjamini-Hochberg over {count(one.comparisons, 'comparison')}"
         + (f"; {listed(list(conditions))}" if conditions else "")
         + "."
         + left_out([level_name(one, level) for level in one.levels if not np.isfinite(level.valid)])
@@ -206,8 +210,6 @@ def _compared(
         name: averaged(results, list(zip(runs[name], runs[names[best]], strict=True)), results.metric)
         for place, name in enumerate(names) if place != best
     }  # fmt: skip
-    known = [name for name, found in to_best.items() if found is not None]
-    adjusted = dict(zip(known, benjamini_hochberg([c.difference.p for c in to_best.values() if c is not None]), strict=True))
     valid = choice.means if choice is not None else {}
     made = []
     for name, cells in levels.items():
@@ -220,10 +222,24 @@ def _compared(
             gain.mean_arm if gain is not None else float(results.tested.iloc[rows[name]].mean()),
             gain,
             to_best.get(name),
-            float(adjusted.get(name, np.nan)),
+            np.nan,
         )
         made.append(level)
     return Compared(dataset, model, columns, tuple(made), best)
+
+
+def _corrected(made: Sequence[Compared]) -> list[Compared]:
+    """Returns comparisons with the p-values of all of them corrected together."""
+    known = [level.to_best.difference.p for one in made for level in one.levels if level.to_best is not None]
+    adjusted = iter(benjamini_hochberg(known))
+    return [
+        replace(
+            one,
+            levels=tuple(level if level.to_best is None else replace(level, p_to_best=float(next(adjusted))) for level in one.levels),
+            comparisons=len(known),
+        )
+        for one in made
+    ]
 
 
 def follows(cells: Sequence[Cell], column: str, leader: str) -> bool:

@@ -1,8 +1,9 @@
 """Numbers as the page writes them."""
 
 import math
+from collections.abc import Iterable
 
-from llmkt_ray.stats.interval import Interval
+from llmkt_ray.stats.interval import MIXED_FROM, Interval
 
 MINUS = "\u2212"
 
@@ -71,3 +72,16 @@ def listed(words: list[str], most: int | None = None) -> str:
 def left_out(names: list[str]) -> str:
     """Returns the sentence that names what could not be chosen, with a space before it; empty where nothing is left out."""
     return f" Left out of the choice, because not all of its seeds and splits finished: {listed(names, 6)}." if names else ""
+
+
+def enough(seeds: Iterable[int]) -> int:
+    """Returns the seeds from which a contrast decides beside others: 3, or what the fullest has, all of which is then `hedged`."""
+    return min(MIXED_FROM, max(seeds))
+
+
+def hedged(said: str, seeds: int) -> str:
+    """Returns what a comparison says, which is inconclusive below 3 seeds: its interval knows nothing of other seeds."""
+    if seeds >= MIXED_FROM:
+        return said
+    rest = said.removeprefix("Inconclusive: ")
+    return f"Inconclusive ({count(seeds, 'seed')}): {rest}"

@@ -17,7 +17,8 @@ def alpha_curves(results: Results, findings: Sequence[Finding]) -> Section | Non
     shown = [f for f in findings if f.cell.treated]
     if not shown:
         return None
-    figures, contrasts = [], []
+    figures: list[Figure] = []
+    contrasts: list[Contrast] = []
     for finding in chosen(shown):
         cell = finding.cell
         line = finding.levels.get("alpha0")

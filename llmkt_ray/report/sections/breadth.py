@@ -6,11 +6,11 @@ import numpy as np
 
 from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.figures import charts
-from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.findings import Finding, of_contexts, unclaimed
 from llmkt_ray.report.levels import averaged
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, drawn_of, over, sample
-from llmkt_ray.report.text import count, p_value, percent, plain
+from llmkt_ray.report.text import count, enough, hedged, p_value, percent, plain
 from llmkt_ray.stats.claims import CLAIM_CONTROLS
 from llmkt_ray.stats.contrast import Contrast
 from llmkt_ray.stats.corrections import holm
@@ -22,7 +22,7 @@ FEWEST = 3
 def breadth_section(results: Results, findings: Sequence[Finding]) -> Section | None:
     """Returns the gain of every model; None where the study has fewer than three."""
     found: dict[tuple[str, str], dict[str, Contrast]] = {}
-    for (dataset, model), cells in _cells(findings).items():
+    for (dataset, model), cells in of_contexts(findings).items():
         for control in CLAIM_CONTROLS:
             pairs = [
                 (f.cell.treated[f.cell.claim_alpha], f.cell.controls[control])
@@ -39,14 +39,18 @@ def breadth_section(results: Results, findings: Sequence[Finding]) -> Section | 
     adjusted = dict(zip(names, holm([found[at][control].difference.p for at, control in names]), strict=True))
     relative = [c.relative for gains in found.values() for c in gains.values() if c.relative is not None]
     reach = charts.reach_of(relative, 2 * results.smallest_effect, 1.8)
-    figures, said = [], []
+    figures: list[Figure] = []
+    said: list[str] = []
     for dataset in datasets:
+        before = len(said)
         for control in CLAIM_CONTROLS:
             mine = {model: gains[control] for (d, model), gains in found.items() if d == dataset and control in gains}
             if len(mine) < FEWEST or all(c.relative is None for c in mine.values()):
                 continue
             said.append(_sentence(dataset, control, mine, {model: adjusted[(dataset, model), control] for model in mine}))
             figures.append(_figure(results, dataset, control, mine, reach))
+        if len(said) > before:
+            said[-1] += unclaimed([f for f in findings if str(f.cell.factors["dataset"]) == dataset])
     if not figures:
         return None
     rows = [
@@ -74,22 +78,17 @@ def breadth_section(results: Results, findings: Sequence[Finding]) -> Section | 
     )
 
 
-def _cells(findings: Sequence[Finding]) -> dict[tuple[str, str], list[Finding]]:
-    found: dict[tuple[str, str], list[Finding]] = {}
-    for finding in findings:
-        found.setdefault((str(finding.cell.factors["dataset"]), str(finding.cell.factors["model"])), []).append(finding)
-    return found
-
-
 def _sentence(dataset: str, control: str, gains: dict[str, Contrast], adjusted: dict[str, float]) -> str:
-    up = sum(adjusted[model] < 0.05 and c.difference.estimate > 0 for model, c in gains.items())
-    down = sum(adjusted[model] < 0.05 and c.difference.estimate < 0 for model, c in gains.items())
+    seeds = [c.difference.n_seeds for c in gains.values()]
+    told = [c.difference.estimate for model, c in gains.items() if adjusted[model] < 0.05 and c.difference.n_seeds >= enough(seeds)]
+    up, down = sum(gain > 0 for gain in told), sum(gain < 0 for gain in told)
     rest = len(gains) - up - down
     middle = float(np.median([c.relative.estimate for c in gains.values() if c.relative is not None]))
-    return (
+    said = (
         f"On {dataset}, over {control}, {up} of {count(len(gains), 'model')} gain{'s' if up == 1 else ''}, {down} "
         f"lose{'s' if down == 1 else ''}, {rest} cannot be told (Holm); the median model's gain is {percent(middle)}."
     )
+    return hedged(said, max(seeds))
 
 
 def _figure(results: Results, dataset: str, control: str, gains: dict[str, Contrast], reach: tuple[float, float]) -> Figure:

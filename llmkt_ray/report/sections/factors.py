@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.figures import charts
-from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.findings import Finding, of_contexts, unclaimed
 from llmkt_ray.report.levels import Compared, Level, columns_of, compared, level_name, sentence
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, over, sample
@@ -39,11 +39,11 @@ QUESTIONS: dict[str, Question] = {
 def factor_sections(results: Results, findings: Sequence[Finding]) -> list[Section]:
     """Returns one section for each factor that at least one dataset and model varies."""
     at = claimed_at(results, (f.cell for f in findings))
-    sections = [_section(results, question, compared(results, findings, family), at) for family, question in QUESTIONS.items()]
+    sections = [_section(results, findings, question, compared(results, findings, family), at) for family, question in QUESTIONS.items()]
     return [section for section in sections if section is not None]
 
 
-def _section(results: Results, question: Question, found: Sequence[Compared], at: str) -> Section | None:
+def _section(results: Results, findings: Sequence[Finding], question: Question, found: Sequence[Compared], at: str) -> Section | None:
     drawn = [c for c in found if any(level.gain is not None and level.gain.relative is not None for level in c.levels)]
     if not found:
         return None
@@ -72,6 +72,7 @@ def _section(results: Results, question: Question, found: Sequence[Compared], at
         f"effect of interest ({results.smallest_effect:.0%}).{results.compares} {sample(every)}"
         + (f" {MOST_PANELS} of {len(drawn)} are drawn; the table holds all." if len(drawn) > MOST_PANELS else "")
     )
+    cells = of_contexts(findings)
     return Section(
         key=question.key,
         title=question.title,
@@ -79,7 +80,11 @@ def _section(results: Results, question: Question, found: Sequence[Compared], at
         lead=question.lead,
         caption=caption,
         figures=tuple(figures),
-        items=tuple(item for one in found[:MOST_PANELS] if (item := sentence(results, one)) is not None),
+        items=tuple(
+            (asked, said, evidence + unclaimed(cells[one.dataset, one.model]))
+            for one in found[:MOST_PANELS]
+            for asked, said, evidence in filter(None, [sentence(results, one)])
+        ),
         tables=(_table(results, found),),
     )
 

@@ -7,6 +7,7 @@ from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, drawn_of, sample
 from llmkt_ray.report.text import count, percent, percent_interval
+from llmkt_ray.stats import importance
 from llmkt_ray.stats.importance import SEED
 
 MOST_ROWS, MOST_COLUMNS = 12, 12
@@ -84,8 +85,13 @@ def importance_section(results: Results, fanova: Mapping[str, float], ped: Mappi
             f"Share of the variation in validation {results.metric} (relative to its dataset and model) that a factor explains, "
             "from 0 to 1, treated trials, one row a configuration and seed; neither direction is better. Marker: the share; its own "
             f"uncertainty is not drawn. {'Dotted line: the seed, the noise floor' if floor is not None else 'No noise floor'}. "
-            f"n = {count(trials, 'treated trial')}."
+            f"n = {_sampled(trials)}."
         ),
         figures=(Figure("importance", "Importance", "fANOVA, share", canvas),),
         tables=(table,),
     )
+
+
+def _sampled(trials: int) -> str:
+    most = importance.MOST_ROWS
+    return count(trials, "treated trial") if trials <= most else f"{most:,} of {count(trials, 'treated trial')}, a seeded sample"

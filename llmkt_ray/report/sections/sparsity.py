@@ -10,8 +10,9 @@ from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.levels import Compared, Level, compared
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.sections.base import MOST_PANELS, Figure, Section, Table, around, drawn_of, over, sample
-from llmkt_ray.report.text import percent_interval, plain
+from llmkt_ray.report.text import count, percent_interval, plain
 from llmkt_ray.stats.contrast import Contrast
+from llmkt_ray.stats.interval import MIXED_FROM
 
 PAPER = 0.9945
 """Sparsity of the paper's Amazon CDs & Vinyl (arXiv 2411.00556, section 4)."""
@@ -119,7 +120,10 @@ def _lead(results: Results, found: Sequence[Compared]) -> str:
         if len(ends) < 2 or ends[0].relative is None or ends[1].relative is None:
             continue
         dense, sparse = ends[0].relative, ends[1].relative
-        if sparse.low > dense.high:
+        seeds = min(end.difference.n_seeds for end in ends)
+        if seeds < MIXED_FROM:
+            word = f"inconclusive ({count(seeds, 'seed')})"
+        elif sparse.low > dense.high:
             word = "more where data are sparser"
         elif sparse.high < dense.low:
             word = "less where data are sparser"

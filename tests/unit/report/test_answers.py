@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from llmkt_ray.report.answers import answers, factor_importance
-from llmkt_ray.report.default import default_of, document
+from llmkt_ray.report.default import default_of, document, layer_places
 from llmkt_ray.report.diagnosis import diagnose, why_no_gain
 from llmkt_ray.report.evidence import Evidence
 from llmkt_ray.report.findings import find
@@ -138,6 +138,20 @@ def test_a_configuration_of_which_only_the_lucky_seed_finished_is_not_the_best(t
     assert (row["reduction"], spec.alpha) != ("pca", 0.5)
 
 
+@pytest.mark.parametrize(("seeds", "words"), [(1, "Inconclusive (1 seed): "), (2, "Inconclusive (2 seeds): ")])
+def test_below_three_seeds_the_best_and_the_safe_alphas_are_inconclusive(tmp_path, seeds, words):
+    found = _said(tmp_path, seeds=seeds, alphas=(0.5, 0.7), n_users=6000, seed_sd=0.0)
+    assert re.fullmatch(re.escape(words) + r"alpha 0\.[57]\.", found["Best configuration"].answer)
+    assert re.match(re.escape(words) + "(0.5 to 0.7|only 0.[57])", found["Safe alphas"].answer)
+
+
+def test_the_importance_names_the_trials_that_it_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("llmkt_ray.stats.importance.MOST_ROWS", 10)
+    results = load(write(tmp_path, World(**{**BASE, "alphas": (0.3, 0.5, 0.7), "epochs": 4})))
+    section = importance_section(results, factor_importance(results, find(results)), {})
+    assert section.caption.endswith("n = 10 of 12 treated trials, a seeded sample.")
+
+
 def test_layers_that_do_equally_well_are_inconclusive(tmp_path):
     world = World(**{**BASE, "layers": ("encoder.0", "encoder.1"), "treated": lambda m, a, la: 0.1, "epochs": 4})
     results = load(write(tmp_path, world))
@@ -194,6 +208,20 @@ def test_the_default_is_a_part_of_a_study_file(grid):
     assert made["worst_test_regret"] < 0.05
     study = {**study_of(GRID).model_dump(mode="json"), **yaml.safe_load(yaml.safe_dump(made["study"]))}
     assert StudyConfig.model_validate(study).transfer.alphas == (made["default"]["alpha"],)
+
+
+def test_layers_count_in_the_order_of_the_plan_not_of_their_names(tmp_path):
+    """`user_embedding` comes before `mlp.3` and `mlp.12` in the model, after them in the alphabet; `mlp.3` has no row yet."""
+    layers = ("user_embedding", "mlp.3", "mlp.12")
+    more = {"models": {"NeuMF": 0.2, "BPR": 0.2}, "layers": layers, "treated": lambda m, a, la: 0.1 if la == "mlp.12" else 0.01}
+    results = load(write(tmp_path, World(**{**BASE, **more, "epochs": 4}), keep=lambda spec: spec.layer != "mlp.3"))
+    results.card["cells"] = [{"dataset": "ml-1m", "model": model, "layer": layer} for model in more["models"] for layer in layers]
+    findings = find(results)
+    made = document(results, findings)
+    assert made["default"]["layer"] == 3
+    assert made["study"]["transfer"]["layers"] == {"NeuMF": ["mlp.12"], "BPR": ["mlp.12"]}
+    assert [f.cell.factors["layer"] for f in findings] == ["user_embedding", "mlp.12"] * 2
+    assert list(layer_places(replace(results, card={}), [f.cell for f in findings]).values()) == [1, 2] * 2
 
 
 def test_a_default_that_is_worse_than_no_transfer_is_not_recommended(tmp_path):

@@ -4,13 +4,14 @@ import json
 import re
 
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from llmkt_ray.errors import StorageError
 from llmkt_ray.report import build
 from llmkt_ray.report.context import Context
 from llmkt_ray.report.default import document, fragment
 from llmkt_ray.report.findings import find
-from llmkt_ray.report.levels import compared, words_of
+from llmkt_ray.report.levels import compared, sentence, words_of
 from llmkt_ray.report.load import load
 from llmkt_ray.report.sections.cost import pareto
 from llmkt_ray.report.sections.questions import question_sections
@@ -240,8 +241,46 @@ def test_every_section_says_units_direction_n_and_what_the_band_means(tmp_path):
     assert (folder / "default.yaml").exists()
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_few_seeds_are_conditional(tmp_path, seeds):
-    sections, *_ = _sections(tmp_path, reductions=("pca", "umap"), seeds=seeds)
+@pytest.mark.parametrize(("seeds", "words"), [(1, "Inconclusive (1 seed)"), (2, "Inconclusive (2 seeds)")])
+def test_few_seeds_are_conditional_and_inconclusive_however_large_the_effect(tmp_path, seeds, words):
+    gain = {"pca": 0.5, "umap": 0.0}
+    sections, *_ = _sections(
+        tmp_path, reductions=tuple(gain), seeds=seeds, moved=lambda spec: gain[spec.factors["reduction"]], train_shares=(1.0, 0.1),
+        models=dict.fromkeys("ABC", 0.2),
+    )  # fmt: skip
     assert "conditional on these seeds" in sections["reducers"].caption
-    assert "conditional on these seeds" in sections["reducers"].items[0][2]
+    _, answer, evidence = sections["reducers"].items[0]
+    assert answer == f"{words}: pca: the other is worse."
+    assert "conditional on these seeds" in evidence
+    assert sections["breadth"].lead.startswith(f"{words}: On ml-1m, over alpha0, ")
+    assert f"A on ml-1m: {words.lower()}, " in sections["sparsity"].lead
+
+
+def test_a_level_with_one_seed_is_not_told_apart_beside_levels_with_more(tmp_path):
+    gain = {"pca": 0.1, "umap": 0.0, "tsne": 0.0}
+    sections, *_ = _sections(
+        tmp_path, reductions=tuple(gain), moved=lambda spec: gain[spec.factors["reduction"]],
+        fails=lambda spec: "planted" if spec.arm == "treated" and spec.factors["reduction"] == "tsne" and spec.seed_index else None,
+    )  # fmt: skip
+    _, answer, evidence = sections["reducers"].items[0]
+    assert answer == "pca, inconclusive: worse is only umap; the rest cannot be told apart from it."
+    assert evidence.endswith("not all of its seeds and splits finished: tsne.")
+
+
+def test_sections_on_cells_without_a_verdict_say_so(tmp_path):
+    more = {"reductions": ("pca", "umap"), "models": dict.fromkeys("ABC", 0.2)}
+    sections, *_ = _sections(tmp_path / "none", is_llm=False, **more)
+    assert sections["reducers"].items[0][2].endswith("No verdict on 2 of its 2 cells: no LLM wrote these profiles (gpt-4o-mini).")
+    assert sections["breadth"].lead.endswith("No verdict on 6 of its 6 cells: no LLM wrote these profiles (gpt-4o-mini).")
+    sections, *_ = _sections(tmp_path / "all", **more)
+    assert "No verdict" not in sections["reducers"].items[0][2] + sections["breadth"].lead
+
+
+def test_levels_of_a_factor_are_corrected_over_all_datasets_and_models_by_statsmodels(tmp_path):
+    results = load(write(tmp_path, World(**{**BASE, **FLAT, "models": {"A": 0.2, "B": 0.19}, "reductions": ("pca", "umap", "tsne")})))
+    found = compared(results, find(results), "reducer")
+    levels = [level for one in found for level in one.levels if level.to_best is not None]
+    assert len(levels) == 4
+    theirs = multipletests([level.to_best.difference.p for level in levels], method="fdr_bh")[1]
+    assert [level.p_to_best for level in levels] == pytest.approx(theirs.tolist())
+    assert all("Benjamini-Hochberg over 4 comparisons" in sentence(results, one)[2] for one in found)
