@@ -21,13 +21,14 @@ from llmkt_ray.study import ProfileConfig
 from tests.films import film_split
 from tests.llm.tiny_llama import build_tiny_llama
 
-USERS = 48
+USERS = 144
+"""So many that writing goes on for seconds after its first rows, on a fast machine too."""
 SETTINGS = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "max_model_len": 1024, "max_num_seqs": 4}
 _ENGINES = ("ray::Engine", "ray::_MapWorker", "ray::MapWorker", "VLLM::")
 
 
 class Writing:
-    """The profiles of 48 users by a tiny Llama, below one folder."""
+    """The profiles of `USERS` users by a tiny Llama, below one folder."""
 
     def __init__(self, folder: Path, llm: str) -> None:
         self.folder, self.llm, model = folder, llm, folder / "llama"
