@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults.profiles_drill --kills 8
 
-Each round starts a process that writes the profiles of 48 users with a real vLLM on a tiny Llama, waits until a random number of rows is
+Each round starts a process that writes the profiles of 144 users with a real vLLM on a tiny Llama, waits until a random number of rows is
 there, and kills the driver or its engine (the actor, or the engine core below it) with SIGKILL. A killed driver is started again until
 all is written; then every user must have exactly one row with a text, and no process of an engine may be left.
 """
