@@ -184,7 +184,9 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path):
 
 
 def test_names_are_readable_different_and_never_a_path(tmp_path):
-    hostile = tiny_study(tmp_path, profiles=[{"llm": "template", "name": "../../etc/passwd <b>\n"}])
+    study = tiny_study(tmp_path, profiles=[{"llm": "template", "name": "../../etc/passwd <b>"}])
+    # With a line break, which a study file cannot have: names of files do not rest on that.
+    hostile = study.model_copy(update={"profiles": (study.profiles[0].model_copy(update={"name": "../../etc/passwd <b>\n"}),)})
     specs = make_plan(hostile, store_of(hostile)).trials
     names = [file_name(spec) for spec in specs]
     assert len(set(names)) == len(specs)
