@@ -317,15 +317,20 @@ class ArtifactStore:
             raise ArtifactError(f"the manifest of {folder} in {self.root} is damaged; run the study again to compute it anew")
         return manifest
 
-    def manifests(self, kind: str) -> Iterator[Manifest]:
-        """Yields the manifests of a kind that are not damaged, by key; their files are not looked at."""
+    def keys(self, kind: str) -> Iterator[str]:
+        """Yields the keys of a kind that have a manifest, whole or not."""
         for name in self.files.list(kind, recursive=True):
             key, _, file = name.removeprefix(f"{kind}/").partition("/")
             if file == MANIFEST:
-                try:
-                    yield self.manifest(kind, key)
-                except ArtifactError:
-                    continue
+                yield key
+
+    def manifests(self, kind: str) -> Iterator[Manifest]:
+        """Yields the manifests of a kind that are not damaged, by key; their files are not looked at."""
+        for key in self.keys(kind):
+            try:
+                yield self.manifest(kind, key)
+            except ArtifactError:
+                continue
 
     def arrays(self, kind: str, key: str) -> dict[str, np.ndarray]:
         """Returns an artifact's arrays, read-only and memory-mapped.

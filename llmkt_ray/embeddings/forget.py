@@ -81,10 +81,7 @@ def without_text(row: ProfileRow) -> ProfileRow:
 
 def _whole(store: ArtifactStore, kind: str) -> Iterator[Manifest]:
     """Yields the manifests of what is derived, of one kind; what is damaged counts for nothing, but may hold the user: it is deleted."""
-    for name in store.files.list(kind, recursive=True):
-        key, _, file = name.removeprefix(f"{kind}/").partition("/")
-        if file != MANIFEST:
-            continue
+    for key in store.keys(kind):
         manifest = store.find(kind, key)
         if manifest is not None:
             store.tidy(manifest)

@@ -1,7 +1,7 @@
 """Profiles of one split by one engine, made once and stored (artifact kind "profiles")."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -96,7 +96,7 @@ def generate(
         "quality": quality(table, data),
     }
     # Before anything is stored: the part files stay, so that texts that were paid for are there when the cause is mended.
-    _check_texts(table, notes, config, data.name, "raise `attempts`")
+    _check_texts(notes, lambda: table, config, data.name, "raise `attempts`")
     if store.find(KIND, key) is not None:
         # Another study on this storage was faster. A model does not say the same twice, and what is derived is of the first texts.
         parts.delete()
@@ -121,17 +121,17 @@ def check_stored(config: ProfileConfig, dataset: str, store: ArtifactStore, key:
     Raises:
         ProfileError: fewer users than `min_coverage` have a text, or more texts than `max_flagged` have a flag.
     """
-    profiles = Profiles.load(store, key)
-    table, again = profiles.table, "have them written anew (`generation`, with a temperature above 0)"
-    _check_texts(table, profiles.notes, config, dataset, again if profiles.notes.get("is_llm") else "give a file with more texts")
+    notes = store.manifest(KIND, key).notes
+    again = "have them written anew (`generation`, with a temperature above 0)" if notes.get("is_llm") else "give a file with more texts"
+    _check_texts(notes, lambda: Profiles.load(store, key).table, config, dataset, again)
 
 
-def _check_texts(table: pa.Table, notes: Mapping[str, Any], config: ProfileConfig, dataset: str, or_else: str) -> None:
+def _check_texts(notes: Mapping[str, Any], read: Callable[[], pa.Table], config: ProfileConfig, dataset: str, or_else: str) -> None:
     """Checks that enough users have a text, and that few enough texts have a flag.
 
     Args:
-        table: the profiles.
-        notes: of their artifact.
+        notes: of the profiles' artifact.
+        read: returns the profiles; called where texts are missing, to say why.
         config: what is asked of them.
         dataset: its name.
         or_else: what else the user can do where texts are missing.
@@ -147,9 +147,9 @@ def _check_texts(table: pa.Table, notes: Mapping[str, Any], config: ProfileConfi
             "read some of them, mend prompt, model or max_tokens, or set `max_flagged` higher"
         )
     # Who was forgotten on request has no text, and that is no fault of the profiles.
-    if notes["coverage"] + notes.get("forgotten_users", 0) / len(table) >= config.min_coverage:
+    if notes["coverage"] + notes.get("forgotten_users", 0) / notes["users"] >= config.min_coverage:
         return
-    kinds: dict[str, list[str]] = {}
+    table, kinds = read(), dict[str, list[str]]()
     for row in table.filter(pc.is_null(table.column("profile"))).to_pylist():
         kinds.setdefault(str(row["error"]), []).append(row["user_id"])
     reasons = "; ".join(f"{error[:200]}: {len(users):,} users ({shown(users, 4)})" for error, users in sorted(kinds.items())[:5])

@@ -2,20 +2,21 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from llmkt_ray.report.load import Results, UserValues
 from llmkt_ray.results.once import refuse_two_rows
+from llmkt_ray.results.summary import SCHEDULE
 from llmkt_ray.stats.contrast import Contrast, contrast, on_shared_seeds, over_splits
 from llmkt_ray.study import INPUT_ARMS, PLAIN_ARMS, TABLE_ARMS
 
+T = TypeVar("T")
+
 TRAINING = ["dataset", "train_share", "model", "hyperparameters", "epochs", "batch_size", "learning_rate", "weight_decay"]
 """What a baseline shares with its cell, beside the window of epochs that the tested model may come from."""
-SCHEDULE = ["schedule", "switch", "handover", "optimizer", "freeze"]
-"""What alpha0 shares with its cell beside `TRAINING`."""
 TRANSFER = ["layer", "llm", "encoder", "reduction", "dims", "loss", "projection", "balance", "alpha_schedule"]
 """What the other twins share beside both; a template made as a cell of its own differs in `llm`."""
 INPUT = ["llm", "encoder", "reduction"]
@@ -219,29 +220,33 @@ class Paired(NamedTuple):
 
 def paired_tables(results: Results, one: Runs, other: Runs, metric: str) -> dict[int, Paired]:
     """Returns split repetition to the values of both arms, on the seeds that all splits share."""
-    values, keys = results.user_values(metric), results.keys
-    pairs = {at: (values.get(keys[one.rows[at]]), values.get(keys[other.rows[at]])) for at in one.rows.keys() & other.rows.keys()}
-    found = {at: (a, b) for at, (a, b) in pairs.items() if a is not None and b is not None}
-    tables = {}
-    for repetition, seeds in on_shared_seeds(seeds_by_split(found)).items():
+    found, tables = of_both(results, one, other, results.user_values(metric)), {}
+    for repetition, seeds in shared_seeds(found).items():
         both = [found[repetition, seed] for seed in seeds]
         tables[repetition] = Paired(tuple(seeds), both[0][0][0], _stack(a for a, _ in both), _stack(b for _, b in both))
     return tables
 
 
-def seeds_by_split(at: Iterable[tuple[int, int]]) -> dict[int, set[int]]:
-    """Returns split repetition to seed indices, of pairs of both."""
+def of_both(results: Results, one: Runs, other: Runs, values: Mapping[str, T]) -> dict[tuple[int, int], tuple[T, T]]:
+    """Returns (split repetition, seed index) to what two arms have there, where both have something; `values` is by trial key."""
+    keys = results.keys
+    pairs = {at: (values.get(keys[one.rows[at]]), values.get(keys[other.rows[at]])) for at in one.rows.keys() & other.rows.keys()}
+    return {at: (a, b) for at, (a, b) in pairs.items() if a is not None and b is not None}
+
+
+def shared_seeds(at: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    """Returns `on_shared_seeds` of pairs (split repetition, seed index)."""
     found: dict[int, set[int]] = {}
     for repetition, seed in at:
         found.setdefault(repetition, set()).add(seed)
-    return found
+    return on_shared_seeds(found)
 
 
 def shared(one: Runs, other: Runs | None) -> Runs:
     """Returns the trials of an arm that a contrast with another one rests on; all of them where there is no other."""
     if other is None:
         return one
-    both = on_shared_seeds(seeds_by_split(one.rows.keys() & other.rows.keys()))
+    both = shared_seeds(one.rows.keys() & other.rows.keys())
     return replace(one, rows={at: row for at, row in one.rows.items() if at[1] in both.get(at[0], ())})
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from llmkt_ray.report.cells import SHOWN, Cell, planned_layers
-from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.findings import Finding, of_contexts
 from llmkt_ray.report.frames import gain_rows
-from llmkt_ray.report.levels import FAMILIES, by_context, follows, words_of
+from llmkt_ray.report.levels import FAMILIES, follows, words_of
 from llmkt_ray.report.load import Results
 from llmkt_ray.stats.selection import Default, LeftOut, recommended_default
 from llmkt_ray.study import EmbeddingConfig, ReductionConfig
@@ -29,7 +29,7 @@ def default_of(results: Results, findings: Sequence[Finding]) -> tuple[Default, 
         return None
     cells = {f.cell.number: f.cell for f in findings}
     places = layer_places(results, [f.cell for f in findings])
-    tied = all(follows(mine, "dims", "layer") for mine in by_context(list(cells.values())).values())
+    tied = all(follows([f.cell for f in mine], "dims", "layer") for mine in of_contexts(findings).values())
     settings = {
         at: _settings(cells[at[0]], at[1], places, tied)
         for at in {(int(c), float(a)) for c, a in zip(rows["cell"], rows["alpha"], strict=True)}
@@ -50,10 +50,11 @@ def default_of(results: Results, findings: Sequence[Finding]) -> tuple[Default, 
 
 def layer_places(results: Results, cells: Sequence[Cell]) -> dict[tuple[str, str, str], int]:
     """Returns (dataset, model, layer) to the layer's place in the plan, from 1; empty where no model has two."""
-    places, planned = {}, planned_layers(results)
-    for (dataset, model), mine in by_context(cells).items():
-        layers = list(dict.fromkeys([*planned.get((dataset, model), []), *(str(cell.factors["layer"]) for cell in mine)]))
-        places.update({(dataset, model, layer): place for place, layer in enumerate(layers, 1)})
+    planned, layers = planned_layers(results), dict[tuple[str, str], dict[str, None]]()
+    for cell in cells:
+        dataset, model, layer = (str(cell.factors[name]) for name in ("dataset", "model", "layer"))
+        layers.setdefault((dataset, model), dict.fromkeys(planned.get((dataset, model), [])))[layer] = None
+    places = {(*at, layer): place for at, mine in layers.items() for place, layer in enumerate(mine, 1)}
     return places if any(place > 1 for place in places.values()) else {}
 
 

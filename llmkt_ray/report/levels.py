@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmkt_ray.report.cells import CELL, SHOWN, Cell, Runs, seeds_by_split, valid_values
-from llmkt_ray.report.findings import Finding
+from llmkt_ray.report.cells import CELL, SHOWN, Cell, Runs, shared_seeds, valid_values
+from llmkt_ray.report.findings import Finding, of_contexts
 from llmkt_ray.report.load import Results
 from llmkt_ray.report.text import count, enough, hedged, left_out, listed, plain
-from llmkt_ray.stats.contrast import Contrast, contrast, on_shared_seeds, over_splits
+from llmkt_ray.results.summary import SCHEDULE
+from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
 from llmkt_ray.stats.corrections import benjamini_hochberg
 from llmkt_ray.stats.selection import choose
 
@@ -22,7 +23,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "reducer": ("reduction",),
     "size": ("dims",),
     "sparsity": ("train_share",),
-    "schedule": ("schedule", "switch", "handover", "optimizer", "freeze", "alpha_schedule"),
+    "schedule": (*SCHEDULE, "alpha_schedule"),
     "profiles": ("llm",),
     "encoder": ("encoder",),
     "loss": ("loss", "projection", "balance"),
@@ -86,7 +87,8 @@ def compared(results: Results, findings: Sequence[Finding], family: str) -> list
     Levels are averaged over the combinations of the other factors in which every level finished.
     """
     made = []
-    for (dataset, model), cells in by_context([f.cell for f in findings]).items():
+    for (dataset, model), mine in of_contexts(findings).items():
+        cells = [finding.cell for finding in mine]
         columns = tuple(c for c in FAMILIES[family] if len({cell.factors[c] for cell in cells}) > 1)
         # The width follows the layer where the study says `dims: layer`: then it belongs to the layer's level.
         tied = {"dims"} if family == "layer" and follows(cells, "dims", "layer") else set()
@@ -104,14 +106,6 @@ def compared(results: Results, findings: Sequence[Finding], family: str) -> list
     return _corrected(made)
 
 
-def by_context(cells: Sequence[Cell]) -> dict[tuple[str, str], list[Cell]]:
-    """Returns (dataset, model) to its cells."""
-    found: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        found.setdefault((str(cell.factors["dataset"]), str(cell.factors["model"])), []).append(cell)
-    return found
-
-
 def averaged(results: Results, pairs: Sequence[tuple[Runs, Runs]], metric: str) -> Contrast | None:
     """Returns the contrast of the mean of some arms with the mean of their controls, on the splits, seeds and users that all share."""
     if not pairs:
@@ -127,7 +121,7 @@ def averaged(results: Results, pairs: Sequence[tuple[Runs, Runs]], metric: str) 
             if len(evaluated) >= 2 and all(np.array_equal(v[0], evaluated) for v in found):
                 means[at] = np.stack([v[1] for v in found]).reshape(2, len(pairs), -1).mean(axis=1, dtype=np.float64)
     parts = []
-    for split, seeds in on_shared_seeds(seeds_by_split(means)).items():
+    for split, seeds in shared_seeds(means).items():
         one, other = np.stack([means[split, seed] for seed in seeds], axis=1)
         parts.append(contrast(one, other, users=users[split], seeds=seeds, lower_is_better=results.sign(metric) < 0))
     return over_splits(parts) if parts else None

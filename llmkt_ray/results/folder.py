@@ -222,8 +222,9 @@ def _await_silence(files: FileStore, tell: Callable[[str], None]) -> None:
     Raises:
         StorageError: the holder lives.
     """
-    last, found = files.read_bytes(HOLDER), _read_holder(files)
-    if last is None or found is None:
+    last = files.read_bytes(HOLDER)
+    found = _parsed(last)
+    if found is None:
         return
     left = STALE_S - _silent_s(files)
     if left > 0:
@@ -278,7 +279,10 @@ def busy_problem(folder: str | Path, other: dict[str, Any]) -> str:
 
 
 def _read_holder(files: FileStore) -> dict[str, Any] | None:
-    data = files.read_bytes(HOLDER)
+    return _parsed(files.read_bytes(HOLDER))
+
+
+def _parsed(data: bytes | None) -> dict[str, Any] | None:
     try:
         return None if data is None else dict(json.loads(data))
     except ValueError:

@@ -9,6 +9,7 @@ from llmkt_ray.study import INPUT_ARMS, TABLE_ARMS
 from llmkt_ray.training.metrics import LOWER_IS_BETTER
 
 SCHEDULE = ["schedule", "switch", "handover", "optimizer", "freeze"]
+"""What alpha0 shares with its cell beside the model's own settings."""
 CELL = [
     "dataset", "train_share", "split_repetition", "model", "layer", "llm", "encoder", "reduction", "dims", "loss", *SCHEDULE,
     "alpha_schedule",

@@ -88,7 +88,8 @@ def refuse_impossible_targets(plan: Plan, store: ArtifactStore) -> None:
         problem = None if width is None else reduction_problem(target.config, target.dims, users, width)
         if problem:
             problems[f"{problem} (targets of {target.label})"] = None
-    for key in sorted({profiles.split.key for profiles in plan.profiles if profiles.config.llm != "file"}):
+    written_of = {profiles.split.config.name: profiles.split.key for profiles in plan.profiles if profiles.config.llm != "file"}
+    for key in written_of.values():  # all splits of a dataset have the same items
         data = PreparedData.load(store, key)
         problems |= dict.fromkeys(_raised(partial(refuse_without_facts, item_facts(data.items), data.name)))
     for node in plan.embeddings:

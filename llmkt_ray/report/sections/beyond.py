@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmkt_ray.report.cells import Runs, claimed_at, seeds_by_split
+from llmkt_ray.report.cells import Runs, claimed_at, of_both, shared_seeds
 from llmkt_ray.report.context import Context, Split
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
 from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut, sample
 from llmkt_ray.report.text import percent_interval, plain, value_interval
 from llmkt_ray.stats import beyond
-from llmkt_ray.stats.contrast import Contrast, contrast, on_shared_seeds, over_splits
+from llmkt_ray.stats.contrast import Contrast, contrast, over_splits
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,8 @@ def _reference_rows(context: Context, findings: Sequence[Finding], values: Mappi
 
 def _contrast(context: Context, one: Runs, other: Runs, values: Mapping[str, Mapping[str, np.ndarray]], name: str) -> Contrast | None:
     """Returns the paired contrast of a measure over shared splits and seeds; units without a value in any trial are left out."""
-    keys, found = context.results.keys, []
-    pairs = {at: (values.get(keys[one.rows[at]]), values.get(keys[other.rows[at]])) for at in one.rows.keys() & other.rows.keys()}
-    both = {at: (a, b) for at, (a, b) in pairs.items() if a is not None and b is not None and name in a and name in b}
-    for repetition, seeds in on_shared_seeds(seeds_by_split(both)).items():
+    found, both = [], of_both(context.results, one, other, {key: mine for key, mine in values.items() if name in mine})
+    for repetition, seeds in shared_seeds(both).items():
         here = [both[repetition, seed] for seed in seeds]
         a, b = np.stack([x[name] for x, _ in here]), np.stack([y[name] for _, y in here])
         ids = np.arange(a.shape[1]) if name == "catalogue coverage" else here[0][0]["users"]
