@@ -1,7 +1,7 @@
 """How many tokens of a text an encoder reads: what lies beyond is cut, and nothing of it is in the vector."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,15 @@ def cut_notes(config: EmbeddingConfig, texts: Sequence[str]) -> dict[str, Any]:
             tokens += len(ids)
             tokens_cut += max(0, len(ids) - room)
     return dict(zip(NOTES, (limit, most, cut / max(1, len(texts)), tokens_cut / max(1, tokens)), strict=True))
+
+
+def cut_sentences(embeddings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns `cut_sentence` of every set of texts and encoder among the embeddings of a study's card, each sentence once."""
+    told = (
+        cut_sentence(entry.get("notes") or {}, f"{entry.get('llm')} ({entry.get('dataset')})", str(entry.get("encoder")))
+        for entry in embeddings
+    )
+    return list(dict.fromkeys(sentence for sentence in told if sentence))
 
 
 def cut_sentence(notes: Mapping[str, Any], source: str, encoder: str) -> str | None:

@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from llmkt_ray import __version__
+from llmkt_ray.embeddings.limits import cut_sentences
 from llmkt_ray.report import reproducibility, run_facts
 from llmkt_ray.report.cells import claimed_at
 from llmkt_ray.report.drill import Drill
@@ -167,7 +168,7 @@ def study_flags(results: Results, findings: Sequence[Finding]) -> list[tuple[str
             where = finding.cell.title if kind == "below EASE" else finding.cell.label
             flags.append((kind, f"{where}: {rest}") if colon else ("note", f"{where}: {words}"))
     flags += [("not converged", words) for words in _waiting_unconverged(results, findings)]
-    flags += [("cut texts", f"{sentence}.") for sentence in run_facts.cut_texts(results)]
+    flags += [("cut texts", f"{sentence}.") for sentence in cut_sentences(results.card.get("embeddings", []))]
     for entry in results.card.get("datasets", []):
         flags += [("data", f"{entry.get('name')}: {warning}") for warning in (entry.get("notes") or {}).get("warnings", [])]
     return list(dict.fromkeys(flags))

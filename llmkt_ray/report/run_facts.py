@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from llmkt_ray.embeddings.limits import cut_sentence
 from llmkt_ray.report.cells import Cell
 from llmkt_ray.report.findings import certificate
 from llmkt_ray.report.load import Results
@@ -100,16 +99,6 @@ def _profiles(results: Results) -> Table:
         )  # fmt: skip
     columns = ("profiles", "dataset", "written by", "users with a text", "leak certificate", "why")
     return Table("Profiles", columns, (False, False, False, True, False, False), tuple(rows))
-
-
-def cut_texts(results: Results) -> list[str]:
-    """Returns what encoders do not read of texts, a sentence for every set of texts and encoder."""
-    entries = [(entry, entry.get("notes") or {}) for entry in results.card.get("embeddings", [])]
-    sentences = (
-        cut_sentence(notes, f"{_text(entry.get('llm'))} ({_text(entry.get('dataset'))})", _text(entry.get("encoder")))
-        for entry, notes in entries
-    )
-    return list(dict.fromkeys(sentence for sentence in sentences if sentence))
 
 
 def _targets(results: Results) -> Table:

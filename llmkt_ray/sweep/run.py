@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from llmkt_ray.artifacts import ArtifactStore
-from llmkt_ray.embeddings.limits import cut_sentence
+from llmkt_ray.embeddings.limits import cut_sentences
 from llmkt_ray.errors import BudgetSpent, ResourceError, SweepError
 from llmkt_ray.results.card import finish_card, write_card
 from llmkt_ray.results.folder import Hold, artifacts_folder, claim, locked, study_folder
@@ -313,10 +313,10 @@ class _Work:
     def _write_card(self) -> None:
         facts = card_facts(self.plan, self.store)
         write_card(self.place.folder, self.study, facts | {"planned_trials": self.planned})
-        cut = (cut_sentence(entry["notes"], f"{entry['llm']} ({entry['dataset']})", entry["encoder"]) for entry in facts["embeddings"])
-        for sentence in dict.fromkeys(sentence for sentence in cut if sentence and sentence not in self.warned):
-            self.warned.add(sentence)
-            self.progress.warn(sentence)
+        for sentence in cut_sentences(facts["embeddings"]):
+            if sentence not in self.warned:
+                self.warned.add(sentence)
+                self.progress.warn(sentence)
 
     def _tuning(self) -> list[TrialSpec]:
         """Returns the trials that choose the base hyper-parameters of every dataset and model."""

@@ -6,12 +6,12 @@ import numpy as np
 
 from llmkt_ray.data.history import histories
 from llmkt_ray.data.user_types import thirds
+from llmkt_ray.embeddings.limits import cut_sentences
 from llmkt_ray.profiles.text_measures import TextMeasure, text_measures
 from llmkt_ray.report.cells import claimed_at, paired_tables
 from llmkt_ray.report.context import Context, Split
 from llmkt_ray.report.figures import charts
 from llmkt_ray.report.findings import Finding
-from llmkt_ray.report.run_facts import cut_texts
 from llmkt_ray.report.sections.base import Figure, Section, Table, chosen, cut
 from llmkt_ray.report.text import p_value, signed, value_interval
 from llmkt_ray.stats.association import spearman
@@ -76,7 +76,7 @@ def quality_section(context: Context, findings: Sequence[Finding]) -> Section | 
         lead=(
             "Each user's gain from their own profile beside measures of that profile's text. If knowledge is what helps, users whose "
             "profiles say more of their history should gain more; no relation at all speaks against it."
-            + "".join(f" {sentence}." for sentence in cut_texts(context.results))
+            + "".join(f" {sentence}." for sentence in cut_sentences(context.results.card.get("embeddings", [])))
         ),
         caption=(
             "Spearman's rank correlation, from \u22121 to 1, of a measure of the profile with the user's "
